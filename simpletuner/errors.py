@@ -1,0 +1,67 @@
+"""Every error a person may meet. Each says what was wrong, where, what was found and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class TunerError(Exception):
+    """Base of all errors that are printed as one paragraph, without a traceback."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong in a configuration.
+
+    Attributes:
+        file: Where it was read from (a path, "command line" or "environment").
+        key: The option or dataset field, e.g. ``train_batch_size`` or ``[dreambooth].resolution``.
+        value: What was found, as the user wrote it.
+        reason: What is wrong with it.
+        remedy: What to do about it.
+    """
+
+    file: str
+    key: str
+    value: object
+    reason: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        text = f"{self.file}: {self.key} = {self.value!r}: {self.reason}"
+        return f"{text} → {self.remedy}" if self.remedy else text
+
+
+class ConfigError(TunerError):
+    """The configuration cannot be used; all problems are listed at once."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        count = len(self.problems)
+        head = f"{count} problem{'s' if count != 1 else ''} in the configuration:"
+        super().__init__("\n".join([head, *(f"  {i}. {p}" for i, p in enumerate(self.problems, 1))]))
+
+
+class DataError(TunerError):
+    """A dataset cannot be used as asked."""
+
+
+class ImageError(DataError):
+    """One picture cannot be read; it is skipped, counted and listed with this reason."""
+
+
+class CacheError(TunerError):
+    """A cache on disk is damaged or cannot be written."""
+
+
+class ModelError(TunerError):
+    """A model folder or hub repository cannot be loaded as a Sana pipeline."""
+
+
+class NonFiniteError(TunerError):
+    """Too many steps in a row gave NaN or infinity."""
+
+
+class ResumeError(TunerError):
+    """A checkpoint cannot be continued from."""
