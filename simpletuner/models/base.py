@@ -1,0 +1,132 @@
+"""What the rest of the program may know of a model family: facts and a handful of functions.
+
+A family never samples noise and never sees options, optimizer or trackers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What can be read off a loaded model, in plain numbers.
+
+    Attributes:
+        alignment: Picture sides must be multiples of this, in pixels.
+        stride: Pixels per latent cell.
+        patch_size: Latent cells per transformer token, along one side.
+        shift: The model's own flow shift.
+        native_resolution: Edge in pixels the weights were made for.
+    """
+
+    alignment: int
+    stride: int
+    patch_size: int
+    shift: float
+    native_resolution: int
+
+    def tokens(self, latent_height: int, latent_width: int) -> int:
+        """Transformer tokens of one picture with this latent grid."""
+        return (latent_height // self.patch_size) * (latent_width // self.patch_size)
+
+
+@dataclass(slots=True)
+class Components:
+    """The parts of one loaded pipeline. ``scheduler`` is the sampler used for validation and export."""
+
+    transformer: torch.nn.Module
+    vae: torch.nn.Module
+    text_encoder: torch.nn.Module
+    tokenizer: Any
+    scheduler: Any
+
+
+@dataclass(frozen=True, slots=True)
+class TextSettings:
+    """How captions become tokens; the same in training and validation.
+
+    Attributes:
+        instruction: Lines put before every non-empty caption, or empty for none.
+        max_tokens: Tokens kept of each caption, the first token included.
+    """
+
+    instruction: tuple[str, ...]
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedText:
+    """Text embeds as the model takes them: [B, n, D], and the mask [B, n] (1 real, 0 padding)."""
+
+    embeds: torch.Tensor
+    mask: torch.Tensor
+
+
+class Family(Protocol):
+    """One model family."""
+
+    name: str
+
+    def load(self, source: LoadSource) -> Components:
+        """Load every part from a folder or a hub id. Raises ModelError with what to do."""
+
+    def facts(self, parts: Components) -> Facts:
+        """Facts read off the loaded parts."""
+
+    def default_instruction(self) -> tuple[str, ...]:
+        """The instruction prefix the family was trained with."""
+
+    def encode_pixels(self, vae: torch.nn.Module, pixels: torch.Tensor) -> torch.Tensor:
+        """[B, 3, H, W] in [-1, 1] → scaled latents [B, C, H/stride, W/stride] float32."""
+
+    def encode_captions(
+        self, parts: Components, captions: list[str], settings: TextSettings, with_instruction: bool
+    ) -> EncodedText:
+        """Captions → padded text embeds, exactly as the reference pipeline encodes them."""
+
+    def predict(
+        self,
+        transformer: torch.nn.Module,
+        noisy_latents: torch.Tensor,
+        timesteps: torch.Tensor,
+        text: torch.Tensor,
+        mask: torch.Tensor,
+    ) -> torch.Tensor:
+        """The model's velocity, same shape as ``noisy_latents``."""
+
+    def pipeline(self, parts: Components) -> Any:
+        """The reference pipeline over these very parts (no copies)."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadSource:
+    """Where and how to load.
+
+    Attributes:
+        path: A local folder or a hub id.
+        revision: Hub revision, or None.
+        variant: Weight variant (``fp16``, ``bf16``), or None.
+        transformer_path: Other transformer weights, or None for those of ``path``.
+        transformer_subfolder: Subfolder of the transformer.
+        weight_dtype: Dtype of the transformer's parameters.
+        text_dtype: Dtype of the text encoder.
+    """
+
+    path: str
+    revision: str | None = None
+    variant: str | None = None
+    transformer_path: str | None = None
+    transformer_subfolder: str = "transformer"
+    weight_dtype: torch.dtype = torch.float32
+    text_dtype: torch.dtype = torch.float32
+
+    @property
+    def local(self) -> Path | None:
+        """The folder, if ``path`` names one that exists."""
+        folder = Path(self.path).expanduser()
+        return folder if folder.is_dir() else None

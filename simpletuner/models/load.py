@@ -1,0 +1,120 @@
+"""Load the parts of a pipeline from a folder or the hub, with errors written for people.
+
+Nothing here is specific to a family. Only safetensors weights are read; HF_ENDPOINT acts through huggingface_hub.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from simpletuner.errors import ModelError
+from simpletuner.models.base import LoadSource
+
+
+def _explain(source: LoadSource, what: str, error: Exception) -> ModelError:
+    """One paragraph: what could not be loaded, from where, why, and what to do."""
+    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    remedy = (
+        "check that the folder is a complete diffusers pipeline"
+        if source.local
+        else "check the spelling, your network (HF_ENDPOINT for a mirror), and `hf auth login` for gated models;"
+        " a local folder works too"
+    )
+    return ModelError(f"cannot load the {what} of {source.path!r}: {first_line}. What to do: {remedy}.")
+
+
+def read_index(source: LoadSource) -> dict[str, Any]:
+    """The pipeline's model_index.json, which names the class of each part.
+
+    Raises:
+        ModelError: The path is neither a pipeline folder nor a reachable hub repository.
+    """
+    if source.local:
+        file = source.local / "model_index.json"
+        if not file.is_file():
+            raise ModelError(
+                f"{source.path!r} has no model_index.json, so it is not a diffusers pipeline folder. "
+                "What to do: set pretrained_model_name_or_path to a folder that holds transformer/, vae/, "
+                "text_encoder/, tokenizer/ and scheduler/."
+            )
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    if source.path.startswith((".", "/", "~")):
+        raise ModelError(
+            f"there is no folder {source.path!r} (pretrained_model_name_or_path). "
+            "What to do: give an existing pipeline folder or a hub id such as "
+            "'Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers'."
+        )
+    from huggingface_hub import hf_hub_download
+
+    try:
+        file = Path(hf_hub_download(source.path, "model_index.json", revision=source.revision))
+    except (OSError, ValueError) as error:
+        raise _explain(source, "model index", error) from error
+    return dict(json.loads(file.read_text(encoding="utf-8")))
+
+
+def part(cls: Any, source: LoadSource, subfolder: str, dtype: torch.dtype) -> Any:
+    """One diffusers model part in ``dtype``.
+
+    Raises:
+        ModelError: Missing files or weights that do not fit the configuration.
+    """
+    path = source.path
+    if subfolder == source.transformer_subfolder and source.transformer_path:
+        path = source.transformer_path
+    try:
+        return cls.from_pretrained(
+            path,
+            subfolder=subfolder,
+            revision=source.revision if path == source.path else None,
+            variant=source.variant,
+            torch_dtype=dtype,
+            use_safetensors=True,
+            low_cpu_mem_usage=False,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _explain(source, subfolder, error) from error
+
+
+def text_encoder(source: LoadSource, index: dict[str, Any]) -> Any:
+    """The text encoder, by the class that model_index.json names."""
+    import transformers
+
+    library, name = index.get("text_encoder", ("transformers", "Gemma2Model"))
+    cls = getattr(transformers, name, None) if library == "transformers" else None
+    if cls is None:
+        raise ModelError(f"{source.path!r} names a text encoder {library}.{name} that transformers does not have.")
+    try:
+        return cls.from_pretrained(
+            source.path, subfolder="text_encoder", revision=source.revision, dtype=source.text_dtype
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _explain(source, "text encoder", error) from error
+
+
+def tokenizer(source: LoadSource) -> Any:
+    """The tokenizer."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(source.path, subfolder="tokenizer", revision=source.revision)
+    except (OSError, ValueError) as error:
+        raise _explain(source, "tokenizer", error) from error
+
+
+def scheduler(source: LoadSource, index: dict[str, Any]) -> Any:
+    """The sampler for validation and export, by the class that model_index.json names."""
+    import diffusers
+
+    _, name = index.get("scheduler", ("diffusers", "DPMSolverMultistepScheduler"))
+    cls = getattr(diffusers, name, None)
+    if cls is None:
+        raise ModelError(f"{source.path!r} names a scheduler {name} that diffusers does not have.")
+    try:
+        return cls.from_pretrained(source.path, subfolder="scheduler", revision=source.revision)
+    except (OSError, ValueError) as error:
+        raise _explain(source, "scheduler", error) from error

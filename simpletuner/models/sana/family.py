@@ -1,0 +1,124 @@
+"""NVLabs Sana: the transformer, DC-AE and Gemma-2 of diffusers, seen through the Family protocol."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from simpletuner.models import load
+from simpletuner.models.base import Components, EncodedText, Facts, LoadSource, TextSettings
+from simpletuner.models.sana import prompts
+
+# The official recipe's shift for a scheduler that names none (facts: NVlabs/Sana trains at 3.0).
+OFFICIAL_SHIFT = 3.0
+
+
+class Sana:
+    """Facts and functions of the Sana family. Holds no state."""
+
+    name = "sana"
+
+    def load(self, source: LoadSource) -> Components:
+        """Load every part. Raises ModelError with what to do."""
+        from diffusers import AutoencoderDC, SanaTransformer2DModel
+
+        index = load.read_index(source)
+        transformer = load.part(
+            SanaTransformer2DModel, source, source.transformer_subfolder, source.weight_dtype
+        )
+        return Components(
+            transformer=transformer,
+            vae=load.part(AutoencoderDC, source, "vae", torch.float32).eval().requires_grad_(False),
+            text_encoder=load.text_encoder(source, index).eval().requires_grad_(False),
+            tokenizer=load.tokenizer(source),
+            scheduler=load.scheduler(source, index),
+        )
+
+    def facts(self, parts: Components) -> Facts:
+        """Facts read off the loaded parts; nothing is assumed of the flavour."""
+        config = parts.transformer.config
+        stride = 2 ** (len(parts.vae.config.encoder_block_out_channels) - 1)
+        shift = parts.scheduler.config.get("flow_shift", parts.scheduler.config.get("shift"))
+        return Facts(
+            alignment=stride * config.patch_size,
+            stride=stride,
+            patch_size=config.patch_size,
+            shift=float(shift) if shift is not None else OFFICIAL_SHIFT,
+            native_resolution=config.sample_size * stride,
+        )
+
+    def default_instruction(self) -> tuple[str, ...]:
+        """Sana's Complex Human Instruction."""
+        return prompts.default_instruction()
+
+    @torch.no_grad()
+    def encode_pixels(self, vae: torch.nn.Module, pixels: torch.Tensor) -> torch.Tensor:
+        """Pixels → latents * scaling_factor, and nothing else.
+
+        Args:
+            vae: AutoencoderDC in float32; deterministic, it has no distribution.
+            pixels: [B, 3, H, W] in [-1, 1], sides multiples of the alignment.
+
+        Returns:
+            [B, C, H/stride, W/stride] float32.
+
+        Source: NVlabs/Sana's training and diffusers' ``train_dreambooth_lora_sana.py``.
+        """
+        latents = vae.encode(pixels.to(dtype=torch.float32), return_dict=False)[0]
+        return latents * vae.config.scaling_factor
+
+    def encode_captions(
+        self, parts: Components, captions: list[str], settings: TextSettings, with_instruction: bool
+    ) -> EncodedText:
+        """Captions → padded text embeds, as SanaPipeline encodes them."""
+        return prompts.encode_captions(
+            parts.tokenizer, parts.text_encoder, captions, settings, with_instruction
+        )
+
+    def predict(
+        self,
+        transformer: torch.nn.Module,
+        noisy_latents: torch.Tensor,
+        timesteps: torch.Tensor,
+        text: torch.Tensor,
+        mask: torch.Tensor,
+    ) -> torch.Tensor:
+        """The model's velocity.
+
+        Args:
+            transformer: SanaTransformer2DModel (or a wrapper with the same call).
+            noisy_latents: [B, C, h, w].
+            timesteps: [B] float32 in [0, 1000]; kept in float32, as in the pipeline.
+            text: [B, n, D] text embeds.
+            mask: [B, n], 1 for real tokens.
+
+        Returns:
+            [B, C, h, w] in the transformer's dtype.
+        """
+        config = transformer.config
+        dtype = transformer.dtype
+        output = transformer(
+            noisy_latents.to(dtype),
+            encoder_hidden_states=text.to(dtype),
+            encoder_attention_mask=mask,
+            timestep=timesteps * getattr(config, "timestep_scale", 1.0),
+            return_dict=False,
+        )[0]
+        if config.out_channels == 2 * config.in_channels:  # learned variance: the first half is the velocity
+            output = output.chunk(2, dim=1)[0]
+        return output
+
+    def pipeline(self, parts: Components) -> Any:
+        """diffusers' SanaPipeline over these very parts, quiet."""
+        from diffusers import SanaPipeline
+
+        pipe = SanaPipeline(
+            tokenizer=parts.tokenizer,
+            text_encoder=parts.text_encoder,
+            vae=parts.vae,
+            transformer=parts.transformer,
+            scheduler=parts.scheduler,
+        )
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
