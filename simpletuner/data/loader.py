@@ -1,0 +1,113 @@
+"""Room 5, Draw (the batches): read what the plan names and stack it.
+
+In: position k in the plan. Out: Batch. Caption choice and caption dropout are drawn from (seed, k) alone, so the same
+k gives the same batch in every run. One thread reads ahead.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+
+from simpletuner.data.cache import TensorStore
+from simpletuner.data.encode import text_key
+from simpletuner.data.sampler import Plan
+from simpletuner.data.types import Batch
+
+READ_AHEAD = 4
+
+# The dropped caption. Encoded without the instruction prefix: exactly validation's default negative prompt.
+DROPPED = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LatentRef:
+    """Where one sample's tensors are: a store, a key, and the captions to choose from."""
+
+    name: str
+    store: TensorStore
+    key: str
+    captions: tuple[str, ...]
+
+
+class Loader:
+    """Batches by position."""
+
+    def __init__(
+        self,
+        samples: Sequence[LatentRef],
+        texts: TensorStore,
+        plan: Plan,
+        seed: int,
+        caption_dropout: float,
+        timestep_offsets: Mapping[str, float],
+    ) -> None:
+        """Read ``samples`` in the order of ``plan``.
+
+        Args:
+            samples: What the plan's members index.
+            texts: Text embeds by caption, trimmed.
+            plan: The order.
+            seed: For caption choice and dropout.
+            caption_dropout: Probability in [0, 1] that a caption becomes the empty one.
+            timestep_offsets: By dataset id; 0 where absent.
+        """
+        self._samples = samples
+        self._texts = texts
+        self._plan = plan
+        self._seed = seed
+        self._dropout = caption_dropout
+        self._offsets = dict(timestep_offsets)
+
+    def batch(self, position: int) -> Batch:
+        """The micro-batch at ``position``.
+
+        Raises:
+            CacheError: A cached tensor is missing or damaged.
+        """
+        spec = self._plan.batch(position)
+        generator = random.Random(f"{self._seed}/captions/{position}")
+        chosen = [self._samples[i] for i in spec.members]
+        captions = [self._caption(sample, generator) for sample in chosen]
+        text, mask = pad([self._texts.get(text_key(caption)) for caption in captions])
+        return Batch(
+            latents=torch.stack([sample.store.get(sample.key) for sample in chosen]),
+            text=text,
+            mask=mask,
+            sample_ids=tuple(sample.name for sample in chosen),
+            dataset_id=spec.dataset_id,
+            timestep_offset=self._offsets.get(spec.dataset_id, 0.0),
+        )
+
+    def stream(self, start: int, stop: int) -> Iterator[Batch]:
+        """Batches start … stop - 1 in order, read ahead by one thread."""
+        with ThreadPoolExecutor(1, thread_name_prefix="loader") as pool:
+            pending = [pool.submit(self.batch, k) for k in range(start, min(start + READ_AHEAD, stop))]
+            for position in range(start, stop):
+                batch = pending.pop(0).result()
+                if (ahead := position + READ_AHEAD) < stop:
+                    pending.append(pool.submit(self.batch, ahead))
+                yield batch
+
+    def _caption(self, sample: LatentRef, generator: random.Random) -> str:
+        # Both draws are always made, so that dropout does not change which alternative others get.
+        caption = generator.choice(sample.captions)
+        return DROPPED if generator.random() < self._dropout else caption
+
+
+def pad(texts: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Stack [n_i, D] embeds to [B, max n, D] with a [B, max n] mask.
+
+    Padding to the longest of the batch, not to 300, is exact: the mask takes padding out of cross-attention.
+    """
+    longest = max(text.shape[0] for text in texts)
+    padded = texts[0].new_zeros(len(texts), longest, texts[0].shape[1])
+    mask = torch.zeros(len(texts), longest, dtype=torch.int64)
+    for row, text in enumerate(texts):
+        padded[row, : text.shape[0]] = text
+        mask[row, : text.shape[0]] = 1
+    return padded, mask
