@@ -1,0 +1,220 @@
+"""Checkpoints: whole or absent.
+
+A checkpoint is written into a staging folder, every file is synced, a manifest with hashes comes last, then the folder
+is renamed. Only safetensors and JSON: nothing that could run code. State is readable: open ``training_state.json``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from simpletuner.errors import ResumeError, TunerError
+
+MANIFEST = "checkpoint_manifest.json"
+STATE = "training_state.json"
+_NAME = re.compile(r"checkpoint-(\d+)$")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingState:
+    """Where a run is. Everything random is a function of seed and position, so this is all there is to resume.
+
+    Attributes:
+        step: Optimizer steps done.
+        ema_updates: Updates of the EMA so far.
+        plan: What the batch order depends on; compared on resume.
+        scaler: State of the fp16 gradient scaler, empty otherwise.
+    """
+
+    step: int
+    ema_updates: int = 0
+    plan: dict[str, Any] = field(default_factory=dict)
+    scaler: dict[str, Any] = field(default_factory=dict)
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def staged_folder(final: Path) -> Any:
+    """Yield a staging folder; on a clean exit it is synced, given a manifest and renamed to ``final``.
+
+    An existing ``final`` is replaced only once the new one is complete. On an error nothing of the staging folder stays.
+
+    Raises:
+        TunerError: The disk refused (full, no permission); the last good folder is untouched.
+    """
+    staging = final.with_name(f".{final.name}.staging")
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        staging.mkdir(parents=True)
+        yield staging
+        files = sorted(p for p in staging.rglob("*") if p.is_file())
+        for file in files:
+            _sync(file)
+        manifest = {"version": 1, "files": {str(f.relative_to(staging)): _digest(f) for f in files}}
+        (staging / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        _sync(staging / MANIFEST)
+        old = final.with_name(f".{final.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        if final.exists():
+            os.replace(final, old)
+        os.replace(staging, final)
+        _sync(final.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise TunerError(
+            f"cannot write {final}: {error.strerror or error}. Earlier checkpoints are untouched. "
+            "What to do: free some space or choose another output_dir, then start again: it resumes."
+        ) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def problem_with(folder: Path) -> str | None:
+    """Why a checkpoint cannot be trusted, or None if every file matches its hash."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return "it has no readable manifest"
+    for name, digest in manifest["files"].items():
+        file = folder / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if _digest(file) != digest:
+            return f"{name} does not match its hash"
+    return None
+
+
+def existing(output_dir: Path) -> list[Path]:
+    """Checkpoint folders, lowest step first."""
+    found = [(int(m[1]), p) for p in output_dir.glob("checkpoint-*") if (m := _NAME.search(p.name)) and p.is_dir()]
+    return [path for _, path in sorted(found)]
+
+
+def save(
+    output_dir: Path,
+    state: TrainingState,
+    save_model: Callable[[Path], None],
+    optimizer: tuple[Mapping[str, torch.Tensor], Mapping[str, Any]],
+    ema: Mapping[str, torch.Tensor] | None,
+    keep: int | None,
+) -> Path:
+    """Write ``checkpoint-<step>`` and remove the oldest beyond ``keep``.
+
+    Args:
+        output_dir: The run's folder.
+        state: Where the run is.
+        save_model: Writes the model into a folder (diffusers' ``save_pretrained``).
+        optimizer: What ``optimizers.pack`` gave.
+        ema: EMA tensors by parameter name, or None.
+        keep: Checkpoints to keep, None for all. The new one is never removed.
+
+    Returns:
+        The checkpoint's folder.
+    """
+    final = output_dir / f"checkpoint-{state.step}"
+    with staged_folder(final) as staging:
+        save_model(staging / "transformer")
+        tensors, structure = optimizer
+        save_file(dict(tensors), staging / "optimizer.safetensors")
+        (staging / "optimizer.json").write_text(json.dumps(structure), encoding="utf-8")
+        if ema is not None:
+            (staging / "transformer_ema").mkdir()
+            save_file(dict(ema), staging / "transformer_ema" / "diffusion_pytorch_model.safetensors")
+            shutil.copy(staging / "transformer" / "config.json", staging / "transformer_ema" / "config.json")
+        (staging / STATE).write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
+    if keep:
+        for old in [c for c in existing(output_dir) if c != final][: -(keep - 1) or None]:
+            shutil.rmtree(old)
+    return final
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A verified checkpoint's content."""
+
+    folder: Path
+    state: TrainingState
+    model: dict[str, torch.Tensor]
+    optimizer: tuple[dict[str, torch.Tensor], dict[str, Any]]
+    ema: dict[str, torch.Tensor] | None
+
+
+def find(output_dir: Path, wanted: str | None) -> tuple[Path | None, list[str]]:
+    """The checkpoint to resume from.
+
+    Args:
+        output_dir: The run's folder.
+        wanted: ``latest``, a folder name in ``output_dir``, a path, or None for a fresh run.
+
+    Returns:
+        The folder, or None for a fresh run, and sentences about damaged checkpoints that were passed over.
+
+    Raises:
+        ResumeError: A checkpoint asked for by name is missing or damaged, or all of several are damaged.
+    """
+    if not wanted:
+        return None, []
+    if wanted != "latest":
+        folder = output_dir / wanted if (output_dir / wanted).is_dir() else Path(wanted)
+        reason = "there is no such folder" if not folder.is_dir() else problem_with(folder)
+        if reason:
+            raise ResumeError(
+                f"cannot resume from {wanted!r} (resume_from_checkpoint): {reason}. "
+                f"Checkpoints in {output_dir}: {', '.join(p.name for p in existing(output_dir)) or 'none'}."
+            )
+        return folder, []
+    notes = []
+    for folder in reversed(existing(output_dir)):
+        reason = problem_with(folder)
+        if reason is None:
+            return folder, notes
+        notes.append(f"passing over {folder.name}: {reason}")
+    if notes:
+        raise ResumeError(
+            f"no checkpoint in {output_dir} is whole ({'; '.join(notes)}). "
+            "What to do: move them away, or set resume_from_checkpoint to false for a fresh run."
+        )
+    return None, []
+
+
+def load(folder: Path) -> Loaded:
+    """Read a checkpoint that ``find`` has verified."""
+    state = TrainingState(**json.loads((folder / STATE).read_text(encoding="utf-8")))
+    model: dict[str, torch.Tensor] = {}
+    for file in sorted((folder / "transformer").glob("*.safetensors")):
+        model.update(load_file(file))
+    ema_file = folder / "transformer_ema" / "diffusion_pytorch_model.safetensors"
+    return Loaded(
+        folder=folder,
+        state=state,
+        model=model,
+        optimizer=(
+            load_file(folder / "optimizer.safetensors"),
+            json.loads((folder / "optimizer.json").read_text(encoding="utf-8")),
+        ),
+        ema=load_file(ema_file) if ema_file.is_file() else None,
+    )

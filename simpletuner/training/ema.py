@@ -1,0 +1,81 @@
+"""Room 8, Step: an exponential moving average of the weights, always in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+
+
+def effective_decay(decay: float, step: int) -> float:
+    """Decay with warm-up.
+
+    Args:
+        decay: Upper bound in (0, 1).
+        step: Optimizer steps already averaged, from 0.
+
+    Returns:
+        min(decay, (1 + step) / (10 + step)), and 0 at step 0: the average starts as a copy.
+
+    Source: diffusers' ``EMAModel.get_decay``.
+    """
+    return 0.0 if step <= 0 else min(decay, (1.0 + step) / (10.0 + step))
+
+
+class Ema:
+    """The averaged copy of some parameters.
+
+    It is float32 whatever the model's dtype: at decay 0.995 an update is below bf16's resolution.
+    """
+
+    def __init__(self, parameters: Sequence[torch.nn.Parameter], decay: float, interval: int = 1) -> None:
+        """Start as a copy.
+
+        Args:
+            parameters: The live parameters, in a fixed order.
+            decay: Upper bound of the decay.
+            interval: Update every this many optimizer steps.
+        """
+        self._parameters = list(parameters)
+        self._decay = decay
+        self._interval = interval
+        self.updates = 0
+        self.shadow = [p.detach().float().clone() for p in self._parameters]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Average in the weights after optimizer step ``step`` (from 1)."""
+        if step % self._interval:
+            return
+        decay = effective_decay(self._decay, self.updates)
+        live = [p.detach() if p.dtype == torch.float32 else p.detach().float() for p in self._parameters]
+        torch._foreach_lerp_(self.shadow, live, 1.0 - decay)
+        self.updates += 1
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Inside, the model has the averaged weights; after, the live ones again, bit for bit."""
+        kept = [p.detach().clone() for p in self._parameters]
+        try:
+            self.copy_to_model()
+            yield
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_([p.data for p in self._parameters], kept)
+
+    @torch.no_grad()
+    def copy_to_model(self) -> None:
+        """Overwrite the live weights with the average."""
+        torch._foreach_copy_([p.data for p in self._parameters], self.shadow)
+
+    def state(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
+        """The average as tensors by parameter name."""
+        return {name: tensor.cpu().contiguous() for name, tensor in zip(names, self.shadow, strict=True)}
+
+    @torch.no_grad()
+    def load(self, names: Sequence[str], state: Mapping[str, torch.Tensor], updates: int) -> None:
+        """Put ``state`` back."""
+        for name, tensor in zip(names, self.shadow, strict=True):
+            tensor.copy_(state[name])
+        self.updates = updates

@@ -1,0 +1,226 @@
+"""Room 8, Step: the training loop, whole and readable from top to bottom.
+
+In: a Trainee, a stream of batches, a Recipe. Out: StepResults to hooks and listeners. Reads no options.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from simpletuner.data.types import Batch
+from simpletuner.flow.losses import mean_squared_error
+from simpletuner.flow.path import NoisedBatch, add_noise
+from simpletuner.flow.schedules import Density, draw_sigmas
+from simpletuner.models.base import Facts, Family
+from simpletuner.training.ema import Ema
+from simpletuner.training.guard import Guard
+from simpletuner.training.learning_rate import Schedule
+from simpletuner.training.precision import Precision
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How one step is made, in plain values.
+
+    Attributes:
+        density: How sigmas are drawn.
+        schedule: Learning rate by step.
+        accumulation: Micro-batches per optimizer step.
+        clip_norm: Global norm or element bound; 0 is off.
+        clip_by_value: Clip each element instead of the global norm.
+        seed: Everything random is drawn from it and the position.
+        precision: Dtypes in force.
+    """
+
+    density: Density
+    schedule: Schedule
+    accumulation: int
+    clip_norm: float
+    clip_by_value: bool
+    seed: int
+    precision: Precision
+
+
+@dataclass(slots=True)
+class Trainee:
+    """What is trained: the model, its optimizer and what goes with them."""
+
+    family: Family
+    facts: Facts
+    transformer: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    ema: Ema | None
+    device: torch.device
+    scaler: torch.amp.GradScaler | None = None
+    parameters: list[torch.nn.Parameter] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What one optimizer step did.
+
+    Attributes:
+        step: Steps done, from 1.
+        loss: Mean loss of the step's samples.
+        grad_norm: Global gradient norm before clipping.
+        learning_rate: In force in this step.
+        seconds: Wall time of the step.
+        samples: Pictures in the step.
+        skipped: The sentence of a skipped step, or None.
+    """
+
+    step: int
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    seconds: float
+    samples: int
+    skipped: str | None = None
+
+
+class Hook(Protocol):
+    """Acts on training between steps; an exception stops the run."""
+
+    def on_start(self, step: int) -> None:
+        """Before the first step; ``step`` are done already."""
+
+    def on_step_end(self, result: StepResult) -> None:
+        """After each step."""
+
+    def on_stop(self, step: int) -> None:
+        """After the last step, also when stopped early by the user."""
+
+
+def position_generator(seed: int, position: int, device: torch.device) -> torch.Generator:
+    """The generator of one micro-batch's noise: a function of seed and position, so a resumed run draws the same.
+
+    The multiplier is a large odd constant, so neighbouring seeds do not share streams at shifted positions.
+    """
+    mixed = (seed * 0x9E3779B97F4A7C15 + position * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % 2**63
+    return torch.Generator(device).manual_seed(mixed)
+
+
+def noise_batch(batch: Batch, trainee: Trainee, recipe: Recipe, position: int) -> NoisedBatch:
+    """Room 6 for one micro-batch, on the trainee's device."""
+    generator = position_generator(recipe.seed, position, trainee.device)
+    latents = batch.latents.to(trainee.device, torch.float32)
+    tokens = trainee.facts.tokens(latents.shape[-2], latents.shape[-1])
+    sigmas = draw_sigmas(recipe.density, len(latents), tokens, batch.timestep_offset, generator)
+    noise = torch.randn(latents.shape, generator=generator, device=trainee.device)
+    return add_noise(latents, noise, sigmas)
+
+
+def score(trainee: Trainee, recipe: Recipe, batch: Batch, noised: NoisedBatch) -> torch.Tensor:
+    """Room 7: [B] float32 loss of each sample."""
+    with recipe.precision.context(trainee.device):
+        prediction = trainee.family.predict(
+            trainee.transformer,
+            noised.noisy_latents,
+            noised.timesteps,
+            batch.text.to(trainee.device),
+            batch.mask.to(trainee.device),
+        )
+    return mean_squared_error(prediction, noised.target)
+
+
+def clip(trainee: Trainee, recipe: Recipe) -> float:
+    """Clip the gradients and return their global norm before clipping (infinite or NaN if any element is)."""
+    if recipe.clip_norm and not recipe.clip_by_value:
+        return torch.nn.utils.clip_grad_norm_(trainee.parameters, recipe.clip_norm).item()
+    grads = [p.grad for p in trainee.parameters if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(grads).item()
+    if recipe.clip_norm:
+        torch.nn.utils.clip_grad_value_(trainee.parameters, recipe.clip_norm)
+    return norm
+
+
+def train(
+    trainee: Trainee,
+    recipe: Recipe,
+    batches: Iterator[Batch],
+    start: int,
+    total: int,
+    hooks: Sequence[Hook],
+    should_stop: Callable[[], bool],
+) -> int:
+    """Train from step ``start`` to ``total``.
+
+    Args:
+        trainee: Model and optimizer; changed in place.
+        recipe: How.
+        batches: Micro-batches from position ``start * accumulation`` on.
+        start: Optimizer steps done already.
+        total: Optimizer steps of the whole run.
+        hooks: Called in order.
+        should_stop: Asked after each step; True ends the run cleanly.
+
+    Returns:
+        Optimizer steps done.
+
+    Raises:
+        NonFiniteError: Too many steps in a row were not finite.
+    """
+    guard = Guard()
+    for hook in hooks:
+        hook.on_start(start)
+    trainee.transformer.train()
+    step = start
+    while step < total and not should_stop():
+        began = time.perf_counter()
+        learning_rate = recipe.schedule.at(step)
+        for group in trainee.optimizer.param_groups:
+            group["lr"] = learning_rate
+        losses: list[torch.Tensor] = []
+        names: list[str] = []
+        for micro in range(recipe.accumulation):
+            batch = next(batches)
+            noised = noise_batch(batch, trainee, recipe, step * recipe.accumulation + micro)
+            per_sample = score(trainee, recipe, batch, noised)
+            loss = per_sample.mean() / recipe.accumulation
+            (trainee.scaler.scale(loss) if trainee.scaler else loss).backward()
+            losses.append(per_sample.detach())
+            names += batch.sample_ids
+        if trainee.scaler:
+            trainee.scaler.unscale_(trainee.optimizer)
+        grad_norm = clip(trainee, recipe)
+        sample_losses = torch.cat(losses).tolist()
+        step += 1
+        skipped = None
+        if all(map(math.isfinite, sample_losses)) and math.isfinite(grad_norm):
+            if trainee.scaler:
+                trainee.scaler.step(trainee.optimizer)
+            else:
+                trainee.optimizer.step()
+            if trainee.ema:
+                trainee.ema.update(step)
+            guard.good()
+        else:
+            culprits = [n for n, value in zip(names, sample_losses, strict=True) if not math.isfinite(value)]
+            what = "loss" if culprits else "gradient"
+            if trainee.scaler is None or culprits:
+                skipped = guard.skipped(step, what, culprits or names)
+            else:  # an overflowing scale is the scaler's business: it lowers the scale and training goes on
+                skipped = f"step {step} skipped while the fp16 gradient scale settles"
+        if trainee.scaler:
+            trainee.scaler.update()
+        trainee.optimizer.zero_grad(set_to_none=True)
+        result = StepResult(
+            step=step,
+            loss=sum(sample_losses) / len(sample_losses),
+            grad_norm=grad_norm,
+            learning_rate=learning_rate,
+            seconds=time.perf_counter() - began,
+            samples=len(names),
+            skipped=skipped,
+        )
+        for hook in hooks:
+            hook.on_step_end(result)
+    for hook in hooks:
+        hook.on_stop(step)
+    return step
