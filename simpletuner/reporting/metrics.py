@@ -1,0 +1,38 @@
+"""A line of JSON for every step and evaluation, in the run's own folder: no account, no server."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+
+class MetricsFile:
+    """Appends to ``metrics.jsonl``."""
+
+    def __init__(self, path: Path) -> None:
+        """Append to ``path``, made if missing."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
+
+    def write(self, kind: str, values: dict[str, Any]) -> None:
+        """Append one line; NaN and infinity become null, so that every JSON reader takes it."""
+        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"kind": kind, "time": round(time.time(), 3), **clean}) + "\n")
+
+    def read(self, kind: str) -> list[dict[str, Any]]:
+        """All lines of one kind, in order; a line cut off by a kill is passed over."""
+        if not self._path.is_file():
+            return []
+        lines = []
+        for text in self._path.read_text(encoding="utf-8").splitlines():
+            try:
+                line = json.loads(text)
+            except ValueError:
+                continue
+            if line.get("kind") == kind:
+                lines.append(line)
+        return lines

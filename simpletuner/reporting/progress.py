@@ -1,0 +1,73 @@
+"""What a person sees while it runs: bars in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+PLAIN_INTERVAL_S = 10.0
+
+
+class Bar(Protocol):
+    """One bar."""
+
+    def advance(self, count: int, note: str = "") -> None:
+        """Move by ``count`` and show ``note`` behind the bar."""
+
+
+class _RichBar:
+    def __init__(self, progress: Progress, task: object) -> None:
+        self._progress, self._task = progress, task
+
+    def advance(self, count: int, note: str = "") -> None:
+        self._progress.update(self._task, advance=count, note=note)  # type: ignore[arg-type]
+
+
+class _PlainBar:
+    """A line at the start, every ten seconds and at the end."""
+
+    def __init__(self, console: Console, label: str, total: int, done: int) -> None:
+        self._console, self._label, self._total, self._done = console, label, total, done
+        self._last = self._began = time.monotonic()
+
+    def advance(self, count: int, note: str = "") -> None:
+        self._done += count
+        now = time.monotonic()
+        if self._done >= self._total or now - self._last >= PLAIN_INTERVAL_S:
+            self._last = now
+            text = f"{self._label} {self._done}/{self._total} ({now - self._began:.0f} s) {note}".rstrip()
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+class Reporter:
+    """Bars and sentences on one console."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        """Print on ``console`` (standard output by default)."""
+        self.console = console or Console()
+
+    def say(self, text: str = "") -> None:
+        """Print a sentence as it is: captions and file names are never read as markup."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    @contextmanager
+    def bar(self, label: str, total: int, done: int = 0) -> Iterator[Bar]:
+        """A bar of ``total`` units, ``done`` of them behind us already."""
+        if not self.console.is_terminal:
+            yield _PlainBar(self.console, label, total, done)
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}", markup=False),
+        )
+        with Progress(*columns, console=self.console) as progress:
+            yield _RichBar(progress, progress.add_task(label, total=total, completed=done, note=""))
