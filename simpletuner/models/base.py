@@ -75,8 +75,8 @@ class Family(Protocol):
     def load(self, source: LoadSource) -> Components:
         """Load every part from a folder or a hub id. Raises ModelError with what to do."""
 
-    def facts(self, parts: Components) -> Facts:
-        """Facts read off the loaded parts."""
+    def peek(self, source: LoadSource) -> Facts:
+        """Facts read off the configuration files alone, before any weights are loaded."""
 
     def default_instruction(self) -> tuple[str, ...]:
         """The instruction prefix the family was trained with."""
@@ -99,7 +99,10 @@ class Family(Protocol):
     ) -> torch.Tensor:
         """The model's velocity, same shape as ``noisy_latents``."""
 
-    def pipeline(self, parts: Components) -> Any:
+    def checkpoint_blocks(self, transformer: Any, interval: int) -> int:
+        """Recompute every ``interval``-th block in backward; returns how many."""
+
+    def pipeline(self, parts: Components, with_text: bool) -> Any:
         """The reference pipeline over these very parts (no copies)."""
 
 

@@ -57,6 +57,29 @@ def read_index(source: LoadSource) -> dict[str, Any]:
     return dict(json.loads(file.read_text(encoding="utf-8")))
 
 
+def config(source: LoadSource, subfolder: str) -> dict[str, Any]:
+    """A part's configuration, without its weights.
+
+    Raises:
+        ModelError: The file is missing or not JSON.
+    """
+    name = "scheduler_config.json" if subfolder == "scheduler" else "config.json"
+    path = source.path
+    if subfolder == source.transformer_subfolder and source.transformer_path:
+        path = source.transformer_path
+    try:
+        if Path(path).expanduser().is_dir():
+            file = Path(path).expanduser() / subfolder / name
+        else:
+            from huggingface_hub import hf_hub_download
+
+            revision = source.revision if path == source.path else None
+            file = Path(hf_hub_download(path, f"{subfolder}/{name}", revision=revision))
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise _explain(source, f"{subfolder} configuration", error) from error
+
+
 def part(cls: Any, source: LoadSource, subfolder: str, dtype: torch.dtype) -> Any:
     """One diffusers model part in ``dtype``.
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from simpletuner.models import load
+from simpletuner.models import checkpointing, load
 from simpletuner.models.base import Components, EncodedText, Facts, LoadSource, TextSettings
 from simpletuner.models.sana import prompts
 
@@ -35,17 +35,22 @@ class Sana:
             scheduler=load.scheduler(source, index),
         )
 
-    def facts(self, parts: Components) -> Facts:
-        """Facts read off the loaded parts; nothing is assumed of the flavour."""
-        config = parts.transformer.config
-        stride = 2 ** (len(parts.vae.config.encoder_block_out_channels) - 1)
-        shift = parts.scheduler.config.get("flow_shift", parts.scheduler.config.get("shift"))
+    def peek(self, source: LoadSource) -> Facts:
+        """Facts read off the configuration files; nothing is assumed of the flavour."""
+        load.read_index(source)  # says clearly when there is no pipeline at all
+        transformer = load.config(source, source.transformer_subfolder)
+        vae = load.config(source, "vae")
+        scheduler = load.config(source, "scheduler")
+        # Each stage of DC-AE but the last halves the picture.
+        stride = 2 ** (len(vae["encoder_block_out_channels"]) - 1)
+        shift = scheduler.get("flow_shift", scheduler.get("shift"))
+        patch = int(transformer.get("patch_size", 1))
         return Facts(
-            alignment=stride * config.patch_size,
+            alignment=stride * patch,
             stride=stride,
-            patch_size=config.patch_size,
+            patch_size=patch,
             shift=float(shift) if shift is not None else OFFICIAL_SHIFT,
-            native_resolution=config.sample_size * stride,
+            native_resolution=int(transformer.get("sample_size", 32)) * stride,
         )
 
     def default_instruction(self) -> tuple[str, ...]:
@@ -109,13 +114,17 @@ class Sana:
             output = output.chunk(2, dim=1)[0]
         return output
 
-    def pipeline(self, parts: Components) -> Any:
-        """diffusers' SanaPipeline over these very parts, quiet."""
+    def checkpoint_blocks(self, transformer: Any, interval: int) -> int:
+        """Recompute every ``interval``-th transformer block in backward; returns how many."""
+        return checkpointing.enable(transformer, transformer.transformer_blocks, interval)
+
+    def pipeline(self, parts: Components, with_text: bool) -> Any:
+        """diffusers' SanaPipeline over these very parts, quiet; without its text parts if embeds are at hand."""
         from diffusers import SanaPipeline
 
         pipe = SanaPipeline(
-            tokenizer=parts.tokenizer,
-            text_encoder=parts.text_encoder,
+            tokenizer=parts.tokenizer if with_text else None,
+            text_encoder=parts.text_encoder if with_text else None,
             vae=parts.vae,
             transformer=parts.transformer,
             scheduler=parts.scheduler,

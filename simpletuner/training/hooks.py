@@ -1,0 +1,195 @@
+"""Hooks: what acts between steps, in the order run.py lists them. An exception in one stops the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from simpletuner.evaluation.eval_loss import EvalResult
+from simpletuner.evaluation.grid import grid
+from simpletuner.evaluation.validation import Picture, Validator
+from simpletuner.reporting.metrics import MetricsFile
+from simpletuner.reporting.progress import Bar, Reporter
+from simpletuner.training.ema import Ema
+from simpletuner.training.loop import StepResult, Trainee
+
+SMOOTHING = 0.9
+
+
+class Progress:
+    """The training bar and the metrics file. Acts on nothing."""
+
+    def __init__(self, bar: Bar, metrics: MetricsFile, reporter: Reporter) -> None:
+        """Show on ``bar``; skipped steps are said aloud."""
+        self._bar, self._metrics, self._reporter = bar, metrics, reporter
+        self._smooth: float | None = None
+
+    def on_start(self, step: int) -> None:
+        """Nothing to do."""
+
+    def on_step_end(self, result: StepResult) -> None:
+        """One line in the file, one move of the bar."""
+        self._metrics.write("step", asdict(result))
+        if result.skipped:
+            self._reporter.say(result.skipped)
+        else:
+            before = result.loss if self._smooth is None else self._smooth
+            self._smooth = SMOOTHING * before + (1 - SMOOTHING) * result.loss
+        loss = "-" if self._smooth is None else f"{self._smooth:.3f}"
+        speed = result.samples / result.seconds
+        self._bar.advance(1, f"loss {loss}  lr {result.learning_rate:.2e}  {speed:.1f} pictures/s")
+
+    def on_stop(self, step: int) -> None:
+        """Nothing to do."""
+
+
+@dataclass(slots=True)
+class Checkpointing:
+    """Saves every ``interval`` steps and at the end.
+
+    Attributes:
+        interval: Optimizer steps, or None for the end only.
+        save: Writes a checkpoint for the given step and returns its folder.
+        saved_at: The last step saved.
+    """
+
+    interval: int | None
+    save: Callable[[int], Path]
+    reporter: Reporter
+    saved_at: int = -1
+
+    def on_start(self, step: int) -> None:
+        """What was resumed from is on disk already."""
+        self.saved_at = step if step else -1
+
+    def on_step_end(self, result: StepResult) -> None:
+        """Save on the interval."""
+        if self.interval and result.step % self.interval == 0:
+            self._save(result.step)
+
+    def on_stop(self, step: int) -> None:
+        """Save the end."""
+        if step != self.saved_at:
+            self._save(step)
+
+    def _save(self, step: int) -> None:
+        folder = self.save(step)
+        self.saved_at = step
+        self.reporter.say(f"step {step}: saved {folder.name}")
+
+
+@dataclass(slots=True)
+class HeldOutLoss:
+    """Held-out loss before, every ``interval`` steps and after; of the EMA weights where there are any.
+
+    Attributes:
+        interval: Optimizer steps, or None for before and after only.
+        measure: Gives the figure for the weights now in the model.
+        trainee: For its EMA and training mode.
+        metrics: Where figures are kept, also those of the run's first half when it was resumed.
+    """
+
+    interval: int | None
+    measure: Callable[[], EvalResult]
+    trainee: Trainee
+    metrics: MetricsFile
+    reporter: Reporter
+    measured_at: int = -1
+
+    def on_start(self, step: int) -> None:
+        """The base model's figure, once."""
+        if step == 0:
+            self._measure(0)
+
+    def on_step_end(self, result: StepResult) -> None:
+        """Measure on the interval."""
+        if self.interval and result.step % self.interval == 0:
+            self._measure(result.step)
+
+    def on_stop(self, step: int) -> None:
+        """Measure the end."""
+        if step != self.measured_at and step:
+            self._measure(step)
+
+    def figures(self) -> dict[int, float]:
+        """Held-out loss by step, over all parts of the run."""
+        return {line["step"]: line["loss"] for line in self.metrics.read("eval")}
+
+    def _measure(self, step: int) -> None:
+        transformer = self.trainee.transformer
+        was_training = transformer.training
+        transformer.eval()
+        ema = self.trainee.ema if step else None
+        with ema.applied() if ema else nullcontext():
+            result = self.measure()
+        transformer.train(was_training)
+        self.measured_at = step
+        kind = "EMA weights" if ema else "weights"
+        self.metrics.write("eval", {"step": step, **asdict(result), "weights": kind})
+        self.reporter.say(
+            f"step {step}: held-out loss {result.loss:.4f} ({kind}, {result.samples} pictures; "
+            f"a model that has learned nothing scores {result.zero_predictor:.2f})"
+        )
+
+
+@dataclass(slots=True)
+class ValidationPictures:
+    """Draws before, every ``interval`` steps and after.
+
+    Attributes:
+        interval: Optimizer steps, or None for before and after only.
+        on_startup: Whether to draw the base model.
+        validator: Draws.
+        ema: The EMA, if any.
+        mode: ``none`` live weights only, ``ema_only``, or ``comparison`` for both.
+        output_dir: Where ``before_after.png`` goes.
+    """
+
+    interval: int | None
+    on_startup: bool
+    validator: Validator
+    ema: Ema | None
+    mode: str
+    output_dir: Path
+    reporter: Reporter
+    drawn_at: int = -1
+
+    def on_start(self, step: int) -> None:
+        """The base model's pictures, once."""
+        if step == 0 and self.on_startup:
+            self._draw(0)
+
+    def on_step_end(self, result: StepResult) -> None:
+        """Draw on the interval."""
+        if self.interval and result.step % self.interval == 0:
+            self._draw(result.step)
+
+    def on_stop(self, step: int) -> None:
+        """Draw the end."""
+        if step and step != self.drawn_at:
+            self._draw(step)
+
+    def variants(self, step: int) -> list[str]:
+        """Labels drawn at this step: "" for live weights, "ema"."""
+        if step == 0 or self.ema is None or self.mode == "none":
+            return [""]
+        return ["ema"] if self.mode == "ema_only" else ["", "ema"]
+
+    def _draw(self, step: int) -> None:
+        variants = self.variants(step)
+        rows: list[tuple[str, list[Picture]]] = []
+        if step:
+            rows.append(("before", self.validator.expected(0)))
+        with self.reporter.bar(f"Validation at step {step}", self.validator.count * len(variants)) as bar:
+            for label in variants:
+                with self.ema.applied() if label and self.ema else nullcontext():
+                    pictures = self.validator.render(step, label, bar.advance)
+                rows.append((f"step {step}" + (" EMA" if label else ""), pictures))
+        self.drawn_at = step
+        captions = [f"{p.prompt or 'no prompt'} ({p.size})" for p in rows[-1][1]]
+        paths = [(label, [p.path for p in pictures]) for label, pictures in rows]
+        grid(paths, captions, rows[-1][1][0].path.parent / f"step_{step}_grid.png")
+        if step:
+            grid([paths[0], paths[-1]], captions, self.output_dir / "before_after.png")

@@ -1,0 +1,205 @@
+"""Rooms 1-4 in order, for all datasets: find, place, encode and keep.
+
+In: dataset sources in plain values. Out: the samples of each role, by bucket, with their tensors in the cache.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from simpletuner.data.cache import TensorStore, content_key
+from simpletuner.data.captions import CaptionRules
+from simpletuner.data.discover import Discovery, discover
+from simpletuner.data.encode import PlacedSample, encode_latents, encode_texts, latent_key, missing_latents, text_key
+from simpletuner.data.loader import LatentRef
+from simpletuner.data.placement import PlacementRules, place
+from simpletuner.data.sampler import Bucket, shortfalls
+from simpletuner.data.types import Skipped
+from simpletuner.errors import DataError
+from simpletuner.reporting.progress import Reporter
+
+LISTED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetSource:
+    """One dataset entry in plain values.
+
+    Attributes:
+        id: The entry's id.
+        folder: Where the pictures are; only read.
+        captions: How captions are found.
+        placement: Where pictures go.
+        repeats: Extra passes per epoch.
+        latent_dir: Where latents are kept.
+        encode_batch: Pictures per VAE call.
+        timestep_offset: Added to the normal draw before the sigmoid.
+    """
+
+    id: str
+    folder: Path
+    captions: CaptionRules
+    placement: PlacementRules
+    repeats: int
+    latent_dir: Path
+    encode_batch: int
+    timestep_offset: float = 0.0
+
+
+@dataclass(slots=True)
+class Found:
+    """One dataset after rooms 1 and 2."""
+
+    source: DatasetSource
+    placed: list[PlacedSample]
+    skipped: list[Skipped]
+
+
+def _place_all(source: DatasetSource, discovery: Discovery) -> list[PlacedSample]:
+    placed = []
+    for sample in discovery.samples:
+        # A random crop depends on dataset and file name alone, so that every run finds its cache again.
+        seed = int(content_key(source.id, sample.path.relative_to(source.folder))[:12], 16)
+        placement = place(sample.size, source.placement, seed)
+        placed.append(PlacedSample(sample, placement, latent_key(sample, placement)))
+    return placed
+
+
+def find(sources: Sequence[DatasetSource], reporter: Reporter) -> list[Found]:
+    """Rooms 1 and 2: every file ends as used or as skipped with its reason, and the sums are printed.
+
+    Raises:
+        DataError: A dataset has no usable picture.
+    """
+    found = []
+    for source in sources:
+        discovery = discover(source.folder, source.captions, source.placement)
+        placed = _place_all(source, discovery)
+        found.append(Found(source, placed, list(discovery.skipped)))
+        counts = Counter(p.placement.bucket for p in placed)
+        buckets = ", ".join(f"{size} × {count}" for size, count in sorted(counts.items()))
+        total = len(placed) + len(discovery.skipped)
+        reporter.say(f"[{source.id}] {total} pictures found, {len(placed)} used ({buckets})")
+        tell_skipped(source.id, discovery.skipped, reporter)
+        if not placed:
+            raise DataError(
+                f"[{source.id}] no images detected in dataset that can be used: all {total} files in {source.folder} "
+                f"were skipped, the first because {discovery.skipped[0].reason}."
+            )
+    return found
+
+
+def tell_skipped(dataset_id: str, skipped: Sequence[Skipped], reporter: Reporter) -> None:
+    """Print the first few skipped files with their reasons, and how many more there are."""
+    for item in skipped[:LISTED]:
+        reporter.say(f"[{dataset_id}] skipped {item.path.name}: {item.reason}")
+    if len(skipped) > LISTED:
+        reporter.say(f"[{dataset_id}] … and {len(skipped) - LISTED} more skipped")
+
+
+def buckets_of(found: Sequence[Found]) -> tuple[list[Bucket], list[PlacedSample]]:
+    """All buckets of all datasets, and the list that their members index."""
+    buckets: list[Bucket] = []
+    everything: list[PlacedSample] = []
+    for item in found:
+        members: dict[object, list[int]] = {}
+        for placed in item.placed:
+            members.setdefault(placed.placement.bucket, []).append(len(everything))
+            everything.append(placed)
+        for size, indices in sorted(members.items()):  # type: ignore[type-var]
+            buckets.append(Bucket(item.source.id, size, tuple(indices), item.source.repeats))  # type: ignore[arg-type]
+    return buckets, everything
+
+
+def check_sizes(found: Sequence[Found], batch_size: int, accumulation: int, allow: bool, reporter: Reporter) -> None:
+    """Refuse buckets too small for one optimizer step, all of them in one error.
+
+    Args:
+        found: Training datasets.
+        batch_size: Samples per micro-batch.
+        accumulation: Micro-batches per step.
+        allow: ``allow_dataset_oversubscription``: fill such buckets with repeated pictures instead, and say so.
+        reporter: For the sentence when allowed.
+
+    Raises:
+        DataError: At least one bucket is too small.
+    """
+    sentences = shortfalls(buckets_of(found)[0], batch_size, accumulation)
+    if not sentences:
+        return
+    if allow:
+        for sentence in sentences:
+            reporter.say(f"{sentence.split(': set')[0]}: filled with repeated pictures (allow_dataset_oversubscription)")
+        return
+    listed = "\n  ".join(sentences)
+    raise DataError(
+        f"too few pictures for train_batch_size {batch_size} × gradient_accumulation_steps {accumulation}:\n  {listed}\n"
+        "What to do: set repeats in the dataloader file as named, lower train_batch_size, "
+        "or set allow_dataset_oversubscription to true."
+    )
+
+
+def keep_latents(
+    found: Sequence[Found],
+    fingerprint: str,
+    encode: Callable[[torch.Tensor], torch.Tensor],
+    dtype: torch.dtype,
+    reporter: Reporter,
+) -> dict[str, LatentRef]:
+    """Room 4 for pictures: encode what is missing; pictures that cannot be decoded are dropped from ``found``.
+
+    Args:
+        found: Datasets; changed in place.
+        fingerprint: Names the folder inside each ``latent_dir``.
+        encode: Pixels → latents.
+        dtype: Dtype on disk.
+        reporter: For the bar.
+
+    Returns:
+        Where each sample's latents are, by ``dataset id/key``.
+    """
+    stores: dict[Path, TensorStore] = {}
+    refs: dict[str, LatentRef] = {}
+    for item in found:
+        folder = item.source.latent_dir / fingerprint
+        store = stores.get(folder) or stores.setdefault(folder, TensorStore(folder))
+        for shard in store.dropped:
+            reporter.say(f"{shard} was damaged and is encoded anew")
+        store.dropped.clear()
+        missing = missing_latents(item.placed, store)
+        if missing:
+            with reporter.bar(f"Encoding pictures [{item.source.id}]", len(missing)) as bar:
+                skipped = encode_latents(missing, store, encode, dtype, item.source.encode_batch, bar.advance)
+            tell_skipped(item.source.id, skipped, reporter)
+            item.skipped += skipped
+            item.placed = [p for p in item.placed if p.key in store]
+        else:
+            reporter.say(f"[{item.source.id}] all {len(item.placed)} latents are in the cache")
+        for p in item.placed:
+            refs[f"{item.source.id}/{p.key}"] = LatentRef(str(p.sample.path), store, p.key, p.sample.captions)
+        if not item.placed:
+            raise DataError(f"[{item.source.id}] none of its pictures could be decoded.")
+    return refs
+
+
+def keep_texts(
+    found: Sequence[Found],
+    store: TensorStore,
+    encode: Callable[[list[str]], list[torch.Tensor]],
+    dtype: torch.dtype,
+    extra: Sequence[str],
+    reporter: Reporter,
+) -> None:
+    """Room 4 for captions: each distinct caption once, plus ``extra``."""
+    captions = [*extra, *(c for item in found for p in item.placed for c in p.sample.captions)]
+    missing = sum(text_key(c) not in store for c in dict.fromkeys(captions))
+    if not missing:
+        reporter.say(f"all {len(set(captions))} distinct captions are in the cache")
+        return
+    with reporter.bar("Encoding captions", missing) as bar:
+        encode_texts(captions, store, encode, dtype, batch_size=16, on_done=bar.advance)
