@@ -1,0 +1,156 @@
+"""Room 2, Place: a picture's size becomes its bucket, its resize and its crop box.
+
+In: a Size and PlacementRules. Out: a Placement, integers only. Touches no pixels and never stretches: a picture is
+resized with its own aspect until it covers the bucket, then cropped.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass
+from typing import Literal
+
+from simpletuner.data.types import Placement, Size
+
+ResolutionType = Literal["pixel", "area", "pixel_area"]
+
+
+@dataclass(frozen=True, slots=True)
+class PlacementRules:
+    """Where pictures go.
+
+    Attributes:
+        resolution: In the unit of ``resolution_type``.
+        resolution_type: ``pixel``: the shorter edge in pixels; ``area``: megapixels; ``pixel_area``: the edge in
+            pixels of a square with the wanted area.
+        alignment: Bucket sides are multiples of this, in pixels.
+        crop: False keeps the picture's own aspect; at most one alignment cell is trimmed.
+        crop_aspect: With ``crop``: ``square``, ``preserve`` (own aspect) or ``closest`` of ``aspect_buckets``.
+        aspect_buckets: Width / height ratios for ``closest``.
+        crop_style: ``center``, ``corner`` (top left) or ``random``.
+        minimum_image_size: Smaller pictures are rejected; same unit as ``resolution``. None or 0: no limit.
+        maximum_image_size: With ``crop``: larger pictures are first downsampled to ``target_downsample_size``.
+        target_downsample_size: See above; same unit.
+    """
+
+    resolution: float
+    resolution_type: ResolutionType = "pixel_area"
+    alignment: int = 32
+    crop: bool = False
+    crop_aspect: Literal["square", "preserve", "closest"] = "square"
+    aspect_buckets: tuple[float, ...] = ()
+    crop_style: Literal["center", "corner", "random"] = "center"
+    minimum_image_size: float | None = None
+    maximum_image_size: float | None = None
+    target_downsample_size: float | None = None
+
+
+def _square_pixels(value: float, kind: ResolutionType) -> float:
+    """Area in pixels that a size option means."""
+    return value * 1e6 if kind == "area" else float(value) ** 2
+
+
+def _measure(size: Size, kind: ResolutionType) -> float:
+    """A picture's size in the unit that compares with a size option."""
+    if kind == "pixel":
+        return float(min(size))
+    area = float(size.width * size.height)
+    return area / 1e6 if kind == "area" else math.sqrt(area)
+
+
+def _unit(kind: ResolutionType) -> str:
+    return {"pixel": "px on the shorter edge", "area": "megapixels", "pixel_area": "px (square root of the area)"}[kind]
+
+
+def reject_reason(size: Size, rules: PlacementRules) -> str | None:
+    """Why a picture of this size is not used, or None.
+
+    ``pixel`` asks both edges for the minimum; the area types ask the area, and with a square crop also both edges,
+    because a square cannot be cut from a narrower picture without enlarging it.
+    """
+    minimum = rules.minimum_image_size
+    if not minimum:
+        return None
+    kind = rules.resolution_type
+    measured = _measure(size, kind)
+    if measured < minimum:
+        return (
+            f"it is {size}, {measured:.4g} {_unit(kind)}; minimum_image_size is {minimum:g} "
+            "(lower it, or leave it out, to use this picture)"
+        )
+    if kind != "pixel" and rules.crop and rules.crop_aspect == "square":
+        edge = math.floor(math.sqrt(_square_pixels(minimum, kind)))
+        if min(size) < edge:
+            return f"it is {size}; with a square crop minimum_image_size {minimum:g} asks both edges for {edge} px"
+    return None
+
+
+def _round(value: float, alignment: int) -> int:
+    return max(alignment, math.floor(value / alignment + 0.5) * alignment)
+
+
+def _aspect(size: Size, rules: PlacementRules) -> float:
+    """Width / height of the bucket before rounding."""
+    own = size.width / size.height
+    if not rules.crop or rules.crop_aspect == "preserve":
+        return own
+    if rules.crop_aspect == "square":
+        return 1.0
+    return min(rules.aspect_buckets, key=lambda a: abs(math.log(a / own)))
+
+
+def _bucket(aspect: float, rules: PlacementRules) -> Size:
+    """The bucket nearest to the wanted resolution and aspect."""
+    if rules.resolution_type == "pixel":
+        width, height = rules.resolution * max(1.0, aspect), rules.resolution * max(1.0, 1 / aspect)
+    else:
+        edge = math.sqrt(_square_pixels(rules.resolution, rules.resolution_type))
+        width, height = edge * math.sqrt(aspect), edge / math.sqrt(aspect)
+    return Size(_round(width, rules.alignment), _round(height, rules.alignment))
+
+
+def _covering(size: Size, scale: float, bucket: Size) -> Size:
+    """The picture resized by ``scale``, rounded, and never smaller than the bucket."""
+    return Size(
+        max(bucket.width, math.floor(size.width * scale + 0.5)),
+        max(bucket.height, math.floor(size.height * scale + 0.5)),
+    )
+
+
+def _downsampling(size: Size, rules: PlacementRules) -> float:
+    """Scale of the downsampling before a crop: at most 1, and 0 where the rules ask for none."""
+    kind, maximum, target = rules.resolution_type, rules.maximum_image_size, rules.target_downsample_size
+    measured = _measure(size, kind)
+    if not maximum or not target or measured <= maximum:
+        return 0.0
+    ratio = target / measured
+    return min(1.0, math.sqrt(ratio) if kind == "area" else ratio)
+
+
+def place(size: Size, rules: PlacementRules, seed: int) -> Placement:
+    """Find bucket, resize and crop box.
+
+    Args:
+        size: The picture's size after EXIF rotation.
+        rules: Where pictures go.
+        seed: For ``crop_style`` random; the same seed gives the same box.
+
+    Returns:
+        A Placement whose ``resize_to`` covers the bucket, has the picture's aspect to within one pixel of rounding,
+        and whose ``crop_box`` lies inside it.
+    """
+    bucket = _bucket(_aspect(size, rules), rules)
+    scale = max(bucket.width / size.width, bucket.height / size.height)
+    if scale < 1.0 and rules.crop:  # without a crop the whole picture is wanted, straight at its bucket's size
+        scale = max(scale, _downsampling(size, rules))
+    resized = _covering(size, scale, bucket)
+    spare_width, spare_height = resized.width - bucket.width, resized.height - bucket.height
+    if not rules.crop or rules.crop_style == "center":
+        left, top = spare_width // 2, spare_height // 2
+    elif rules.crop_style == "corner":
+        left, top = 0, 0
+    else:
+        generator = random.Random(seed)
+        left, top = generator.randint(0, spare_width), generator.randint(0, spare_height)
+    return Placement(bucket, resized, (left, top, left + bucket.width, top + bucket.height))
