@@ -1,0 +1,196 @@
+"""Every supported option: name, type, range, default and one sentence. The only list; help and checks come from it.
+
+Field names are the keys of config.json. Sections are for the reader; in files and on the command line keys are flat.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from simpletuner.config.values import parse_instruction, parse_resolutions
+
+Positive = Annotated[int, Field(ge=1)]
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    """A group of options; frozen, and unknown fields are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class ModelOptions(Section):
+    """Model."""
+
+    model_type: Literal["full"] = Field("full", description="What is trained: full = all transformer weights.")
+    model_family: Literal["sana"] = Field("sana", description="Model family.")
+    model_flavour: str | None = Field(None, description="Weights by name where no path is given, e.g. sana1.0-1.6b-1024.")
+    pretrained_model_name_or_path: str = Field("", description="Hub id or folder of a diffusers Sana pipeline.")
+    pretrained_transformer_model_name_or_path: str | None = Field(None, description="Other transformer weights.")
+    pretrained_transformer_subfolder: str = Field("transformer", description="Subfolder of the transformer.")
+    revision: str | None = Field(None, description="Hub revision of the model.")
+    variant: str | None = Field(None, description="Weight variant, e.g. bf16.")
+    sana_complex_human_instruction: Annotated[tuple[str, ...] | None, BeforeValidator(parse_instruction)] = Field(
+        None, description='Instruction before every caption: text, JSON list or a file; "None" turns it off.'
+    )
+    tokenizer_max_length: Annotated[int, Field(ge=2, le=8192)] = Field(300, description="Tokens kept of each caption.")
+
+
+class PrecisionOptions(Section):
+    """Precision and memory."""
+
+    mixed_precision: Literal["no", "bf16", "fp16"] = Field("bf16", description="bf16, fp16 or no (float32).")
+    gradient_checkpointing: bool = Field(True, description="Recompute activations in backward: less memory, slower.")
+    gradient_checkpointing_interval: Positive = Field(1, description="Recompute every n-th block: 1 all, 2 half.")
+    disable_tf32: bool = Field(False, description="Keep float32 products exact on NVIDIA cards.")
+
+
+class TrainingOptions(Section):
+    """Training."""
+
+    num_train_epochs: Annotated[int, Field(ge=0)] | None = Field(None, description="Passes over the data.")
+    max_train_steps: Annotated[int, Field(ge=0)] | None = Field(None, description="Optimizer steps, instead of epochs.")
+    train_batch_size: Positive = Field(4, description="Pictures per micro-batch.")
+    gradient_accumulation_steps: Positive = Field(1, description="Micro-batches per optimizer step.")
+    learning_rate: Annotated[float, Field(gt=0.0)] = Field(1e-5, description="Peak learning rate.")
+    lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine", "polynomial"] = Field(
+        "constant_with_warmup", description="Course of the learning rate."
+    )
+    lr_warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="Optimizer steps up to the peak.")
+    lr_end: Annotated[float, Field(ge=0.0)] = Field(4e-7, description="Last learning rate of cosine and polynomial.")
+    lr_power: Annotated[float, Field(gt=0.0)] = Field(0.8, description="Exponent of polynomial.")
+    lr_scale: bool = Field(False, description="Multiply the learning rate by pictures per optimizer step.")
+    lr_scale_sqrt: bool = Field(False, description="With lr_scale: by the square root of that.")
+    optimizer: Literal["optimi-adamw", "torch-adamw"] = Field("optimi-adamw", description="Optimizer.")
+    optimizer_config: str = Field("", description="key=value,key=value for the optimizer: beta1, beta2, eps, weight_decay.")
+    optimizer_beta1: Annotated[float, Field(ge=0.0, lt=1.0)] | None = Field(None, description="Together with beta2.")
+    optimizer_beta2: Annotated[float, Field(ge=0.0, lt=1.0)] | None = Field(None, description="Together with beta1.")
+    max_grad_norm: Annotated[float, Field(ge=0.0)] = Field(1.0, description="Gradient bound; 0 turns clipping off.")
+    grad_clip_method: Literal["norm", "value"] = Field("norm", description="Clip the global norm, or each element.")
+    seed: Annotated[int, Field(ge=-1, lt=2**31)] = Field(42, description="Everything random; -1 draws and prints one.")
+
+    def optimizer_arguments(self) -> dict[str, Any]:
+        """Arguments for the optimizer from ``optimizer_config`` and the betas.
+
+        Raises:
+            ValueError: An entry that is not ``key=number`` or an unknown key.
+        """
+        arguments: dict[str, float] = {}
+        for entry in filter(None, (part.strip() for part in self.optimizer_config.split(","))):
+            key, sign, value = entry.partition("=")
+            if not sign or key.strip() not in ("beta1", "beta2", "eps", "weight_decay"):
+                raise ValueError(f"{entry!r} is none of beta1=, beta2=, eps=, weight_decay=")
+            arguments[key.strip()] = float(value)
+        betas = (self.optimizer_beta1, self.optimizer_beta2)
+        pair = (arguments.pop("beta1", betas[0]), arguments.pop("beta2", betas[1]))
+        if (pair[0] is None) != (pair[1] is None):
+            raise ValueError("beta1 and beta2 go together")
+        return {**arguments, "betas": pair} if pair[0] is not None else dict(arguments)
+
+
+class EmaOptions(Section):
+    """EMA."""
+
+    use_ema: bool = Field(False, description="Keep an average of the weights; it is validated and exported.")
+    ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(0.995, description="Decay, with warm-up.")
+    ema_update_interval: Positive = Field(1, description="Update every n optimizer steps.")
+    ema_validation: Literal["none", "ema_only", "comparison"] = Field(
+        "comparison", description="Validation pictures: trained weights only, EMA only, or both."
+    )
+
+
+class FlowOptions(Section):
+    """Noise."""
+
+    flow_schedule_shift: Annotated[float, Field(gt=0.0)] | None = Field(
+        None, description="Shift of training sigmas; by default the model's own (3 for Sana)."
+    )
+    flow_schedule_auto_shift: bool = Field(False, description="Shift by picture size instead.")
+    flow_sigmoid_scale: Annotated[float, Field(gt=0.0)] = Field(1.0, description="Spread of the logit-normal density.")
+    flow_use_uniform_schedule: bool = Field(False, description="Draw sigmas uniformly instead of logit-normal.")
+
+
+class DataOptions(Section):
+    """Data."""
+
+    data_backend_config: Path | None = Field(None, description="Dataloader file; multidatabackend.json beside config.json.")
+    resolution: Annotated[float, Field(gt=0.0)] = Field(1024, description="Default resolution of datasets.")
+    resolution_type: Literal["pixel", "area", "pixel_area"] = Field("pixel_area", description="Its unit.")
+    minimum_image_size: Annotated[float, Field(ge=0.0)] | None = Field(None, description="Smaller pictures are skipped.")
+    maximum_image_size: Annotated[float, Field(gt=0.0)] | None = Field(None, description="See target_downsample_size.")
+    target_downsample_size: Annotated[float, Field(gt=0.0)] | None = Field(
+        None, description="Pictures above maximum_image_size are reduced to this before cropping."
+    )
+    caption_strategy: Literal["filename", "textfile", "instanceprompt"] = Field("filename", description="Captions.")
+    instance_prompt: str | None = Field(None, description="Default instance prompt of datasets.")
+    prepend_instance_prompt: bool = Field(False, description="Put the instance prompt before every caption.")
+    only_instance_prompt: bool = Field(False, description="Use the instance prompt alone.")
+    aspect_bucket_alignment: Positive | None = Field(None, description="Bucket sides in pixels; the model's need (32).")
+    allow_dataset_oversubscription: bool = Field(False, description="Fill buckets that are too small by repeating.")
+    caption_dropout_probability: Probability = Field(0.1, description="Share of captions replaced by the empty one.")
+    vae_batch_size: Positive = Field(4, description="Pictures per VAE call while caching.")
+    cache_dir: Path | None = Field(None, description="Caches without a folder of their own; output_dir/cache.")
+    cache_dir_vae: Path | None = Field(None, description="Latents of datasets without cache_dir_vae.")
+    cache_dir_text: Path | None = Field(None, description="Text embeds where no text_embeds entry says otherwise.")
+
+
+class ValidationOptions(Section):
+    """Validation pictures."""
+
+    validation_disable: bool = Field(False, description="Draw nothing.")
+    validation_prompt: str | None = Field(None, description="Main prompt.")
+    user_prompt_library: Path | None = Field(None, description="JSON file: nickname → prompt.")
+    validation_negative_prompt: str = Field("", description="Negative prompt.")
+    validation_guidance: Annotated[float, Field(ge=0.0)] = Field(4.5, description="Guidance; 1 or less is off.")
+    validation_num_inference_steps: Positive = Field(20, description="Sampler steps.")
+    validation_resolution: Annotated[tuple[tuple[int, int], ...], BeforeValidator(parse_resolutions)] = Field(
+        ((1024, 1024),), description="WxH, several with commas."
+    )
+    validation_seed: Annotated[int, Field(ge=0)] | None = Field(None, description="Seed of the pictures; else seed.")
+    validation_step_interval: Annotated[int, Field(ge=0)] | None = Field(None, description="Every n steps; start and end always.")
+    validation_on_startup: bool = Field(True, description="Also draw the base model, for the before/after grid.")
+    num_validation_images: Positive = Field(1, description="Pictures per prompt and size.")
+
+
+class EvaluationOptions(Section):
+    """Held-out loss."""
+
+    eval_steps_interval: Annotated[int, Field(ge=0)] | None = Field(None, description="Every n steps; start and end always.")
+    num_eval_images: Positive | None = Field(None, description="At most this many held-out pictures; all.")
+    eval_loss_disable: bool = Field(False, description="Do not measure it.")
+
+
+class CheckpointOptions(Section):
+    """Output and checkpoints."""
+
+    output_dir: Path = Field(Path("output/models"), description="Checkpoints, pictures and the trained model.")
+    checkpoint_step_interval: Annotated[int, Field(ge=0)] = Field(500, description="Every n steps; 0 only at the end.")
+    checkpoints_total_limit: Annotated[int, Field(ge=0)] = Field(5, description="Checkpoints kept; 0 keeps all.")
+    resume_from_checkpoint: str | None = Field("latest", description='"latest", a checkpoint, or false for a fresh run.')
+
+
+class Options(Section):
+    """All options, by section."""
+
+    model: ModelOptions = ModelOptions()
+    precision: PrecisionOptions = PrecisionOptions()
+    training: TrainingOptions = TrainingOptions()
+    ema: EmaOptions = EmaOptions()
+    flow: FlowOptions = FlowOptions()
+    data: DataOptions = DataOptions()
+    validation: ValidationOptions = ValidationOptions()
+    evaluation: EvaluationOptions = EvaluationOptions()
+    checkpoints: CheckpointOptions = CheckpointOptions()
+
+
+def sections() -> dict[str, type[Section]]:
+    """Section classes by their name in ``Options``, in order."""
+    return {name: field.annotation for name, field in Options.model_fields.items()}  # type: ignore[misc]
+
+
+def section_of() -> dict[str, str]:
+    """The section of every option."""
+    return {key: name for name, cls in sections().items() for key in cls.model_fields}
