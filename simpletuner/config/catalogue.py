@@ -1,0 +1,190 @@
+"""Keys of the original program that are not plain options here: satisfied, refused, or known by another name.
+
+Satisfied: what the key is for is met another way; the run goes on and one line says how. Refused: the result would
+differ from what was asked; the reason is given. A refused key set to its own off value counts as satisfied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+OFF: tuple[Any, ...] = (False, None, "", 0, 0.0, "none", "no", "false")
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """One key.
+
+    Attributes:
+        status: ``satisfied`` or ``refused``.
+        text: How it is met, or why it is refused and what to do.
+        off: Values that ask for nothing.
+    """
+
+    status: str
+    text: str
+    off: tuple[Any, ...] = OFF
+
+
+ALIASES: Mapping[str, str] = {
+    "validation_steps": "validation_step_interval",
+    "checkpointing_steps": "checkpoint_step_interval",
+    "save_total_limit": "checkpoints_total_limit",
+    "pretrained_transformer_model_name_or_path_subfolder": "pretrained_transformer_subfolder",
+}
+
+
+def _group(status: str, text: str, keys: str, off: tuple[Any, ...] = OFF) -> dict[str, Known]:
+    return {key: Known(status, text, off) for key in keys.split()}
+
+
+def _satisfied(text: str, keys: str) -> dict[str, Known]:
+    return _group("satisfied", text, keys)
+
+
+def _not_yet(what: str, keys: str, off: tuple[Any, ...] = ()) -> dict[str, Known]:
+    return _group("refused", f"not yet: {what}", keys, (*OFF, *off))
+
+
+def _refused(reason: str, keys: str, off: tuple[Any, ...] = ()) -> dict[str, Known]:
+    return _group("refused", reason, keys, (*OFF, *off))
+
+
+_SATISFIED = {
+    **_satisfied("caches are packed safetensors, trimmed to real tokens", "compress_disk_cache"),
+    **_satisfied(
+        "decoding, encoding and reading ahead overlap by themselves",
+        "max_workers aspect_bucket_worker_count torch_num_threads read_batch_size write_batch_size "
+        "image_processing_batch_size text_encoder_batch_size dataloader_prefetch dataloader_prefetch_qlen",
+    ),
+    **_satisfied("cache keys are content hashes; nothing is ever read stale", "hash_filenames vae_cache_scan_behaviour "
+                 "preserve_data_backend_cache text_embed_full_cache override_dataset_config"),
+    **_satisfied("buckets are exact sizes; their names are not rounded", "aspect_bucket_rounding"),
+    **_satisfied("no bucket metadata is kept beside the pictures", "metadata_update_interval"),
+    **_satisfied("Sana's VAE always encodes in float32, which is more exact", "vae_dtype"),
+    **_satisfied("Sana's VAE is part of the pipeline folder", "pretrained_vae_model_name_or_path"),
+    **_satisfied("every checkpoint is staged and renamed", "checkpointing_use_tempdir"),
+    **_satisfied("damaged checkpoints are passed over, never deleted", "delete_invalid_checkpoints"),
+    **_satisfied("runs end exactly at their last step or epoch", "strict_epoch_limit ignore_final_epochs"),
+    **_satisfied("buckets are always on", "aspect_ratio_bucketing aspect_ratio_bucketing_precision"),
+    **_satisfied("repeats are set for each dataset in the dataloader file", "repeats"),
+    **_satisfied("metrics.jsonl lies in the output folder", "logging_dir tracker_project_name tracker_run_name "
+                 "tracker_image_layout"),
+    **_satisfied("the exported pipeline is complete, text encoder included", "save_text_encoder"),
+    **_satisfied("models are unloaded from the GPU when they are not needed", "offload_during_startup "
+                 "keep_vae_loaded delete_model_after_load offload_during_save"),
+    **_satisfied("EMA is updated where the weights are, in float32", "ema_device ema_foreach_disable"),
+    **_satisfied("adam_* acts with DeepSpeed only; use optimizer_config", "adam_beta1 adam_beta2 "
+                 "adam_weight_decay adam_epsilon"),
+    **_satisfied("validation noise is drawn on the CPU: the same pictures on every card", "validation_seed_source"),
+    **_satisfied("offset noise acts only with offset_noise", "noise_offset noise_offset_probability"),
+    **_satisfied("it acts only together with other options that are off", ""
+                 "validation_lycoris_strength lora_rank lora_alpha lora_dropout lora_format lora_init_type huber_c "
+                 "huber_schedule hub_model_id model_card_private model_card_safe_for_work model_card_note "
+                 "flow_beta_schedule_alpha flow_beta_schedule_beta masked_loss_probability eval_timesteps "
+                 "snr_weight webhook_reporting_interval validation_image_quality checkpoints_rolling_total_limit "
+                 "dynamo_mode sageattention_usage lr_num_cycles mixflow_gamma scheduled_sampling_order "
+                 "scheduled_sampling_sampler scheduled_sampling_strategy scheduled_sampling_prob_start "
+                 "scheduled_sampling_prob_end scheduled_sampling_ramp_steps scheduled_sampling_start_step "
+                 "scheduled_sampling_ramp_shape scheduled_sampling_reflexflow_alpha input_perturbation_steps "
+                 "scheduled_sampling_reflexflow_beta1 scheduled_sampling_reflexflow_beta2 quantize_activations "
+                 "lycoris_config init_lokr_norm base_model_default_dtype disk_low_action disk_low_script "
+                 "timestep_bias_begin timestep_bias_end timestep_bias_multiplier timestep_bias_portion "
+                 "pretrained_evaluation_model_name_or_path validation_guidance_real soft_min_snr_sigma_data "
+                 "flow_timesteps_mode conditioning_multidataset_sampling main_process_port same_network "
+                 "accelerate_extra_args validation_multigpu push_to_hub_background i_know_what_i_am_doing"),
+}  # fmt: skip
+
+_NOT_YET = {
+    **_not_yet("adapters come with the training methods (model_type=full works)",
+               "lora_type use_dora peft_lora_target_modules init_lora", ("standard",)),
+    **_not_yet("quantised bases come with adapters", "base_model_precision text_encoder_1_precision "
+               "quantization_config", ("no_change",)),
+    **_not_yet("quantised bases come with adapters", "quantize_via", ("accelerator", "cpu")),
+    **_not_yet("previews while generating come with the live page", "validation_preview validation_preview_steps"),
+    **_not_yet("trackers come with the live page; metrics.jsonl is always written", "report_to"),
+    **_not_yet("the webhook comes with the live page", "webhook_config"),
+    **_not_yet("publishing comes later; the exported folder uploads with `hf upload`", "push_to_hub "
+               "push_checkpoints_to_hub post_upload_script publishing_config"),
+    **_not_yet("CLIP scores come with validation scores", "evaluation_type"),
+    **_not_yet("use eval_steps_interval", "eval_epoch_interval validation_epoch_interval checkpoint_epoch_interval"),
+    **_not_yet("it comes with validation scores", "eval_dataset_pooling eval_dataset_id validation_prompt_library "
+               "validation_randomize validate_after_step validate_after_epoch validation_guidance_rescale "
+               "validation_using_datasets validation_torch_compile"),
+    **_not_yet("PNG is written", "validation_image_format", ("png",)),
+    **_not_yet("rollout comes with the training methods", "scheduled_sampling_max_step_offset "
+               "scheduled_sampling_probability scheduled_sampling_reflexflow"),
+    **_not_yet("it comes with the training methods", "offset_noise input_perturbation snr_gamma use_soft_min_snr "
+               "timestep_bias_strategy flow_use_beta_schedule flow_cubic_schedule_weights mixflow_enabled "
+               "flow_custom_timesteps layer_freeze_strategy optimizer_release_gradients fuse_optimizer "
+               "ema_warmup_steps ema_cpu_only gradient_precision seed_for_each_device weighting_scheme "
+               "distillation_config"),
+    **_not_yet("l2 works", "loss_type", ("l2",)),
+    **_not_yet("it comes with the training methods", "vae_enable_tiling vae_enable_slicing"),
+    **_not_yet("it comes with the data sources; latents are cached on disk", "vae_cache_ondemand vae_cache_disable "
+               "text_cache_ondemand text_cache_disable skip_file_discovery max_upscale_threshold "
+               "data_backend_sampling", ("auto-weighting",)),
+    **_not_yet("it comes with speed work", "fuse_qkv_projections dynamo_backend gradient_checkpointing_segment_stride "
+               "gradient_checkpointing_offload_attention enable_group_offload ramtorch musubi_blocks_to_swap "
+               "context_parallel_size", ("no",)),
+    **_not_yet("plain recomputation works", "gradient_checkpointing_backend", ("torch",)),
+    **_not_yet("several GPUs come later; one works", "num_processes num_machines fsdp_enable deepspeed_config "
+               "accelerate_config", (1,)),
+    **_not_yet("rolling checkpoints come later; checkpoints_total_limit works", "checkpointing_rolling_steps"),
+    **_not_yet("scripts and disk guards come later", "disk_low_threshold post_checkpoint_script "
+               "validation_external_script"),
+    **_not_yet("pictures are drawn by this program", "validation_method", ("simpletuner-local",)),
+}  # fmt: skip
+
+_REFUSED = {
+    **_refused("Sana's attention heads do not fit SageAttention, and its self-attention is linear anyway; leave it out",
+               "attention_mechanism", ("diffusers",)),
+    **_refused("pictures of the user are never deleted; skipped files are listed instead",
+               "delete_problematic_images delete_unwanted_images"),
+    **_refused("a missing file is always named; remove it from the dataset instead", "ignore_missing_files"),
+    **_refused("Sana's text encoder is frozen; train the transformer alone", "train_text_encoder"),
+    **_refused("use pretrained_model_name_or_path: the text encoder is part of the pipeline folder",
+               "pretrained_gemma_model_name_or_path"),
+    **_refused("Sana samples with the scheduler of its own folder", "validation_noise_scheduler "
+               "inference_scheduler_timestep_spacing"),
+    **_refused("the empty prompt is not drawn; leave it out", "validation_disable_unconditional", (True,)),
+    **_refused("the base model's pictures are drawn by validation_on_startup", "disable_benchmark"),
+    **_refused("buckets that are too small are listed; use allow_dataset_oversubscription", "disable_bucket_pruning"),
+    **_refused("Sana has no ControlNet training here", "controlnet"),
+}  # fmt: skip
+
+CATALOGUE: Mapping[str, Known] = {**_SATISFIED, **_NOT_YET, **_REFUSED}
+
+FLAVOURS: Mapping[str, str] = {
+    "sana1.0-1.6b-1024": "Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers",
+    "sana1.0-1.6b-2048": "Efficient-Large-Model/Sana_1600M_2Kpx_BF16_diffusers",
+    "sana1.0-1.6b-4096": "Efficient-Large-Model/Sana_1600M_4Kpx_BF16_diffusers",
+    "sana1.0-600m-1024": "Efficient-Large-Model/Sana_600M_1024px_diffusers",
+    "sana1.0-600m-512": "Efficient-Large-Model/Sana_600M_512px_diffusers",
+    "sana1.5-1.6b-1024": "Efficient-Large-Model/SANA1.5_1.6B_1024px_diffusers",
+    "sana1.5-4.8b-1024": "Efficient-Large-Model/SANA1.5_4.8B_1024px_diffusers",
+}
+DEFAULT_FLAVOUR = "sana1.0-1.6b-1024"
+
+# Optimizers of the original by name; those in options.py work.
+OTHER_OPTIMIZERS = frozenset(
+    """adamw_bf16 ao-adamw8bit ao-adamw4bit adamw_schedulefree adamw_schedulefree+aggressive adamw_schedulefree+no_kahan
+    optimi-adam optimi-stableadamw optimi-lion optimi-radam optimi-ranger optimi-adan optimi-sgd soap muon prodigy came
+    torch-adam torch-sgd torch-radam torch-nadam torch-rmsprop torch-adagrad torch-adadelta torch-adafactor torch-adamax
+    torch-asgd torch-sparseadam bnb-adagrad bnb-adagrad8bit bnb-adam bnb-adam8bit bnb-adamw bnb-adamw-paged
+    bnb-adamw8bit bnb-adamw8bit-paged bnb-lion bnb-lion-paged bnb-lion8bit bnb-lion8bit-paged bnb-ademamix
+    bnb-ademamix-paged bnb-ademamix8bit bnb-ademamix8bit-paged sdnq-adamw sdnq-adafactor sdnq-came sdnq-lion
+    sdnq-muon adamw8bit adafactor dadaptation""".split()
+)
+OTHER_VALUES: Mapping[str, Mapping[str, str]] = {
+    "model_type": {"lora": "not yet: adapters come with the training methods; model_type=full works"},
+    "mixed_precision": {"fp8": "not yet: fp8 comes with speed work; use bf16"},
+    "lr_scheduler": {
+        "sine": "not yet: use cosine",
+        "cosine_with_restarts": "not yet: use cosine",
+    },
+    "optimizer": {name: "not yet: optimi-adamw and torch-adamw work" for name in OTHER_OPTIMIZERS},
+    "caption_strategy": {name: "not yet: it comes with the data sources" for name in ("parquet", "csv", "huggingface")},
+}

@@ -1,0 +1,139 @@
+"""The dataloader file (multidatabackend.json): entries, their fields, and what each field's class is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from simpletuner.config.catalogue import OFF, Known
+from simpletuner.config.options import Positive, Section
+
+Nonnegative = Annotated[float, Field(ge=0.0)]
+
+
+def _spelling(value: Any) -> Any:
+    return "center" if value == "centre" else value
+
+
+class ImageDataset(Section):
+    """Pictures to train on (dataset_type image) or to measure held-out loss on (eval)."""
+
+    id: Annotated[str, Field(min_length=1)]
+    type: Literal["local"] = "local"
+    dataset_type: Literal["image", "eval"] = "image"
+    instance_data_dir: Path
+    cache_dir_vae: Path
+    resolution: Annotated[float, Field(gt=0.0)]
+    resolution_type: Literal["pixel", "area", "pixel_area"]
+    crop: bool = False
+    crop_aspect: Literal["square", "preserve", "closest"] = "square"
+    crop_aspect_buckets: tuple[Annotated[float, Field(gt=0.0)], ...] | None = None
+    crop_style: Annotated[Literal["center", "corner", "random"], BeforeValidator(_spelling)] = "center"
+    minimum_image_size: Nonnegative | None = None
+    maximum_image_size: Nonnegative | None = None
+    target_downsample_size: Nonnegative | None = None
+    caption_strategy: Literal["filename", "textfile", "instanceprompt"]
+    instance_prompt: str | tuple[str, ...] | None = None
+    prepend_instance_prompt: bool = False
+    only_instance_prompt: bool = False
+    repeats: Annotated[int, Field(ge=0)] = 0
+    is_regularisation_data: bool = False
+    timestep_sampling_offset: float = 0.0
+    vae_batch_size: Positive = 4
+
+
+class TextEmbedsDataset(Section):
+    """Where text embeds are kept."""
+
+    id: Annotated[str, Field(min_length=1)]
+    type: Literal["local"] = "local"
+    dataset_type: Literal["text_embeds"]
+    default: bool = False
+    cache_dir: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Datasets:
+    """The checked dataloader file."""
+
+    train: tuple[ImageDataset, ...]
+    eval: tuple[ImageDataset, ...]
+    text_cache_dir: Path
+
+
+FIELD_ALIASES: Mapping[str, str] = {
+    "is_regularization_data": "is_regularisation_data",
+    "disable": "disabled",
+}
+
+# Global options that fill in what an entry leaves out.
+FILLED_FROM_OPTIONS = (
+    "resolution",
+    "resolution_type",
+    "minimum_image_size",
+    "maximum_image_size",
+    "target_downsample_size",
+    "caption_strategy",
+    "instance_prompt",
+    "prepend_instance_prompt",
+    "only_instance_prompt",
+    "vae_batch_size",
+)
+
+
+def _known(status: str, text: str, keys: str, off: tuple[Any, ...] = ()) -> dict[str, Known]:
+    return {key: Known(status, text, (*OFF, *off)) for key in keys.split()}
+
+
+FIELD_CATALOGUE: Mapping[str, Known] = {
+    **_known("satisfied", "discovery is how pictures are found", "metadata_backend", ("discovery", "json")),
+    **_known(
+        "satisfied",
+        "caching needs no tuning",
+        "write_batch_size read_batch_size image_processing_batch_size text_encoder_batch_size hash_filenames "
+        "preserve_data_backend_cache vae_cache_scan_behaviour text_embeds image_embeds scan_for_errors ignore_epochs "
+        "aspect_bucket_worker_count metadata_update_interval compress_disk_cache",
+    ),
+    **_known("refused", "not yet: it comes with the data sources", "skip_file_discovery parquet crop_aspect_random "
+             "caption_shuffle max_num_samples end_epoch end_step disable_after_epoch_step "
+             "max_upscale_threshold caption_filter_list disable_multiline_split vae_cache_clear_each_epoch "
+             "minimum_aspect_ratio maximum_aspect_ratio vae_cache_ondemand vae_cache_disable text_cache_ondemand "
+             "text_cache_disable train_batch_size aws_bucket_name aws_region_name aws_endpoint_url "
+             "aws_access_key_id aws_secret_access_key aws_data_prefix csv_file csv_caption_column csv_cache_dir "
+             "dataset_name dataset_config split revision streaming image_column caption_column huggingface "
+             "fallback_caption_column width_column height_column quality_column filter composite_image_config"),
+    **_known("refused", "not yet: masks and conditioning come with the data sources", "conditioning conditioning_data "
+             "conditioning_type source_dataset_id conditioning_image_embeds slider_strength"),
+    **_known("refused", "not yet: it comes with the data sources", "probability start_epoch", (1, 1.0)),
+    **_known("refused", "not yet: it comes with the data sources", "start_step", (1,)),
+    **_known("refused", "pictures of the user are never deleted", "delete_problematic_images delete_unwanted_images"),
+    **_known("refused", "unknown spelling; the key is vae_cache_disable", "disable_vae_cache"),
+}  # fmt: skip
+
+OTHER_FIELD_VALUES: Mapping[str, Mapping[str, str]] = {
+    "type": {
+        name: "not yet: local folders work; other sources come with the data sources"
+        for name in ("aws", "csv", "huggingface", "memory", "webshart")
+    },
+    "dataset_type": {
+        "conditioning": "not yet: masks and conditioning come with the data sources",
+        "image_embeds": "not needed: latents are kept in cache_dir_vae; remove this entry",
+        "video": "Sana makes pictures, not video",
+        "audio": "Sana makes pictures, not sound",
+        "caption": "not yet: it comes with the data sources",
+        "distillation_cache": "not yet: distillation is not planned for Sana",
+    },
+    "crop_aspect": {"random": "not yet: it comes with the data sources; use closest or preserve"},
+    "crop_style": {"face": "not yet: it comes with the data sources; use center"},
+    "caption_strategy": {
+        name: "not yet: it comes with the data sources"
+        for name in ("parquet", "csv", "huggingface", "webshart", "null")
+    },
+    "metadata_backend": {
+        name: "not yet: it comes with the data sources; use discovery" for name in ("parquet", "huggingface", "webshart")
+    },
+}
