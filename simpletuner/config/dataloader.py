@@ -1,0 +1,148 @@
+"""Read the dataloader file into Datasets: substitution, defaults from the options, and every problem at once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from simpletuner.config.checking import Findings, build, other_values, sort_keys
+from simpletuner.config.datasets import (
+    FIELD_ALIASES,
+    FIELD_CATALOGUE,
+    FILLED_FROM_OPTIONS,
+    OTHER_FIELD_VALUES,
+    Datasets,
+    ImageDataset,
+    TextEmbedsDataset,
+)
+from simpletuner.config.options import Options
+from simpletuner.config.values import to_bool
+from simpletuner.errors import Problem
+
+
+def load_datasets(entries: Any, file: str, options: Options, findings: Findings) -> Datasets | None:
+    """Check the parsed dataloader file.
+
+    Args:
+        entries: The parsed JSON, substitutions made.
+        file: Its name, for messages.
+        options: For defaults.
+        findings: Problems and notices are added.
+
+    Returns:
+        The datasets, or None if there were problems.
+    """
+    before = len(findings.problems)
+    if not isinstance(entries, list) or not entries:
+        findings.problems.append(Problem(file, "", type(entries).__name__, "it must be a list of datasets, not empty"))
+        return None
+    built: list[ImageDataset | TextEmbedsDataset] = []
+    defaults: list[str] = []
+    ids: list[str] = []
+    for number, raw in enumerate(entries):
+        if not isinstance(raw, Mapping):
+            findings.problems.append(Problem(file, f"entry {number + 1}", raw, "it must be an object"))
+            continue
+        entry = {FIELD_ALIASES.get(k, k): v for k, v in raw.items() if v is not None}
+        if to_bool(entry.pop("disabled", False)) is True:
+            continue
+        name = str(entry.get("id", f"entry {number + 1}"))
+        ids.append(name)
+        made = _entry(entry, name, file, options, findings)
+        if made is not None:
+            built.append(made)
+        if to_bool(entry.get("default", False)) is True:
+            defaults.append(name)
+    _check_together(built, ids, defaults, file, findings, before)
+    if len(findings.problems) > before:
+        return None
+    texts = [e for e in built if isinstance(e, TextEmbedsDataset)]
+    chosen = next((e for e in texts if e.default), texts[0] if texts else None)
+    images = [e for e in built if isinstance(e, ImageDataset)]
+    return Datasets(
+        train=tuple(e for e in images if e.dataset_type == "image"),
+        eval=tuple(e for e in images if e.dataset_type == "eval"),
+        text_cache_dir=chosen.cache_dir if chosen else _cache(options) / "text",
+    )
+
+
+def _cache(options: Options) -> Path:
+    return options.data.cache_dir or options.checkpoints.output_dir / "cache"
+
+
+def _entry(
+    entry: dict[str, Any], name: str, file: str, options: Options, findings: Findings
+) -> ImageDataset | TextEmbedsDataset | None:
+    """One entry, checked."""
+    is_text = entry.get("dataset_type") == "text_embeds"
+    model: type[ImageDataset | TextEmbedsDataset] = TextEmbedsDataset if is_text else ImageDataset
+    where = dict.fromkeys([*entry, *model.model_fields, ""], file)
+    prefix = f"[{name}]."
+    other_values(entry, where, OTHER_FIELD_VALUES, findings, prefix)
+    values = sort_keys(entry, where, model.model_fields, FIELD_CATALOGUE, findings, prefix)
+    if is_text:
+        values.setdefault("cache_dir", options.data.cache_dir_text or _cache(options) / "text")
+        return build(model, values, where, findings, prefix)  # type: ignore[return-value]
+    for key in FILLED_FROM_OPTIONS:
+        value = getattr(options.data, key)
+        if value is not None:
+            values.setdefault(key, value)
+    values.setdefault("cache_dir_vae", (options.data.cache_dir_vae or _cache(options) / "vae") / name)
+    made = build(model, values, where, findings, prefix)
+    if isinstance(made, ImageDataset):
+        _check_image(made, file, findings)
+        return made
+    return None
+
+
+def _check_image(entry: ImageDataset, file: str, findings: Findings) -> None:
+    """Rules between the fields of one entry."""
+    prefix = f"[{entry.id}]."
+
+    def problem(key: str, value: object, reason: str, remedy: str) -> None:
+        findings.problems.append(Problem(file, prefix + key, value, reason, remedy))
+
+    if not entry.instance_data_dir.expanduser().is_dir():
+        problem("instance_data_dir", str(entry.instance_data_dir), "there is no such folder", "make it or correct it")
+    needs_prompt = entry.prepend_instance_prompt or entry.only_instance_prompt
+    if (entry.caption_strategy == "instanceprompt" or needs_prompt) and not entry.instance_prompt:
+        problem("instance_prompt", entry.instance_prompt, "it is needed here and empty", "name your subject")
+    if entry.crop and entry.crop_aspect == "closest" and not entry.crop_aspect_buckets:
+        problem("crop_aspect_buckets", None, "crop_aspect closest needs a list", "for example [1.0, 0.75, 1.33]")
+    if entry.maximum_image_size and not entry.target_downsample_size:
+        problem("maximum_image_size", entry.maximum_image_size, "it needs target_downsample_size", "set both or none")
+    for key in ("resolution", "minimum_image_size", "maximum_image_size", "target_downsample_size"):
+        value = getattr(entry, key)
+        if not value:
+            continue
+        if entry.resolution_type == "area" and value > 20:
+            problem(key, value, "with resolution_type area it is in megapixels", "use pixel_area for a value in pixels")
+        elif entry.resolution_type != "area" and value < 16:
+            problem(key, value, "with this resolution_type it is in pixels", "use resolution_type area for megapixels")
+    if entry.is_regularisation_data:
+        findings.notices.append(
+            f"{prefix}is_regularisation_data: acts as ordinary data with model_type=full (no prior is preserved)"
+        )
+
+
+def _check_together(
+    built: list[ImageDataset | TextEmbedsDataset],
+    ids: list[str],
+    defaults: list[str],
+    file: str,
+    findings: Findings,
+    before: int,
+) -> None:
+    """Rules between entries."""
+    for name, count in Counter(ids).items():
+        if count > 1:
+            findings.problems.append(Problem(file, "id", name, f"{count} entries have this id", "rename all but one"))
+    if len(defaults) > 1:
+        findings.problems.append(Problem(file, "default", defaults, "only one text_embeds entry may be the default"))
+    trained = [e for e in built if isinstance(e, ImageDataset) and e.dataset_type == "image"]
+    if not trained and len(findings.problems) == before:
+        findings.problems.append(
+            Problem(file, "dataset_type", None, "no enabled entry has pictures to train on", "add or enable one")
+        )

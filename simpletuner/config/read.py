@@ -1,0 +1,319 @@
+"""From files, environment and command line to one checked RunConfig.
+
+Precedence: command line > environment (SIMPLETUNER_<KEY>) > file > default. All problems are raised together.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from simpletuner.config.catalogue import ALIASES, CATALOGUE, DEFAULT_FLAVOUR, FLAVOURS, OTHER_VALUES
+from simpletuner.config.checking import Findings, build, nearest, other_values, sort_keys
+from simpletuner.config.dataloader import load_datasets
+from simpletuner.config.datasets import Datasets
+from simpletuner.config.examples import example_folder
+from simpletuner.config.options import Options, Section, section_of, sections
+from simpletuner.config.rules import check
+from simpletuner.errors import ConfigError, Problem
+
+ENVIRONMENT_PREFIX = "SIMPLETUNER_"
+_OURS = {"SIMPLETUNER_ENVIRONMENT", "SIMPLETUNER_ENV", "SIMPLETUNER_CONFIG_BACKEND", "SIMPLETUNER_DEBUG"}
+_VARIABLE = re.compile(r"\{(env|example):([^{}]+)\}")
+
+
+@dataclass(frozen=True, slots=True)
+class RunConfig:
+    """A checked configuration.
+
+    Attributes:
+        options: All options.
+        datasets: All datasets.
+        prompts: (nickname, prompt) of the validation pictures; the main prompt first, as ``validation``.
+        notices: Sentences to print: satisfied keys, derived values.
+        config_file: Where most of it came from.
+        raw: The effective options, flat and JSON-able, for the record.
+    """
+
+    options: Options
+    datasets: Datasets
+    prompts: tuple[tuple[str, str], ...]
+    notices: tuple[str, ...]
+    config_file: str
+    raw: dict[str, Any] = field(default_factory=dict)
+
+
+def _one(file: str, key: str, value: object, reason: str, remedy: str = "") -> ConfigError:
+    return ConfigError([Problem(file, key, value, reason, remedy)])
+
+
+def find_config(config: str | None, env: str | None, example: str | None, environ: Mapping[str, str]) -> Path | None:
+    """The configuration file to use, or None if there is none and none was asked for.
+
+    Raises:
+        ConfigError: A file that was asked for does not exist, or is a config.env.
+    """
+    if example:
+        return example_folder(example) / "config.json"
+    asked = config or environ.get("CONFIG_PATH")
+    if asked:
+        path = Path(asked).expanduser()
+        found = _in_folder(path) if path.is_dir() else path if path.is_file() else None
+        if found is None:
+            raise _one(str(path), "--config", asked, "there is no such configuration", "check the path")
+        return found
+    name = env or next((environ[k] for k in ("SIMPLETUNER_ENVIRONMENT", "SIMPLETUNER_ENV", "ENV") if environ.get(k)), "")
+    if name and name != "default":
+        found = _in_folder(Path("config") / name)
+        if found is None:
+            if env or not environ.get("ENV") == name:
+                raise _one(f"config/{name}", "--env", name, "it has no config.json", f"make config/{name}/config.json")
+            return _in_folder(Path()) or _in_folder(Path("config"))
+        return found
+    return _in_folder(Path()) or _in_folder(Path("config"))
+
+
+def _in_folder(folder: Path) -> Path | None:
+    """config.json or config.toml in a folder; a lone config.env is refused."""
+    for name in ("config.json", "config.toml"):
+        if (folder / name).is_file():
+            return folder / name
+    if (folder / "config.env").is_file():
+        raise _one(
+            str(folder / "config.env"),
+            "config.env",
+            "",
+            "refused: shell-style configuration is not read",
+            "write the same keys into config.json beside it; `simpletuner examples copy sana` shows the form",
+        )
+    return None
+
+
+def read_file(path: Path) -> Any:
+    """Parse JSON or TOML.
+
+    Raises:
+        ConfigError: It cannot be read or parsed; names line and column.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        return tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    except OSError as error:
+        raise _one(str(path), "", "", f"it cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise _one(str(path), "", "", "it is not UTF-8 text", "save it as UTF-8") from error
+    except json.JSONDecodeError as error:
+        lines = text.splitlines() or [""]
+        line = lines[min(error.lineno, len(lines)) - 1].strip()
+        hint = "check for a comma too many or too few, and that the whole file is one {...} or [...]"
+        raise _one(f"{path}:{error.lineno}:{error.colno}", "JSON", line, error.msg, hint) from error
+    except tomllib.TOMLDecodeError as error:
+        raise _one(str(path), "TOML", "", str(error)) from error
+
+
+def substitute(value: Any, environ: Mapping[str, str], file: str, findings: Findings, key: str = "") -> Any:
+    """Replace ``{env:NAME}`` and ``{example:NAME}`` in every string of a tree."""
+    if isinstance(value, Mapping):
+        return {k: substitute(v, environ, file, findings, str(k)) for k, v in value.items()}
+    if isinstance(value, list):
+        return [substitute(v, environ, file, findings, key) for v in value]
+    if not isinstance(value, str):
+        return value
+
+    def replace(match: re.Match[str]) -> str:
+        kind, name = match.groups()
+        if kind == "example":
+            return str(example_folder(name))
+        if name not in environ:
+            findings.problems.append(
+                Problem(file, key, value, f"the environment has no {name}", f"export {name}=… or write the value")
+            )
+        return environ.get(name, "")
+
+    return _VARIABLE.sub(replace, value)
+
+
+def normalise(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys without leading dashes and with underscores, aliases resolved; null and "" mean not given.
+
+    A null resume_from_checkpoint means a fresh run, so it is kept.
+    """
+    result: dict[str, Any] = {}
+    for raw, value in values.items():
+        key = raw.lstrip("-").replace("-", "_")
+        key = ALIASES.get(key, key)
+        if key == "resume_from_checkpoint" and (value in (None, "", False) or str(value).lower() in ("false", "none")):
+            result[key] = ""
+        elif value is not None and value != "":
+            result[key] = value
+    return result
+
+
+def _from_environment(environ: Mapping[str, str], findings: Findings) -> dict[str, Any]:
+    supported = section_of()
+    values: dict[str, Any] = {}
+    for name, value in environ.items():
+        if not name.startswith(ENVIRONMENT_PREFIX) or name in _OURS:
+            continue
+        key = name.removeprefix(ENVIRONMENT_PREFIX).lower()
+        if key in supported or key in CATALOGUE:
+            values[key] = value
+        else:
+            findings.notices.append(f"{name} in the environment is no option; {nearest(key, supported)}")
+    return values
+
+
+def _legacy(values: dict[str, Any], findings: Findings) -> None:
+    """Old spellings whose value changes too."""
+    if values.get("lr_scheduler") == "cosine_with_warmup":
+        values["lr_scheduler"] = "cosine"
+    if values.get("lr_scheduler") == "constant" and int(values.get("lr_warmup_steps", 0) or 0) > 0:
+        values["lr_scheduler"] = "constant_with_warmup"
+        findings.notices.append("lr_scheduler: constant with lr_warmup_steps is constant_with_warmup")
+    if "vae_cache_preprocess" in values:
+        kept = str(values.pop("vae_cache_preprocess")).lower()
+        if kept == "false":
+            values["vae_cache_ondemand"] = True
+
+
+def _options(values: dict[str, Any], where: dict[str, str], findings: Findings) -> Options | None:
+    """Sections from flat values; None if one of them has a problem."""
+    owner = section_of()
+    kept = sort_keys(values, where, owner, CATALOGUE, findings)
+    other_values(kept, where, OTHER_VALUES, findings)
+    made: dict[str, Section] = {}
+    for name, cls in sections().items():
+        section = build(cls, {k: v for k, v in kept.items() if owner[k] == name}, where, findings)
+        if isinstance(section, Section):
+            made[name] = section
+    return Options(**made) if len(made) == len(sections()) else None  # type: ignore[arg-type]
+
+
+def _complete(options: Options, where: Mapping[str, str], file: str, findings: Findings) -> Options:
+    """Fill in what depends on other options: the model's path, a random seed."""
+    model, training = options.model, options.training
+    if model.model_flavour is not None and model.model_flavour not in FLAVOURS:
+        reason = f"known flavours: {', '.join(FLAVOURS)}"
+        findings.problems.append(
+            Problem(where.get("model_flavour", file), "model_flavour", model.model_flavour, reason,
+                    nearest(model.model_flavour, FLAVOURS))
+        )  # fmt: skip
+    elif not model.pretrained_model_name_or_path:
+        flavour = model.model_flavour or DEFAULT_FLAVOUR
+        findings.notices.append(f"pretrained_model_name_or_path: {FLAVOURS[flavour]} (flavour {flavour})")
+        model = model.model_copy(update={"pretrained_model_name_or_path": FLAVOURS[flavour]})
+    if training.seed == -1:
+        training = training.model_copy(update={"seed": random.SystemRandom().randrange(2**31)})
+        findings.notices.append(f"seed: {training.seed} (drawn)")
+    return options.model_copy(update={"model": model, "training": training})
+
+
+def _prompts(options: Options, where: Mapping[str, str], findings: Findings) -> tuple[tuple[str, str], ...]:
+    """The main prompt and the library."""
+    prompts: list[tuple[str, str]] = []
+    if options.validation.validation_prompt:
+        prompts.append(("validation", options.validation.validation_prompt))
+    library = options.validation.user_prompt_library
+    if library is None:
+        return tuple(prompts)
+    file = where["user_prompt_library"]
+    if not library.expanduser().is_file():
+        findings.problems.append(
+            Problem(file, "user_prompt_library", str(library), "there is no such file", "copy user_prompt_library.json.example")
+        )
+        return tuple(prompts)
+    try:
+        content = read_file(library.expanduser())
+    except ConfigError as error:
+        findings.problems.extend(error.problems)
+        return tuple(prompts)
+    if not isinstance(content, Mapping):
+        findings.problems.append(Problem(str(library), "", type(content).__name__, 'it must be {"nickname": "prompt"}'))
+        return tuple(prompts)
+    for nickname, value in content.items():
+        prompt = value.get("prompt") if isinstance(value, Mapping) else value
+        if not isinstance(prompt, str):
+            findings.problems.append(Problem(str(library), nickname, value, "a prompt must be text"))
+        else:
+            prompts.append((nickname, prompt))
+    return tuple(prompts)
+
+
+def load(
+    config: str | None = None,
+    env: str | None = None,
+    example: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> RunConfig:
+    """Find, read and check everything.
+
+    Args:
+        config: A file or folder, or None to look in the usual places.
+        env: A configuration environment: ``config/<env>/config.json``.
+        example: A packaged example.
+        overrides: Command-line values by key.
+        environ: The environment; that of the process by default.
+
+    Raises:
+        ConfigError: With every problem, file, key, value and remedy.
+    """
+    environ = os.environ if environ is None else environ
+    path = find_config(config, env, example, environ)
+    if path is None:
+        raise _one("config/config.json", "--config", "", "there is no configuration here",
+                   "run `simpletuner examples copy sana`, or add --example pocket")  # fmt: skip
+    findings = Findings()
+    content = read_file(path)
+    if not isinstance(content, Mapping):
+        raise _one(str(path), "", type(content).__name__, 'it must be one object: {"key": value, …}')
+    values: dict[str, Any] = {}
+    where: dict[str, str] = {"": str(path)}
+    layers = (
+        (normalise(content), str(path)),
+        (normalise(_from_environment(environ, findings)), "environment"),
+        (normalise(overrides or {}), "command line"),
+    )
+    for layer, source in layers:
+        values.update(substitute(layer, environ, source, findings))
+        where.update(dict.fromkeys(layer, source))
+    _legacy(values, findings)
+    where.update({key: str(path) for key in values if key not in where})
+    options = _options(values, where, findings)
+    if options is None:
+        raise ConfigError(findings.problems)
+    options = _complete(options, where, str(path), findings)
+    findings.problems += check(options, where, str(path))
+    prompts = _prompts(options, where, findings)
+    datasets = _datasets(options, path, where, environ, findings)
+    if findings.problems or datasets is None:
+        raise ConfigError(findings.problems)
+    raw = {k: v for section in options.model_dump(mode="json").values() for k, v in section.items()}
+    return RunConfig(options, datasets, prompts, tuple(findings.notices), str(path), raw)
+
+
+def _datasets(
+    options: Options, path: Path, where: Mapping[str, str], environ: Mapping[str, str], findings: Findings
+) -> Datasets | None:
+    """The dataloader file, which lies beside the configuration unless named."""
+    file = options.data.data_backend_config or path.with_name("multidatabackend.json")
+    if not file.expanduser().is_file():
+        findings.problems.append(
+            Problem(where.get("data_backend_config", str(path)), "data_backend_config", str(file),
+                    "there is no such dataloader file", "copy multidatabackend.json.example and name your folders")
+        )  # fmt: skip
+        return None
+    try:
+        entries = read_file(file.expanduser())
+    except ConfigError as error:
+        findings.problems.extend(error.problems)
+        return None
+    text = json.dumps(entries).replace("{model_family}", options.model.model_family)
+    return load_datasets(substitute(json.loads(text), environ, str(file), findings), str(file), options, findings)

@@ -1,0 +1,59 @@
+"""Rules between options: pure functions from Options to Problems."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from simpletuner.config.options import Options
+from simpletuner.errors import Problem
+
+
+def check(options: Options, where: Mapping[str, str], config_file: str) -> list[Problem]:
+    """All problems between options.
+
+    Args:
+        options: Each already right by itself.
+        where: The file each key came from.
+        config_file: For keys that were not given.
+    """
+    return [
+        Problem(where.get(key, config_file), key, value, reason, remedy)
+        for key, value, reason, remedy in (*_length(options), *_recipe(options), *_rest(options))
+    ]
+
+
+Row = tuple[str, object, str, str]
+
+
+def _length(options: Options) -> Iterator[Row]:
+    epochs, steps = options.training.num_train_epochs, options.training.max_train_steps
+    if epochs and steps:
+        yield ("max_train_steps", steps, f"num_train_epochs is {epochs} as well", "set one of them to 0")
+    if not epochs and not steps:
+        yield ("max_train_steps", steps, "neither max_train_steps nor num_train_epochs is given", "set one of them")
+
+
+def _recipe(options: Options) -> Iterator[Row]:
+    flow, training = options.flow, options.training
+    if flow.flow_schedule_auto_shift and flow.flow_schedule_shift is not None:
+        yield (
+            "flow_schedule_shift",
+            flow.flow_schedule_shift,
+            "flow_schedule_auto_shift chooses the shift by picture size",
+            "remove one of the two",
+        )
+    try:
+        training.optimizer_arguments()
+    except ValueError as error:
+        key = "optimizer_config" if training.optimizer_config else "optimizer_beta1"
+        yield (key, training.optimizer_config, str(error), 'for example "beta1=0.9,beta2=0.99,weight_decay=0.01"')
+
+
+def _rest(options: Options) -> Iterator[Row]:
+    if options.data.maximum_image_size and not options.data.target_downsample_size:
+        yield (
+            "maximum_image_size",
+            options.data.maximum_image_size,
+            "it needs target_downsample_size",
+            "set both or none",
+        )
