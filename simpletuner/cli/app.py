@@ -1,0 +1,93 @@
+"""The command line's border: commands, and errors as one paragraph. Imports no torch."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from importlib import import_module
+from pathlib import Path
+
+import click
+
+from simpletuner import __version__
+from simpletuner.errors import TunerError
+
+_LAZY = {"train": "simpletuner.cli.train:train"}
+
+
+class LazyGroup(click.Group):
+    """Loads a command's module only when the command is used, so that --help stays instant."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All commands by name."""
+        return sorted([*super().list_commands(ctx), *_LAZY])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """One command."""
+        if cmd_name in _LAZY:
+            module, attribute = _LAZY[cmd_name].split(":")
+            command: click.Command = getattr(import_module(module), attribute)
+            return command
+        return super().get_command(ctx, cmd_name)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="simpletuner")
+def app() -> None:
+    """Fine-tune NVLabs Sana on your own pictures."""
+
+
+@app.group()
+def examples() -> None:
+    """Ready-made configurations: list them, or copy one to start from."""
+
+
+@examples.command("list")
+def list_examples() -> None:
+    """List the packaged examples."""
+    from simpletuner.config.examples import EXAMPLES
+
+    for name, (_, _, text) in EXAMPLES.items():
+        click.echo(f"{name:8} {text}")
+
+
+@examples.command("copy")
+@click.argument("name")
+@click.argument("destination", type=click.Path(file_okay=False, path_type=Path), default=Path("config"))
+@click.option("--force", is_flag=True, help="Overwrite files that are there already.")
+def copy_example(name: str, destination: Path, force: bool) -> None:
+    """Copy the files of example NAME to DESTINATION (config by default)."""
+    from simpletuner.config.examples import copy
+
+    for path in copy(name, destination, force):
+        click.echo(f"wrote {path}")
+    click.echo("Next: edit the paths in these files, then `simpletuner train`.")
+
+
+def main() -> None:
+    """Entry point: run, and turn errors into one paragraph and an exit code."""
+    debug = "--debug" in sys.argv
+    try:
+        app.main(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("Interrupted.", err=True)
+        sys.exit(130)
+    except TunerError as error:
+        if debug:
+            traceback.print_exc()
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(1)
+    except Exception as error:  # noqa: BLE001 - the border: a person gets a sentence, --debug the rest
+        if debug:
+            traceback.print_exc()
+        click.echo(
+            f"Error: something unforeseen happened ({type(error).__name__}: {error}). "
+            "This is a fault of the program; run again with --debug and report what it prints.",
+            err=True,
+        )
+        sys.exit(1)

@@ -1,0 +1,121 @@
+"""`simpletuner train`: every option of config.json on the command line, generated from the option models."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import click
+
+from simpletuner.config.catalogue import ALIASES, CATALOGUE
+from simpletuner.config.checking import nearest
+from simpletuner.config.options import Section, section_of, sections
+
+_OWN = ("config", "env", "example", "debug", "help")
+
+
+def _is_bool(key: str) -> bool:
+    field = sections()[section_of()[key]].model_fields[key]
+    return field.annotation is bool
+
+
+def parse_overrides(arguments: list[str]) -> dict[str, Any]:
+    """``--key value``, ``--key=value`` and ``key=value`` → values by key; a bare ``--flag`` is true.
+
+    Raises:
+        click.UsageError: Unknown option, a value without a key, or a key without its value.
+    """
+    known = {*section_of(), *CATALOGUE, *ALIASES}
+    overrides: dict[str, Any] = {}
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        dashed = word.startswith("--")
+        name, has_value, value = word.partition("=")
+        key = name.lstrip("-").replace("-", "_")
+        if not dashed and not has_value:
+            raise click.UsageError(f"{word!r} belongs to no option; write --key value or key=value.")
+        if key not in known:
+            raise click.UsageError(f"No such option: --{key} ({nearest(key, [*known, *_OWN])})")
+        if has_value:
+            overrides[key] = value
+        elif rest and not _looks_like_option(rest[0], known):
+            overrides[key] = rest.pop(0)
+        elif key in CATALOGUE or _is_bool(ALIASES.get(key, key)):
+            overrides[key] = "true"
+        else:
+            raise click.UsageError(f"Option --{key} needs a value.")
+    return overrides
+
+
+def _looks_like_option(word: str, known: set[str]) -> bool:
+    name, has_value, _ = word.partition("=")
+    return word.startswith("--") or (bool(has_value) and name.replace("-", "_") in known)
+
+
+def _default(cls: type[Section], key: str) -> str:
+    value = cls.model_fields[key].default
+    if value is None or value == "":
+        return ""
+    if key == "validation_resolution":
+        return ",".join(f"{w}x{h}" for w, h in value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _choices(cls: type[Section], key: str) -> str:
+    values = [a for a in get_args(cls.model_fields[key].annotation) if isinstance(a, str)]
+    return f" ({', '.join(values)})" if len(values) > 1 else ""
+
+
+class OptionsHelp(click.Command):
+    """Writes all options, grouped by section, from their models."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The command's own options first, then every section."""
+        super().format_options(ctx, formatter)
+        for cls in sections().values():
+            rows = []
+            for key, field in cls.model_fields.items():
+                default = _default(cls, key)
+                text = f"{field.description}{_choices(cls, key)}"
+                rows.append((f"--{key}", f"{text}  [{default}]" if default else text))
+            with formatter.section((cls.__doc__ or "").rstrip(".")):
+                formatter.write_dl(rows)
+
+
+@click.command(
+    cls=OptionsHelp,
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "max_content_width": 110},
+)
+@click.option("--config", "-c", metavar="PATH", help="Configuration file or folder  [config/config.json]")
+@click.option("--env", metavar="NAME", help="Use config/NAME/config.json.")
+@click.option("--example", metavar="NAME", help="Run a packaged example (simpletuner examples list).")
+@click.option("--debug", is_flag=True, help="Show a traceback with errors.")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[--KEY VALUE | KEY=VALUE]...")
+def train(config: str | None, env: str | None, example: str | None, debug: bool, arguments: tuple[str, ...]) -> None:
+    """Train by config/config.json; options given here win over environment (SIMPLETUNER_KEY) and file.
+
+    Without any configuration the embedded example 'pocket' runs: a small Sana that learns a style in minutes.
+    """
+    import os
+
+    from simpletuner.config.read import find_config, load
+
+    words = list(arguments)
+    for name in ("config", "env", "example"):  # key=value spelling of this command's own options
+        for word in [w for w in words if w.startswith(f"{name}=")]:
+            words.remove(word)
+            value = word.partition("=")[2]
+            config, env, example = (
+                value if name == "config" else config,
+                value if name == "env" else env,
+                value if name == "example" else example,
+            )
+    overrides = parse_overrides(words)
+    if not example and find_config(config, env, example, os.environ) is None:
+        click.echo("There is no config/config.json here: running the embedded example 'pocket'.")
+        click.echo("(To make it your own: simpletuner examples copy pocket)")
+        example = "pocket"
+    run_config = load(config, env, example, overrides)
+    from simpletuner.training.run import train as run
+
+    run(run_config)
