@@ -95,7 +95,7 @@ def part(cls: Any, source: LoadSource, subfolder: str, dtype: torch.dtype) -> An
             subfolder=subfolder,
             revision=source.revision if path == source.path else None,
             variant=source.variant,
-            torch_dtype=dtype,
+            dtype=dtype,
             use_safetensors=True,
             low_cpu_mem_usage=False,
         )
