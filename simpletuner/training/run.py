@@ -540,6 +540,8 @@ def finish(
         say(f"  all pictures     {session.output_dir / 'validation_images'}")
     say(f"  trained model    {final} (a diffusers folder, {'EMA' if trainee.ema else 'live'} weights)")
     say(f"  checkpoints      {session.output_dir}")
+    if session.device.type == "cuda":
+        say(f"  peak GPU memory  {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
     say("Next: look at the pictures; then use the model:")
     say(f'  pipe = diffusers.SanaPipeline.from_pretrained("{final}")')
     say("  or train on: raise max_train_steps and start again, it resumes from the last checkpoint.")
