@@ -1,0 +1,113 @@
+"""Fixtures: the pocket model, a tiny random Sana with the real configuration keys, pictures, and the real command."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+POCKET = ROOT / "simpletuner" / "pocket"
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def pocket() -> Path:
+    return POCKET
+
+
+@pytest.fixture(scope="session")
+def tiny_sana(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stride 32, captions 2304 wide: the real Sana's shape with very few weights."""
+    folder = tmp_path_factory.mktemp("tiny-sana")
+    subprocess.run([sys.executable, str(ROOT / "tools" / "random_sana.py"), str(folder)], check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Callable[..., Path]:
+    """Make a folder of small pictures with captions beside them."""
+
+    def make(name: str = "pictures", count: int = 4, size: tuple[int, int] = (64, 64)) -> Path:
+        folder = tmp_path / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for index in range(count):
+            image = Image.linear_gradient("L").resize(size).rotate(37 * index).convert("RGB")
+            image.paste((255 - 40 * index, 30 * index, 90), (4, 4, size[0] // 2, size[1] // 3))
+            image.save(folder / f"picture_{index}.png")
+            (folder / f"picture_{index}.txt").write_text(f"a drawing of thing {index}\n", encoding="utf-8")
+        return folder
+
+    return make
+
+
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def command_line(*arguments: object) -> list[str]:
+    """The real command, from this very checkout."""
+    return [sys.executable, "-c", "from simpletuner.cli.app import main; main()", *map(str, arguments)]
+
+
+@pytest.fixture
+def simpletuner(tmp_path: Path) -> Command:
+    """Run the real command in ``tmp_path``."""
+
+    def run(*arguments: object, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            command_line(*arguments),
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", **environment},
+            check=False,
+        )
+        assert not check or done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    return run
+
+
+@pytest.fixture
+def pocket_run(tmp_path: Path, pictures: Callable[..., Path]) -> Callable[..., Path]:
+    """Write a small configuration on the pocket model into ``tmp_path/config``."""
+
+    def write(**options: object) -> Path:
+        folder = tmp_path / "config"
+        folder.mkdir(exist_ok=True)
+        config = {
+            "model_type": "full",
+            "model_family": "sana",
+            "pretrained_model_name_or_path": str(POCKET / "model"),
+            "output_dir": str(tmp_path / "out"),
+            "mixed_precision": "no",
+            "sana_complex_human_instruction": "None",
+            "tokenizer_max_length": 32,
+            "gradient_checkpointing": False,
+            "learning_rate": 1e-3,
+            "train_batch_size": 2,
+            "max_train_steps": 4,
+            "validation_disable": True,
+            "seed": 7,
+            **options,
+        }
+        dataset = {
+            "id": "set",
+            "instance_data_dir": str(pictures()),
+            "resolution": 64,
+            "resolution_type": "pixel",
+            "caption_strategy": "textfile",
+            "cache_dir_vae": str(tmp_path / "cache" / "vae"),
+        }
+        texts = {"id": "texts", "dataset_type": "text_embeds", "default": True, "cache_dir": str(tmp_path / "cache/text")}
+        (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        (folder / "multidatabackend.json").write_text(json.dumps([dataset, texts]), encoding="utf-8")
+        return folder / "config.json"
+
+    return write

@@ -1,0 +1,89 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simpletuner.data.placement import PlacementRules, place, reject_reason
+from simpletuner.data.types import Size
+
+sizes = st.builds(Size, st.integers(16, 6000), st.integers(16, 6000))
+rules = st.builds(
+    PlacementRules,
+    resolution=st.integers(64, 2048),
+    resolution_type=st.sampled_from(["pixel", "pixel_area"]),
+    alignment=st.sampled_from([16, 32, 64]),
+    crop=st.booleans(),
+    crop_aspect=st.sampled_from(["square", "preserve", "closest"]),
+    aspect_buckets=st.just((1.0, 0.75, 1.5)),
+    crop_style=st.sampled_from(["center", "corner", "random"]),
+    maximum_image_size=st.none() | st.integers(64, 3000),
+    target_downsample_size=st.integers(64, 3000),
+)
+
+
+@given(sizes, rules, st.integers(0, 2**32))
+def test_every_placement_is_sound(size: Size, rule: PlacementRules, seed: int) -> None:
+    placement = place(size, rule, seed)
+    left, top, right, bottom = placement.crop_box
+    assert (right - left, bottom - top) == placement.bucket
+    assert placement.bucket.width % rule.alignment == 0 == placement.bucket.height % rule.alignment
+    assert 0 <= left and 0 <= top and right <= placement.resize_to.width and bottom <= placement.resize_to.height
+    assert placement == place(size, rule, seed)
+
+
+@given(sizes, rules, st.integers(0, 2**32))
+def test_nothing_is_stretched(size: Size, rule: PlacementRules, seed: int) -> None:
+    resized = place(size, rule, seed).resize_to
+    scale = max(resized.width / size.width, resized.height / size.height)
+    # Both sides follow one scale to within a pixel of rounding.
+    assert abs(resized.width - size.width * scale) <= 1.5 + 0.5 * scale
+    assert abs(resized.height - size.height * scale) <= 1.5 + 0.5 * scale
+
+
+@given(st.builds(Size, st.integers(256, 4000), st.integers(256, 4000)), st.integers(256, 1024))
+def test_without_a_crop_at_most_one_cell_is_trimmed(size: Size, resolution: int) -> None:
+    rule = PlacementRules(resolution, "pixel_area", 32)
+    placement = place(size, rule, 0)
+    if max(size) / min(size) < 4:
+        assert placement.resize_to.width - placement.bucket.width <= 33 * max(1, size.width / size.height)
+        assert placement.resize_to.height - placement.bucket.height <= 33 * max(1, size.height / size.width)
+
+
+@given(sizes, st.sampled_from([448, 512, 736, 1024]))
+def test_a_square_crop_is_exactly_the_resolution(size: Size, resolution: int) -> None:
+    placement = place(size, PlacementRules(resolution, "pixel_area", 32, crop=True), 0)
+    assert placement.bucket == Size(resolution, resolution)  # 448 stays 448, 736 stays 736
+
+
+def test_area_is_megapixels() -> None:
+    assert place(Size(3000, 3000), PlacementRules(1.0, "area", 32), 0).bucket == Size(992, 992)
+    assert place(Size(3000, 3000), PlacementRules(1024, "pixel_area", 32), 0).bucket == Size(1024, 1024)
+    assert place(Size(1600, 800), PlacementRules(512, "pixel", 32), 0).bucket == Size(1024, 512)
+
+
+def test_a_large_picture_is_downsampled_before_the_crop() -> None:
+    rule = PlacementRules(512, "pixel", 32, crop=True, maximum_image_size=1024, target_downsample_size=768)
+    assert place(Size(2048, 2048), rule, 0).resize_to == Size(768, 768)
+    assert place(Size(1024, 1024), rule, 0).resize_to == Size(512, 512)
+    area = PlacementRules(0.25, "area", 32, crop=True, maximum_image_size=1.0, target_downsample_size=0.64)
+    assert place(Size(1600, 1600), area, 0).resize_to == Size(800, 800)
+
+
+def test_the_crop_is_where_its_style_says() -> None:
+    boxes = {
+        style: place(Size(800, 400), PlacementRules(256, "pixel", 32, crop=True, crop_style=style), 3).crop_box  # type: ignore[arg-type]
+        for style in ("center", "corner", "random")
+    }
+    assert boxes["center"] == (128, 0, 384, 256)
+    assert boxes["corner"] == (0, 0, 256, 256)
+    seeds = {place(Size(800, 400), PlacementRules(256, "pixel", 32, crop=True, crop_style="random"), s) for s in range(9)}
+    assert len(seeds) > 1
+
+
+def test_small_pictures_are_rejected_with_both_figures() -> None:
+    rule = PlacementRules(1024, "pixel_area", 32, minimum_image_size=1024)
+    assert reject_reason(Size(1024, 1024), rule) is None
+    reason = reject_reason(Size(800, 600), rule)
+    assert reason is not None and "800x600" in reason and "1024" in reason
+    square = PlacementRules(1024, "pixel_area", 32, crop=True, minimum_image_size=1024)
+    assert reject_reason(Size(4000, 600), square) is not None
+    assert reject_reason(Size(4000, 600), rule) is None
+    assert reject_reason(Size(4000, 600), PlacementRules(512, "pixel", 32, minimum_image_size=601)) is not None

@@ -1,0 +1,82 @@
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from simpletuner.data.cache import TensorStore, content_key
+from simpletuner.errors import CacheError
+
+
+def fill(folder: Path, count: int = 3) -> dict[str, torch.Tensor]:
+    tensors = {content_key("sample", i): torch.randn(2, i + 1) for i in range(count)}
+    store = TensorStore(folder)
+    with store.writer() as writer:
+        for key, tensor in tensors.items():
+            writer.add(key, tensor, key)
+    return tensors
+
+
+def test_tensors_come_back_in_a_new_process(tmp_path: Path) -> None:
+    tensors = fill(tmp_path)
+    store = TensorStore(tmp_path)
+    assert len(store) == 3
+    for key, tensor in tensors.items():
+        assert torch.equal(store.get(key), tensor) and store.shape(key) == tuple(tensor.shape)
+
+
+def test_any_safetensors_reader_opens_a_shard(tmp_path: Path) -> None:
+    tensors = fill(tmp_path)
+    (shard,) = tmp_path.glob("shard-*.safetensors")
+    assert set(load_file(shard)) == set(tensors)
+
+
+def test_bfloat16_is_kept_bit_for_bit(tmp_path: Path) -> None:
+    store, tensor = TensorStore(tmp_path), torch.randn(5).bfloat16()
+    with store.writer() as writer:
+        writer.add("a" * 64, tensor, "x")
+    assert torch.equal(TensorStore(tmp_path).get("a" * 64), tensor)
+
+
+def test_a_flipped_bit_is_found_on_reading(tmp_path: Path) -> None:
+    tensors = fill(tmp_path)
+    (shard,) = tmp_path.glob("shard-*.safetensors")
+    data = bytearray(shard.read_bytes())
+    data[-2] ^= 16
+    shard.write_bytes(data)
+    store = TensorStore(tmp_path)
+    failures = 0
+    for key in tensors:
+        try:
+            store.get(key)
+        except CacheError as error:
+            failures += 1
+            assert str(shard) in str(error) and "delete" in str(error)
+    assert failures == 1
+
+
+@pytest.mark.parametrize("keep", [0, 5, 40, -1])
+def test_a_truncated_shard_is_dropped_and_encoded_anew(tmp_path: Path, keep: int) -> None:
+    tensors = fill(tmp_path)
+    (shard,) = tmp_path.glob("shard-*.safetensors")
+    shard.write_bytes(shard.read_bytes()[:keep])
+    store = TensorStore(tmp_path)
+    assert len(store) == 0 and store.dropped == [shard] and not shard.exists()
+    assert not any(key in store for key in tensors)
+
+
+def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path) -> None:
+    (tmp_path / "shard-x.safetensors.tmp").write_bytes(b"half")
+    assert len(TensorStore(tmp_path)) == 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_nan_never_reaches_the_disk(tmp_path: Path) -> None:
+    store = TensorStore(tmp_path)
+    with pytest.raises(CacheError, match=r"cat\.png"), store.writer() as writer:
+        writer.add("k", torch.tensor([1.0, float("nan")]), "cat.png")
+    assert not list(tmp_path.iterdir())
+
+
+def test_keys_do_not_run_together() -> None:
+    assert content_key("ab", "c") != content_key("a", "bc") != content_key("abc")

@@ -1,0 +1,95 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from simpletuner.errors import ResumeError, TunerError
+from simpletuner.training import checkpoint, optimizers
+from simpletuner.training.checkpoint import TrainingState
+
+
+def write_model(folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    save_file({"w": torch.ones(3)}, folder / "diffusion_pytorch_model.safetensors")
+
+
+def save(folder: Path, step: int, keep: int | None = None) -> Path:
+    return checkpoint.save(folder, TrainingState(step), write_model, ({}, {"state": {"map": {}}, "groups": {"list": []}}), None, keep)
+
+
+def test_rotation_keeps_the_newest(tmp_path: Path) -> None:
+    for step in (2, 10, 4, 30):
+        save(tmp_path, step, keep=2)
+    assert [p.name for p in checkpoint.existing(tmp_path)] == ["checkpoint-10", "checkpoint-30"]
+
+
+def test_latest_passes_over_damage_and_names_it(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    newest = save(tmp_path, 2)
+    weights = newest / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    folder, notes = checkpoint.find(tmp_path, "latest")
+    assert folder is not None and folder.name == "checkpoint-1"
+    assert "checkpoint-2" in notes[0] and "hash" in notes[0]
+    assert newest.is_dir()  # never deleted
+
+
+def test_a_checkpoint_asked_for_by_path_is_that_one(tmp_path: Path) -> None:
+    other = save(tmp_path / "other", 7)
+    (tmp_path / "here").mkdir()
+    assert checkpoint.find(tmp_path / "here", str(other))[0] == other
+    with pytest.raises(ResumeError, match="no such folder"):
+        checkpoint.find(tmp_path / "here", "checkpoint-99")
+
+
+def test_nothing_to_resume_is_a_fresh_run(tmp_path: Path) -> None:
+    assert checkpoint.find(tmp_path, "latest") == (None, [])
+    save(tmp_path, 3)
+    assert checkpoint.find(tmp_path, "") == (None, [])
+
+
+def test_only_damaged_checkpoints_stop_the_run(tmp_path: Path) -> None:
+    (save(tmp_path, 1) / checkpoint.MANIFEST).unlink()
+    with pytest.raises(ResumeError, match="fresh run"):
+        checkpoint.find(tmp_path, "latest")
+
+
+def test_a_failing_save_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
+    good = save(tmp_path, 1)
+
+    def full(folder: Path) -> None:
+        folder.mkdir()
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(TunerError, match="No space left"):
+        checkpoint.save(tmp_path, TrainingState(2), full, ({}, {}), None, None)
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-1"]
+    assert checkpoint.problem_with(good) is None
+
+
+@pytest.mark.parametrize("name", sorted(optimizers.OPTIMIZERS))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_optimizer_resumes_bit_for_bit(name: str, dtype: torch.dtype) -> None:
+    def steps(parameter: torch.nn.Parameter, optimizer: torch.optim.Optimizer, start: int, stop: int) -> None:
+        for k in range(start, stop):
+            parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(k)).to(dtype)
+            optimizer.step()
+
+    def make() -> tuple[torch.nn.Parameter, torch.optim.Optimizer]:
+        parameter = torch.nn.Parameter(torch.linspace(-1, 1, 12).reshape(3, 4).to(dtype))
+        return parameter, optimizers.build(name, [parameter], 1e-2, {})
+
+    whole, optimizer = make()
+    steps(whole, optimizer, 0, 6)
+    half, first = make()
+    steps(half, first, 0, 3)
+    tensors, structure = optimizers.pack(first)
+    resumed, second = make()
+    resumed.data.copy_(half.data)
+    optimizers.unpack(second, tensors, json.loads(json.dumps(structure)))
+    steps(resumed, second, 3, 6)
+    assert torch.equal(whole, resumed)
