@@ -44,6 +44,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 POCKET = Path(__file__).resolve().parent.parent / "simpletuner" / "pocket"
 TOKENS = 32
 SAMPLING_SEEDS = (0, 1, 2)
+HALVES = {"choose": slice(0, None, 2), "report": slice(1, None, 2)}
 LOSS_LIMIT, PALETTE_LIMIT = 0.94, 0.89  # on the choose half: a little inside the targets of 0.95 and 0.88
 
 
@@ -145,6 +146,9 @@ class Stack(nn.Module):
             inputs = {"encoder_hidden_states": e, "encoder_attention_mask": m, "timestep": t * 1000}
             return functional_call(self.one, params, (x,), {**inputs, "return_dict": False})[0]
 
+        if self.count == 1:
+            params = {n: p[0] for n, p in self.named(flat).items()}
+            return one(params, noisy[0], embeds[0], mask[0], times[0])[None]
         with sdpa_kernel(SDPBackend.MATH):
             return vmap(one)(self.named(flat), noisy, embeds, mask, times)
 
@@ -186,9 +190,7 @@ class Bench:
         self.eval_embeds, self.eval_mask = self.read(self.eval_captions)
         self.eval_pictures = self.eval_pictures.to(self.device)
         self.eval_latents = self.encode(self.eval_pictures)
-        self.prompts = self.pipe.encode_prompt(
-            self.eval_captions, True, device=self.device, max_sequence_length=TOKENS
-        )
+        self.prompts = self.pipe.encode_prompt(self.eval_captions, True, device=self.device, max_sequence_length=TOKENS)
         self.latents = {}
 
     @torch.no_grad()
@@ -280,9 +282,7 @@ class Bench:
             latents = self.entry_latents(order[step])
             shape = (batch, *latents.shape[1:])
             noise = per_row(torch.stack([torch.randn(shape, generator=g, device=device) for g in generators]))
-            normal = per_row(
-                torch.stack([torch.randn(batch, generator=g, device=device) for g in generators])
-            )
+            normal = per_row(torch.stack([torch.randn(batch, generator=g, device=device) for g in generators]))
             chance = per_row(torch.stack([torch.rand(batch, generator=g, device=device) for g in generators]))
             index = per_row(picks[:, step])
             sigma = torch.sigmoid(scale * normal + offset)
@@ -366,15 +366,16 @@ class Bench:
         top1 = (alike.argmax(2) == torch.arange(len(real), device=self.device)).float().mean(1)
         return palette.tolist(), top1.tolist()
 
-    def measure(self, stack, half, settings, sampling_seeds):
-        """For each model: its loss, and for each (guidance, steps) a list of (palette, top-1), one a seed."""
-        losses = self.held_out(stack, half)
-        found = [{"loss": loss, "scores": {}} for loss in losses]
+    def measure(self, stack, halves, settings, sampling_seeds):
+        """For each half and model: its loss, and for each (guidance, steps) a list of (palette, top-1), one a seed."""
+        found = {h: [{"loss": v, "scores": {}} for v in self.held_out(stack, HALVES[h])] for h in halves}
         for guidance, steps in settings:
             for seed in sampling_seeds:
-                palette, top1 = self.score(self.sample(stack, guidance, steps, seed), half)
-                for row, p, t in zip(found, palette, top1, strict=True):
-                    row["scores"].setdefault(f"{guidance:g}/{steps}", []).append((p, t))
+                pictures = self.sample(stack, guidance, steps, seed)
+                for half in halves:
+                    palette, top1 = self.score(pictures, HALVES[half])
+                    for row, p, t in zip(found[half], palette, top1, strict=True):
+                        row["scores"].setdefault(f"{guidance:g}/{steps}", []).append((p, t))
         return found
 
 
@@ -389,13 +390,18 @@ def work(task):
     if BENCH is None:
         torch.set_num_threads(2)
         BENCH = Bench()
-    start = time.time()
-    half = slice(0, None, 2) if task["half"] == "choose" else slice(1, None, 2)
-    recipes, seeds = task["recipes"], task["seeds"]
+    start, training = time.time(), 0.0
+    recipes, seeds, halves = task["recipes"], task["seeds"], task["halves"]
+    # A CPU gains nothing from stacking: there every model is trained by itself.
+    shares = [(recipes, seeds)] if BENCH.device == "cuda" else [([r], [s]) for r in recipes for s in seeds]
+    found = {half: [] for half in halves}
     try:
-        stack = BENCH.train(recipes, seeds)
-        trained = time.time() - start
-        found = BENCH.measure(stack, half, task["settings"], task["sampling_seeds"])
+        for share in shares:
+            began = time.time()
+            stack = BENCH.train(*share)
+            training += time.time() - began
+            for half, runs in BENCH.measure(stack, halves, task["settings"], task["sampling_seeds"]).items():
+                found[half] += runs
     except torch.OutOfMemoryError:
         if len(recipes) == 1:
             raise
@@ -407,14 +413,13 @@ def work(task):
         cut = len(recipes) // 2
         return work({**task, "recipes": recipes[:cut]}) + work({**task, "recipes": recipes[cut:]})
     rows = []
-    for i, recipe in enumerate(recipes):
-        mine = found[i * len(seeds) : (i + 1) * len(seeds)]
-        rows.append({"stage": task["stage"], "half": task["half"], "recipe": dataclasses.asdict(recipe)})
-        rows[-1]["training_seeds"], rows[-1]["runs"] = list(seeds), mine
-    count = len(recipes) * len(seeds)
+    for half, (i, recipe) in itertools.product(halves, enumerate(recipes)):
+        rows.append({"stage": task["stage"], "half": half, "recipe": dataclasses.asdict(recipe)})
+        rows[-1]["training_seeds"] = list(seeds)
+        rows[-1]["runs"] = found[half][i * len(seeds) : (i + 1) * len(seeds)]
     print(
-        f"  {task['stage']}: {count} models x {recipes[0].steps} steps of {recipes[0].batch}: "
-        f"{trained:.0f}s training, {time.time() - start - trained:.0f}s measuring",
+        f"  {task['stage']}: {len(recipes) * len(seeds)} models x {recipes[0].steps} steps of "
+        f"{recipes[0].batch}: {training:.0f}s training, {time.time() - start - training:.0f}s measuring",
         flush=True,
     )
     return rows
@@ -515,7 +520,7 @@ def mutate(recipe, dice):
     return Recipe(**values)
 
 
-def stacks(recipes, seeds, samples, stage, half, settings):
+def stacks(recipes, seeds, samples, stage, halves, settings):
     """Tasks: recipes that can be trained side by side, at most ``samples`` pictures a step."""
     groups = {}
     for recipe in recipes:
@@ -525,7 +530,7 @@ def stacks(recipes, seeds, samples, stage, half, settings):
         size = max(1, samples // (batch * len(seeds)))
         size = -(-len(members) // -(-len(members) // size))  # equal shares
         for i in range(0, len(members), size):
-            tasks.append({"recipes": members[i : i + size], "seeds": seeds, "stage": stage, "half": half})
+            tasks.append({"recipes": members[i : i + size], "seeds": seeds, "stage": stage, "halves": halves})
             tasks[-1] |= {"settings": settings, "sampling_seeds": SAMPLING_SEEDS}
     return sorted(tasks, key=lambda t: -t["recipes"][0].steps)  # the longest first
 
@@ -538,15 +543,13 @@ def search(args, run):
     rows, seen = [], set()
     recipes = [Recipe(batch=2, steps=2), Recipe(batch=2, steps=2, lr=1e-3)] if args.rehearse else grid()
     if args.start and Path(args.start).exists():
-        recipes = [
-            Recipe(**{**c, "entries": tuple(c.get("entries", ("128",)))}) for c in read_lines(args.start)
-        ]
+        recipes = [Recipe(**{**c, "entries": tuple(c.get("entries", ("128",)))}) for c in read_lines(args.start)]
         recipes = list(dict.fromkeys([Recipe(), *recipes]))
     stage = "grid"
     while recipes:
         seen |= set(recipes)
         began = time.time()
-        rows += run(stacks(recipes, args.seeds, args.samples, stage, "choose", [first]))
+        rows += run(stacks(recipes, args.seeds, args.samples, stage, ["choose"], [first]))
         took = time.time() - began
         rows.sort(key=lambda r: -merit(r, key))
         print(f"== {stage}: {len(rows)} recipes, {time.time() - args.began:.0f}s", flush=True)
@@ -565,7 +568,7 @@ def search(args, run):
                 recipes.append(child)
     settings = [first] if args.rehearse else [(g, s) for g in (3.5, 4.5, 6.0, 8.0) for s in (20, 30)]
     finalists = [as_recipe(r) for r in rows[: args.finalists]]
-    found = run(stacks(finalists, args.confirm_seeds, args.samples, "confirm", "choose", settings))
+    found = run(stacks(finalists, args.confirm_seeds, args.samples, "confirm", ["choose"], settings))
     ranked = [(merit(r, k), k, r) for r in found for k in r["runs"][0]["scores"]]
     ranked.sort(key=lambda x: -x[0])
     print(f"== confirm, {time.time() - args.began:.0f}s", flush=True)
@@ -630,14 +633,13 @@ def main():
     else:
         chosen, setting = search(args, run)
     print(f"== chosen: {json.dumps(dataclasses.asdict(chosen))} guidance {setting[0]:g} steps {setting[1]}")
-    print("== report; its first row is the chosen recipe's, at both settings, the second the prototype's")
+    print("== report: first the chosen recipe, then the prototype")
     base = Recipe(batch=2, steps=2) if args.rehearse else Recipe()
-    for half in ("choose", "report"):
-        for recipe in dict.fromkeys([chosen, base]):
-            settings = list(dict.fromkeys([setting, (3.5, 20)]))
-            for row in run(stacks([recipe], report_seeds, args.samples, "report", half, settings)):
-                for key in row["runs"][0]["scores"]:
-                    print(f"{half}: {line(row, key)}", flush=True)
+    for recipe in dict.fromkeys([chosen, base]):
+        settings = list(dict.fromkeys([setting, (3.5, 20)]))
+        for row in run(stacks([recipe], report_seeds, args.samples, "report", list(HALVES), settings)):
+            for key in row["runs"][0]["scores"]:
+                print(f"{row['half']}: {line(row, key)}", flush=True)
     print(f"== done, {time.time() - args.began:.0f}s")
     if pool:
         pool.terminate()

@@ -26,7 +26,9 @@ def pocket() -> Path:
 def tiny_sana(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Stride 32, captions 2304 wide: the real Sana's shape with very few weights."""
     folder = tmp_path_factory.mktemp("tiny-sana")
-    subprocess.run([sys.executable, str(ROOT / "tools" / "random_sana.py"), str(folder)], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "random_sana.py"), str(folder)], check=True, capture_output=True
+    )
     return folder
 
 
@@ -105,9 +107,22 @@ def pocket_run(tmp_path: Path, pictures: Callable[..., Path]) -> Callable[..., P
             "caption_strategy": "textfile",
             "cache_dir_vae": str(tmp_path / "cache" / "vae"),
         }
-        texts = {"id": "texts", "dataset_type": "text_embeds", "default": True, "cache_dir": str(tmp_path / "cache/text")}
+        texts = {
+            "id": "texts",
+            "dataset_type": "text_embeds",
+            "default": True,
+            "cache_dir": str(tmp_path / "cache/text"),
+        }
         (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
         (folder / "multidatabackend.json").write_text(json.dumps([dataset, texts]), encoding="utf-8")
         return folder / "config.json"
 
     return write
+
+
+def pytest_configure() -> None:
+    """No deadlines: the first call of a property test pays for imports, and the machines have two cores."""
+    from hypothesis import settings
+
+    settings.register_profile("repeatable", deadline=None, derandomize=True)
+    settings.load_profile("repeatable")

@@ -26,8 +26,8 @@ SENTENCES = [
 
 
 def _write_tokenizer(folder: Path) -> int:
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-    from transformers import GemmaTokenizerFast
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
 
     special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
@@ -36,11 +36,12 @@ def _write_tokenizer(folder: Path) -> int:
     alphabet = [f"<0x{byte:02X}>" for byte in range(256)]
     trainer = trainers.BpeTrainer(vocab_size=800, special_tokens=special + alphabet, show_progress=False)
     tokenizer.train_from_iterator(SENTENCES, trainer)
-    model = json.loads(tokenizer.to_str())["model"]
-    merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in model["merges"]]
-    fast = GemmaTokenizerFast(vocab=model["vocab"], merges=merges, model_max_length=8192, padding_side="right")
+    bos = tokenizer.token_to_id("<bos>")
+    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", bos)])
+    names = {f"{name}_token": f"<{name}>" for name in ("pad", "eos", "bos", "unk", "mask")}
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=8192, padding_side="right", **names)
     fast.save_pretrained(folder)
-    return len(model["vocab"])
+    return tokenizer.get_vocab_size()
 
 
 def _shapes(size: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -132,7 +133,7 @@ def write(folder: Path, size: str = "tiny", device: str = "cpu", seed: int = 0) 
         "_diffusers_version": diffusers.__version__,
         "scheduler": ["diffusers", "DPMSolverMultistepScheduler"],
         "text_encoder": ["transformers", "Gemma2Model"],
-        "tokenizer": ["transformers", "GemmaTokenizerFast"],
+        "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
         "transformer": ["diffusers", "SanaTransformer2DModel"],
         "vae": ["diffusers", "AutoencoderDC"],
     }

@@ -1,0 +1,1 @@
+"""The configuration room: options, datasets, files; imports nothing of the program."""

@@ -170,13 +170,60 @@ DEFAULT_FLAVOUR = "sana1.0-1.6b-1024"
 
 # Optimizers of the original by name; those in options.py work.
 OTHER_OPTIMIZERS = frozenset(
-    """adamw_bf16 ao-adamw8bit ao-adamw4bit adamw_schedulefree adamw_schedulefree+aggressive adamw_schedulefree+no_kahan
-    optimi-adam optimi-stableadamw optimi-lion optimi-radam optimi-ranger optimi-adan optimi-sgd soap muon prodigy came
-    torch-adam torch-sgd torch-radam torch-nadam torch-rmsprop torch-adagrad torch-adadelta torch-adafactor torch-adamax
-    torch-asgd torch-sparseadam bnb-adagrad bnb-adagrad8bit bnb-adam bnb-adam8bit bnb-adamw bnb-adamw-paged
-    bnb-adamw8bit bnb-adamw8bit-paged bnb-lion bnb-lion-paged bnb-lion8bit bnb-lion8bit-paged bnb-ademamix
-    bnb-ademamix-paged bnb-ademamix8bit bnb-ademamix8bit-paged sdnq-adamw sdnq-adafactor sdnq-came sdnq-lion
-    sdnq-muon adamw8bit adafactor dadaptation""".split()
+    [
+        "adamw_bf16",
+        "ao-adamw8bit",
+        "ao-adamw4bit",
+        "adamw_schedulefree",
+        "adamw_schedulefree+aggressive",
+        "adamw_schedulefree+no_kahan",
+        "optimi-adam",
+        "optimi-stableadamw",
+        "optimi-lion",
+        "optimi-radam",
+        "optimi-ranger",
+        "optimi-adan",
+        "optimi-sgd",
+        "soap",
+        "muon",
+        "prodigy",
+        "came",
+        "torch-adam",
+        "torch-sgd",
+        "torch-radam",
+        "torch-nadam",
+        "torch-rmsprop",
+        "torch-adagrad",
+        "torch-adadelta",
+        "torch-adafactor",
+        "torch-adamax",
+        "torch-asgd",
+        "torch-sparseadam",
+        "bnb-adagrad",
+        "bnb-adagrad8bit",
+        "bnb-adam",
+        "bnb-adam8bit",
+        "bnb-adamw",
+        "bnb-adamw-paged",
+        "bnb-adamw8bit",
+        "bnb-adamw8bit-paged",
+        "bnb-lion",
+        "bnb-lion-paged",
+        "bnb-lion8bit",
+        "bnb-lion8bit-paged",
+        "bnb-ademamix",
+        "bnb-ademamix-paged",
+        "bnb-ademamix8bit",
+        "bnb-ademamix8bit-paged",
+        "sdnq-adamw",
+        "sdnq-adafactor",
+        "sdnq-came",
+        "sdnq-lion",
+        "sdnq-muon",
+        "adamw8bit",
+        "adafactor",
+        "dadaptation",
+    ]
 )
 OTHER_VALUES: Mapping[str, Mapping[str, str]] = {
     "model_type": {"lora": "not yet: adapters come with the training methods; model_type=full works"},

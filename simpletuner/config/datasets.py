@@ -134,6 +134,7 @@ OTHER_FIELD_VALUES: Mapping[str, Mapping[str, str]] = {
         for name in ("parquet", "csv", "huggingface", "webshart", "null")
     },
     "metadata_backend": {
-        name: "not yet: it comes with the data sources; use discovery" for name in ("parquet", "huggingface", "webshart")
+        name: "not yet: it comes with the data sources; use discovery"
+        for name in ("parquet", "huggingface", "webshart")
     },
 }

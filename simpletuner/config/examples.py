@@ -17,10 +17,7 @@ EXAMPLES: dict[str, tuple[Path, dict[str, str], str]] = {
     ),
     "sana": (
         _PACKAGE / "config" / "examples",
-        {
-            name: f"{name}.example"
-            for name in ("config.json", "multidatabackend.json", "user_prompt_library.json")
-        },
+        {name: f"{name}.example" for name in ("config.json", "multidatabackend.json", "user_prompt_library.json")},
         "full-rank training of Sana 1.6B at 1024 px",
     ),
 }

@@ -27,7 +27,9 @@ class ModelOptions(Section):
 
     model_type: Literal["full"] = Field("full", description="What is trained: full = all transformer weights.")
     model_family: Literal["sana"] = Field("sana", description="Model family.")
-    model_flavour: str | None = Field(None, description="Weights by name where no path is given, e.g. sana1.0-1.6b-1024.")
+    model_flavour: str | None = Field(
+        None, description="Weights by name where no path is given, e.g. sana1.0-1.6b-1024."
+    )
     pretrained_model_name_or_path: str = Field("", description="Hub id or folder of a diffusers Sana pipeline.")
     pretrained_transformer_model_name_or_path: str | None = Field(None, description="Other transformer weights.")
     pretrained_transformer_subfolder: str = Field("transformer", description="Subfolder of the transformer.")
@@ -65,7 +67,9 @@ class TrainingOptions(Section):
     lr_scale: bool = Field(False, description="Multiply the learning rate by pictures per optimizer step.")
     lr_scale_sqrt: bool = Field(False, description="With lr_scale: by the square root of that.")
     optimizer: Literal["optimi-adamw", "torch-adamw"] = Field("optimi-adamw", description="Optimizer.")
-    optimizer_config: str = Field("", description="key=value,key=value for the optimizer: beta1, beta2, eps, weight_decay.")
+    optimizer_config: str = Field(
+        "", description="key=value,key=value for the optimizer: beta1, beta2, eps, weight_decay."
+    )
     optimizer_beta1: Annotated[float, Field(ge=0.0, lt=1.0)] | None = Field(None, description="Together with beta2.")
     optimizer_beta2: Annotated[float, Field(ge=0.0, lt=1.0)] | None = Field(None, description="Together with beta1.")
     max_grad_norm: Annotated[float, Field(ge=0.0)] = Field(1.0, description="Gradient bound; 0 turns clipping off.")
@@ -116,10 +120,14 @@ class FlowOptions(Section):
 class DataOptions(Section):
     """Data."""
 
-    data_backend_config: Path | None = Field(None, description="Dataloader file; multidatabackend.json beside config.json.")
+    data_backend_config: Path | None = Field(
+        None, description="Dataloader file; multidatabackend.json beside config.json."
+    )
     resolution: Annotated[float, Field(gt=0.0)] = Field(1024, description="Default resolution of datasets.")
     resolution_type: Literal["pixel", "area", "pixel_area"] = Field("pixel_area", description="Its unit.")
-    minimum_image_size: Annotated[float, Field(ge=0.0)] | None = Field(None, description="Smaller pictures are skipped.")
+    minimum_image_size: Annotated[float, Field(ge=0.0)] | None = Field(
+        None, description="Smaller pictures are skipped."
+    )
     maximum_image_size: Annotated[float, Field(gt=0.0)] | None = Field(None, description="See target_downsample_size.")
     target_downsample_size: Annotated[float, Field(gt=0.0)] | None = Field(
         None, description="Pictures above maximum_image_size are reduced to this before cropping."
@@ -150,7 +158,9 @@ class ValidationOptions(Section):
         ((1024, 1024),), description="WxH, several with commas."
     )
     validation_seed: Annotated[int, Field(ge=0)] | None = Field(None, description="Seed of the pictures; else seed.")
-    validation_step_interval: Annotated[int, Field(ge=0)] | None = Field(None, description="Every n steps; start and end always.")
+    validation_step_interval: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="Every n steps; start and end always."
+    )
     validation_on_startup: bool = Field(True, description="Also draw the base model, for the before/after grid.")
     num_validation_images: Positive = Field(1, description="Pictures per prompt and size.")
 
@@ -158,7 +168,9 @@ class ValidationOptions(Section):
 class EvaluationOptions(Section):
     """Held-out loss."""
 
-    eval_steps_interval: Annotated[int, Field(ge=0)] | None = Field(None, description="Every n steps; start and end always.")
+    eval_steps_interval: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="Every n steps; start and end always."
+    )
     num_eval_images: Positive | None = Field(None, description="At most this many held-out pictures; all.")
     eval_loss_disable: bool = Field(False, description="Do not measure it.")
 
@@ -169,7 +181,9 @@ class CheckpointOptions(Section):
     output_dir: Path = Field(Path("output/models"), description="Checkpoints, pictures and the trained model.")
     checkpoint_step_interval: Annotated[int, Field(ge=0)] = Field(500, description="Every n steps; 0 only at the end.")
     checkpoints_total_limit: Annotated[int, Field(ge=0)] = Field(5, description="Checkpoints kept; 0 keeps all.")
-    resume_from_checkpoint: str | None = Field("latest", description='"latest", a checkpoint, or false for a fresh run.')
+    resume_from_checkpoint: str | None = Field(
+        "latest", description='"latest", a checkpoint, or false for a fresh run.'
+    )
 
 
 class Options(Section):

@@ -69,7 +69,9 @@ def find_config(config: str | None, env: str | None, example: str | None, enviro
         if found is None:
             raise _one(str(path), "--config", asked, "there is no such configuration", "check the path")
         return found
-    name = env or next((environ[k] for k in ("SIMPLETUNER_ENVIRONMENT", "SIMPLETUNER_ENV", "ENV") if environ.get(k)), "")
+    name = env or next(
+        (environ[k] for k in ("SIMPLETUNER_ENVIRONMENT", "SIMPLETUNER_ENV", "ENV") if environ.get(k)), ""
+    )
     if name and name != "default":
         found = _in_folder(Path("config") / name)
         if found is None:
@@ -226,7 +228,13 @@ def _prompts(options: Options, where: Mapping[str, str], findings: Findings) -> 
     file = where["user_prompt_library"]
     if not library.expanduser().is_file():
         findings.problems.append(
-            Problem(file, "user_prompt_library", str(library), "there is no such file", "copy user_prompt_library.json.example")
+            Problem(
+                file,
+                "user_prompt_library",
+                str(library),
+                "there is no such file",
+                "copy user_prompt_library.json.example",
+            )
         )
         return tuple(prompts)
     try:

@@ -61,9 +61,16 @@ def parse_instruction(value: Any) -> Any:
 
 
 def to_bool(value: Any) -> Any:
-    """"true"/"false" (also yes, no, 1, 0, on, off) → bool; anything else unchanged."""
+    """Words such as "true", "no" or "off" become booleans; anything else stays unchanged."""
     if isinstance(value, str):
-        return {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}.get(
-            value.strip().lower(), value
-        )
+        return {
+            "true": True,
+            "yes": True,
+            "on": True,
+            "1": True,
+            "false": False,
+            "no": False,
+            "off": False,
+            "0": False,
+        }.get(value.strip().lower(), value)
     return value

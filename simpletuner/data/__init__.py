@@ -1,0 +1,1 @@
+"""Rooms 1-5: find, place, cut, encode and keep, draw."""

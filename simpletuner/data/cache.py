@@ -160,6 +160,8 @@ class TensorStore:
                 f"{entry.shard} is damaged (checksum of {key[:12]}… differs). "
                 "What to do: delete that file and run again; only its samples are encoded anew."
             )
+        if not data:  # a caption without a single token
+            return torch.empty(entry.shape, dtype=entry.dtype)
         return torch.frombuffer(data, dtype=entry.dtype).reshape(entry.shape)
 
     def writer(self) -> ShardWriter:

@@ -30,6 +30,12 @@ class CaptionRules:
     prepend_instance_prompt: bool = False
     only_instance_prompt: bool = False
 
+    def __post_init__(self) -> None:
+        """Refuse rules that ask for an instance prompt and have none."""
+        needed = self.strategy == "instanceprompt" or self.prepend_instance_prompt or self.only_instance_prompt
+        if needed and not self.instance_prompts:
+            raise DataError("these caption rules need an instance_prompt, and there is none: name your subject")
+
 
 def captions_for(path: Path, rules: CaptionRules) -> tuple[str, ...]:
     """The captions of one picture, alternatives in a stable order.
@@ -49,9 +55,13 @@ def _from_file(path: Path) -> tuple[str, ...]:
     """Non-empty lines of the text file beside the picture; an empty file is one empty caption."""
     file = path.with_suffix(".txt")
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = file.read_text(encoding="utf-8-sig")  # with or without BOM, any line ends
     except FileNotFoundError as error:
-        raise DataError(f"it has no caption: {file.name} does not exist beside it") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"its caption {file.name} cannot be read as UTF-8 text") from error
-    return tuple(line.strip() for line in text.splitlines() if line.strip()) or ("",)
+        raise DataError(f"{path.name} has no caption: {file.name} does not exist beside it") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"the caption of {path.name}, {file.name}, is not UTF-8 text: save it as UTF-8") from error
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise DataError(f"the caption of {path.name}, {file.name}, cannot be read ({reason})") from error
+    # Not splitlines(): it also breaks at characters that may stand inside a caption, such as U+2028.
+    return tuple(line.strip() for line in text.split("\n") if line.strip()) or ("",)

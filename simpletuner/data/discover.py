@@ -7,6 +7,7 @@ its reason. Reads headers only; decodes nothing and writes nothing.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +15,10 @@ from simpletuner.data.captions import CaptionRules, captions_for
 from simpletuner.data.images import read_size
 from simpletuner.data.placement import PlacementRules, reject_reason
 from simpletuner.data.types import Sample, Skipped
-from simpletuner.errors import DataError, ImageError
+from simpletuner.errors import DataError
 
-PICTURES = frozenset(
-    ".png .apng .jpg .jpeg .jpe .jfif .webp .bmp .dib .gif .tif .tiff .avif .avifs .jp2 .j2k .ppm .pgm .tga .ico".split()
+PICTURES = tuple(
+    ".png .jpg .jpeg .webp .bmp .tif .tiff .gif .avif .jfif .jpe .apng .avifs .dib .jp2 .j2k .ppm .pgm .tga .ico".split()
 )
 # Files that belong beside pictures and need no remark.
 SIDECARS = frozenset(".txt .json .jsonl .csv .parquet .md .npz .safetensors .caption .yaml .yml .xml .db .ini".split())
@@ -34,21 +35,27 @@ class Discovery:
 def find_pictures(folder: Path) -> tuple[list[Path], list[Skipped]]:
     """All picture files below ``folder`` in an order that is the same on every system.
 
-    Hidden files and folders are left alone. Links to folders are followed once.
+    Hidden files and folders are left alone. Links to folders are followed, each folder once, so loops end.
 
     Returns:
-        Pictures, and files that are neither pictures nor the usual files beside them.
+        Pictures, and what is left out: folders that cannot be read, and files that are neither pictures nor the usual
+        files beside them.
     """
     pictures: list[Path] = []
     skipped: list[Skipped] = []
     seen: set[Path] = set()
-    for root, folders, files in os.walk(folder, followlinks=True):
+
+    def unreadable(error: OSError) -> None:
+        skipped.append(Skipped(Path(error.filename), f"the folder cannot be read ({error.strerror})"))
+
+    for root, folders, files in os.walk(folder, followlinks=True, onerror=unreadable):
         real = Path(root).resolve()
         if real in seen:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        # Sorted, so that the same one of two links to a folder is taken on every system.
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in files:
             path = Path(root) / name
             if name.startswith("."):
@@ -56,39 +63,62 @@ def find_pictures(folder: Path) -> tuple[list[Path], list[Skipped]]:
             if path.suffix.lower() in PICTURES:
                 pictures.append(path)
             elif path.suffix.lower() not in SIDECARS:
-                skipped.append(Skipped(path, f"{path.suffix or 'a file without ending'} is not a picture format"))
+                skipped.append(Skipped(path, _why_no_picture(path)))
     return sorted(pictures, key=lambda p: p.relative_to(folder).parts), sorted(skipped, key=lambda s: s.path.parts)
 
 
-def discover(folder: Path, captions: CaptionRules, placement: PlacementRules) -> Discovery:
+def _why_no_picture(path: Path) -> str:
+    if path.suffix.lower() in (".heic", ".heif"):
+        return "HEIC cannot be read here: convert it to JPEG or PNG"
+    return f"{path.suffix or 'a file without ending'} is not a picture format"
+
+
+def _look_at(path: Path, caption_rules: CaptionRules, placement_rules: PlacementRules) -> Sample | Skipped:
+    """One picture file, from its header and its caption alone."""
+    try:
+        size = read_size(path)
+        reason = reject_reason(size, placement_rules)
+        return Skipped(path, reason) if reason else Sample(path, size, captions_for(path, caption_rules))
+    except DataError as error:  # also ImageError
+        return Skipped(path, str(error))
+
+
+def discover(
+    folder: Path,
+    caption_rules: CaptionRules,
+    placement_rules: PlacementRules,
+    on_file: Callable[[], None] | None = None,
+) -> Discovery:
     """Find the usable pictures of one dataset.
 
     Args:
         folder: Searched with all its subfolders.
-        captions: How captions are found.
-        placement: For the size filter.
+        caption_rules: How captions are found.
+        placement_rules: For the size filter.
+        on_file: Called after each picture file, for a progress bar.
+
+    Returns:
+        Every file that was looked at, either used or skipped.
 
     Raises:
         DataError: The folder is missing, or holds no picture at all.
     """
     if not folder.is_dir():
-        raise DataError(f"there is no folder {folder} (instance_data_dir). Make it, or correct the path.")
+        what = "it is a file" if folder.exists() else "it does not exist"
+        raise DataError(f"{folder} (instance_data_dir) is no folder: {what}. Make it, or correct the path.")
     pictures, skipped = find_pictures(folder)
     if not pictures:
         raise DataError(
-            f"no images detected in dataset: {folder} holds no picture files. Put pictures there "
-            f"({', '.join(sorted(PICTURES)[:6])} …), or correct instance_data_dir."
+            f"no images detected in dataset: {folder} holds no picture files ({len(skipped)} other files). Put pictures "
+            f"there ({', '.join(PICTURES[:6])} …), or correct instance_data_dir."
         )
     samples: list[Sample] = []
     for path in pictures:
-        try:
-            size = read_size(path)
-            reason = reject_reason(size, placement)
-            found = captions_for(path, captions) if reason is None else ()
-        except (ImageError, DataError) as error:
-            reason = str(error)
-        if reason is None:
-            samples.append(Sample(path, size, found))
+        found = _look_at(path, caption_rules, placement_rules)
+        if isinstance(found, Sample):
+            samples.append(found)
         else:
-            skipped.append(Skipped(path, reason))
+            skipped.append(found)
+        if on_file:
+            on_file()
     return Discovery(tuple(samples), tuple(skipped))

@@ -37,9 +37,7 @@ def latent_key(sample: Sample, placement: Placement) -> str:
     start would cost more than it saves.
     """
     stat = sample.path.stat()
-    return content_key(
-        sample.path.resolve(), stat.st_size, stat.st_mtime_ns, placement.resize_to, placement.crop_box
-    )
+    return content_key(sample.path.resolve(), stat.st_size, stat.st_mtime_ns, placement.resize_to, placement.crop_box)
 
 
 def text_key(caption: str) -> str:

@@ -1,26 +1,60 @@
 """Room 3, Cut: a file and a Placement become pixels.
 
 In: a path. Out: its size from the header alone, or pixels [3, H, W] in [-1, 1]. One decoder for everything: EXIF
-rotation, ICC to sRGB, CMYK, palettes, transparency over white, 16 bits. Refuses bombs by their header. Writes nothing.
+rotation, ICC to sRGB, CMYK, palettes, transparency over white, 16 bits. Refuses bombs by their header. Chooses no
+size itself and writes nothing.
 """
 
 from __future__ import annotations
 
 import io
+import struct
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 from simpletuner.data.types import Placement, Size
 from simpletuner.errors import ImageError
 
 MAX_PIXELS = 100_000_000
-_SWAPS_SIDES = {5, 6, 7, 8}
-_WHITE = 255
-_FAILURES = (OSError, ValueError, SyntaxError, EOFError, MemoryError, OverflowError, Image.DecompressionBombError)
+# Named, so that no file can reach the decoders that start other programs (EPS) or that few people audit.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "AVIF", "JPEG2000", "PPM", "TGA", "ICO")
+_SWAPS_SIDES = (5, 6, 7, 8)
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_PNG_START = 8
+# Warning filters belong to the whole process and pictures are opened by several threads.
+_filters = threading.Lock()
+
+
+@contextmanager
+def _plain_reasons(doing: str) -> Iterator[None]:
+    """Whatever a decoder raises for a broken file becomes an ImageError with a plain reason."""
+    too_large = f"it is larger than {MAX_PIXELS // 10**6} megapixels"
+    try:
+        yield
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ImageError(too_large) from error
+    except UnidentifiedImageError as error:
+        raise ImageError("it is not a picture that can be read, whatever its name says") from error
+    except Exception as error:  # noqa: BLE001 - one unreadable picture: decoders raise nearly anything
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise ImageError(f"it cannot be {doing}: the file is damaged or cut short ({reason})") from error
 
 
 def _open(path: Path) -> Image.Image:
@@ -29,33 +63,54 @@ def _open(path: Path) -> Image.Image:
     Raises:
         ImageError: With a plain reason.
     """
+    if not path.is_file():  # also a pipe, which would block
+        raise ImageError("it is not a file (any more)")
+    if path.stat().st_size == 0:
+        raise ImageError("the file is empty")
     try:
-        with warnings.catch_warnings():
-            # Pillow warns long before our own limit; ours decides.
+        with _filters, warnings.catch_warnings():
+            # Pillow warns below our own limit; ours decides.
             warnings.simplefilter("ignore")
-            picture = Image.open(path)
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"it is larger than {MAX_PIXELS // 10**6} megapixels") from error
-    except UnidentifiedImageError as error:
-        empty = path.is_file() and path.stat().st_size == 0
-        raise ImageError("the file is empty" if empty else "it is not a picture that can be read") from error
-    except _FAILURES as error:
-        raise ImageError(f"it cannot be opened ({error})") from error
-    if picture.width * picture.height > MAX_PIXELS:
+            with _plain_reasons("opened"):
+                picture = Image.open(path, formats=FORMATS)
+    except ImageError as error:
+        if isinstance(error.__cause__, PermissionError):
+            raise ImageError("it cannot be opened: no permission to read it") from error
+        raise
+    width, height = picture.size
+    if width * height > MAX_PIXELS or width < 1 or height < 1:
         picture.close()
-        raise ImageError(
-            f"it has {picture.width}x{picture.height} pixels, more than {MAX_PIXELS // 10**6} megapixels"
-        )
-    if not picture.width or not picture.height:
-        picture.close()
-        raise ImageError("it has no pixels")
+        raise ImageError(f"it has {width}x{height} pixels; from 1 to {MAX_PIXELS // 10**6} megapixels can be read")
     return picture
 
 
-def _orientation(picture: Image.Image) -> int:
+def _late_exif(path: Path) -> bytes | None:
+    """The eXIf chunk of a PNG wherever it stands, found by hopping over the others.
+
+    Pillow sees a chunk behind the pixels only after decoding them, which is where ExifTool writes it.
+    """
+    with path.open("rb") as file:
+        file.seek(_PNG_START)
+        while len(head := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            if kind == b"eXIf":
+                return file.read(length)
+            file.seek(length + 4, io.SEEK_CUR)
+    return None
+
+
+def _orientation(picture: Image.Image, path: Path) -> int:
+    """EXIF orientation 1 to 8, from the header. 1 for TIFF, which Pillow turns by itself."""
+    if picture.format == "TIFF":
+        return 1
     try:
-        value = picture.getexif().get(ExifTags.Base.Orientation, 1)
-    except _FAILURES:
+        with _plain_reasons("opened"), _filters, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if picture.format == "PNG" and "exif" not in picture.info and (exif := _late_exif(path)):
+                picture.info["exif"] = exif
+            # Not picture.getexif(): that of PNG decodes the whole picture.
+            value = Image.Image.getexif(picture).get(ExifTags.Base.Orientation, 1)
+    except ImageError:
         return 1  # broken EXIF says nothing
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
@@ -68,7 +123,7 @@ def read_size(path: Path) -> Size:
     """
     with _open(path) as picture:
         size = Size(*picture.size)
-        return Size(size.height, size.width) if _orientation(picture) in _SWAPS_SIDES else size
+        return Size(size.height, size.width) if _orientation(picture, path) in _SWAPS_SIDES else size
 
 
 def open_rgb(path: Path, at_least: Size | None = None) -> Image.Image:
@@ -83,61 +138,81 @@ def open_rgb(path: Path, at_least: Size | None = None) -> Image.Image:
         ImageError: It cannot be decoded.
     """
     with _open(path) as picture:
-        orientation = _orientation(picture)
-        if at_least and picture.format == "JPEG" and picture.mode == "RGB":
-            wanted = at_least[::-1] if orientation in _SWAPS_SIDES else tuple(at_least)
-            picture.draft("RGB", (wanted[0] * 2, wanted[1] * 2))
-        try:
+        orientation = _orientation(picture, path)
+        with _plain_reasons("decoded"):
+            if at_least and picture.format in ("JPEG", "MPO"):
+                wanted = at_least[::-1] if orientation in _SWAPS_SIDES else tuple(at_least)
+                picture.draft(None, (wanted[0] * 2, wanted[1] * 2))
             picture.load()
-            upright = ImageOps.exif_transpose(picture)
-            return _to_srgb(upright, picture.info.get("icc_profile"))
-        except _FAILURES as error:
-            raise ImageError(f"it cannot be decoded ({error})") from error
+            rgb = _to_srgb(picture, picture.info.get("icc_profile"))
+            return rgb.transpose(_UPRIGHT[orientation]) if orientation != 1 else rgb
 
 
 def _to_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
     """Any mode → RGB: depth first, then colour, then transparency over white."""
-    picture = _to_eight_bits(picture)
-    alpha = None
-    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        alpha = picture.getchannel("A")
-        picture = picture.convert("RGB")
+    picture, alpha = _split_alpha(_to_eight_bits(picture))
     converted = _apply_profile(picture, profile)
-    if alpha is not None:
-        canvas = Image.new("RGB", converted.size, (_WHITE,) * 3)
-        canvas.paste(converted, mask=alpha)
-        converted = canvas
-    return converted
+    if alpha is None:
+        return converted
+    canvas = Image.new("RGB", converted.size, "white")
+    canvas.paste(converted, mask=alpha)
+    return canvas
 
 
 def _to_eight_bits(picture: Image.Image) -> Image.Image:
     """16- and 32-bit grey and float grey → L by scale; Pillow's own conversion would clip at 255."""
-    if picture.mode.startswith("I;16") or picture.mode == "I":
-        values = np.asarray(picture).astype(np.float64)
-        return Image.fromarray(np.clip(np.rint(values / 257.0), 0, 255).astype(np.uint8), "L")
+    if not (picture.mode.startswith("I") or picture.mode == "F"):
+        return picture
+    values = np.asarray(picture)
     if picture.mode == "F":
-        values = np.nan_to_num(np.asarray(picture).astype(np.float64))
-        scale = 255.0 if values.max(initial=0.0) <= 1.0 else 1.0  # float TIFFs are either 0…1 or 0…255
-        return Image.fromarray(np.clip(np.rint(values * scale), 0, 255).astype(np.uint8), "L")
-    return picture
+        values = np.nan_to_num(values.astype(np.float64))
+        top = values.max(initial=0.0)
+        # Float files do not say their range: 0…1, 0…255 and 0…65535 are in use.
+        scale = 255.0 if top <= 1.0 else 1.0 if top <= 255.0 else 1 / 257
+        grey = np.rint(np.clip(values * scale, 0, 255)).astype(np.uint8)
+    elif values.max(initial=0) > 65535:  # 32-bit integers
+        grey = np.clip(values.astype(np.int64) >> 23, 0, 255).astype(np.uint8)
+    else:
+        grey = ((np.clip(values, 0, 65535).astype(np.uint32) + 128) // 257).astype(np.uint8)
+    result = Image.fromarray(grey)
+    key = picture.info.get("transparency")
+    if isinstance(key, int):  # the one grey that stands for nothing, in the depth of the file
+        result.putalpha(Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8)))
+    return result
+
+
+def _split_alpha(picture: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """Colours (grey stays grey, palettes become RGB) and alpha, if there is any."""
+    grey = picture.mode in ("1", "L", "LA", "La")
+    if picture.has_transparency_data:
+        key = picture.info.get("transparency")
+        if picture.mode == "RGB" and isinstance(key, tuple) and max(key) > 255:
+            picture.info["transparency"] = tuple(part >> 8 for part in key)  # 16-bit PNG, read as 8 bits
+        picture = picture.convert("LA" if grey else "RGBA")
+        return picture.convert("L" if grey else "RGB"), picture.getchannel("A")
+    if grey:
+        return picture.convert("L"), None
+    return (picture if picture.mode in ("RGB", "CMYK", "LAB") else picture.convert("RGB")), None
 
 
 def _apply_profile(picture: Image.Image, profile: bytes | None) -> Image.Image:
     """Convert to sRGB through the embedded ICC profile; a broken or unfitting profile is ignored."""
-    if profile and picture.mode in ("RGB", "L", "CMYK"):
+    lab = picture.mode == "LAB"
+    if profile or lab:
         try:
-            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            source = ImageCms.createProfile("LAB") if lab else ImageCms.ImageCmsProfile(io.BytesIO(profile or b""))
             result = ImageCms.profileToProfile(picture, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
             if result is not None:
                 return result
-        except (ImageCms.PyCMSError, OSError, ValueError):
+        except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
             pass
     return picture.convert("RGB")
 
 
 def cut(path: Path, placement: Placement) -> torch.Tensor:
     """Decode, resize and crop.
+
+    Antialiased bicubic in torch: Lanczos quality at a third of the time, no aliasing.
 
     Args:
         path: The picture.
@@ -148,11 +223,9 @@ def cut(path: Path, placement: Placement) -> torch.Tensor:
 
     Raises:
         ImageError: It cannot be decoded.
-
-    Antialiased bicubic in torch: Lanczos quality at a third of the time, no aliasing.
     """
     picture = open_rgb(path, placement.resize_to)
-    pixels = torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)
+    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
     wanted = placement.resize_to
     if pixels.shape[1:] != (wanted.height, wanted.width):
         resized = torch.nn.functional.interpolate(
@@ -160,4 +233,4 @@ def cut(path: Path, placement: Placement) -> torch.Tensor:
         )
         pixels = resized[0]
     left, top, right, bottom = placement.crop_box
-    return pixels[:, top:bottom, left:right].float() / 127.5 - 1.0
+    return pixels[:, top:bottom, left:right].contiguous().float() / 127.5 - 1.0

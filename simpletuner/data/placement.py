@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from simpletuner.data.types import Placement, Size
+from simpletuner.errors import DataError
 
+MAX_RESIZED_PIXELS = 100_000_000
 ResolutionType = Literal["pixel", "area", "pixel_area"]
 
 
@@ -45,6 +47,11 @@ class PlacementRules:
     maximum_image_size: float | None = None
     target_downsample_size: float | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse rules that cannot place any picture."""
+        if self.crop and self.crop_aspect == "closest" and not self.aspect_buckets:
+            raise DataError("crop_aspect closest needs crop_aspect_buckets, for example [1.0, 0.75, 1.33]")
+
 
 def _square_pixels(value: float, kind: ResolutionType) -> float:
     """Area in pixels that a size option means."""
@@ -67,8 +74,17 @@ def reject_reason(size: Size, rules: PlacementRules) -> str | None:
     """Why a picture of this size is not used, or None.
 
     ``pixel`` asks both edges for the minimum; the area types ask the area, and with a square crop also both edges,
-    because a square cannot be cut from a narrower picture without enlarging it.
+    because a square cannot be cut from a narrower picture without enlarging it. A strip that would have to be blown up
+    beyond ``MAX_RESIZED_PIXELS`` is never used.
     """
+    resized = place(size, rules, 0).resize_to
+    if resized.width * resized.height > MAX_RESIZED_PIXELS:
+        return f"it is {size}, so narrow that it would have to be enlarged to {resized}"
+    return _too_small(size, rules)
+
+
+def _too_small(size: Size, rules: PlacementRules) -> str | None:
+    """What ``minimum_image_size`` says of this picture."""
     minimum = rules.minimum_image_size
     if not minimum:
         return None

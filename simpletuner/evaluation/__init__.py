@@ -1,0 +1,1 @@
+"""What shows whether it learns: held-out loss, validation pictures, grids."""

@@ -1,0 +1,1 @@
+"""Room 6 and the maths of room 7: flow matching, pure functions."""

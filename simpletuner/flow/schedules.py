@@ -68,9 +68,7 @@ class Density:
         return f"sigma drawn from {drawn}, {moved}"
 
 
-def draw_sigmas(
-    density: Density, count: int, tokens: int, offset: float, generator: torch.Generator
-) -> torch.Tensor:
+def draw_sigmas(density: Density, count: int, tokens: int, offset: float, generator: torch.Generator) -> torch.Tensor:
     """Draw sigmas for one micro-batch.
 
     Args:

@@ -1,0 +1,1 @@
+"""The embedded default: a small Sana, its pictures and its configuration."""

@@ -91,9 +91,7 @@ def pack(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dic
     return tensors, {"state": walk(state["state"], "state"), "groups": walk(groups, "groups")}
 
 
-def unpack(
-    optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor], structure: Mapping[str, Any]
-) -> None:
+def unpack(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor], structure: Mapping[str, Any]) -> None:
     """Put ``pack``'s result back, bit for bit, dtypes included.
 
     Raises:

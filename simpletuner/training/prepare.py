@@ -134,7 +134,9 @@ def check_sizes(found: Sequence[Found], batch_size: int, accumulation: int, allo
         return
     if allow:
         for sentence in sentences:
-            reporter.say(f"{sentence.split(': set')[0]}: filled with repeated pictures (allow_dataset_oversubscription)")
+            reporter.say(
+                f"{sentence.split(': set')[0]}: filled with repeated pictures (allow_dataset_oversubscription)"
+            )
         return
     listed = "\n  ".join(sentences)
     raise DataError(

@@ -16,29 +16,23 @@ from typing import Any
 
 import torch
 
-from simpletuner.config.datasets import ImageDataset
 from simpletuner.config.read import RunConfig
 from simpletuner.data.cache import TensorStore, content_key, weights_digest, write_atomic
-from simpletuner.data.captions import CaptionRules
-from simpletuner.data.encode import text_key
 from simpletuner.data.loader import DROPPED, Loader
-from simpletuner.data.placement import PlacementRules
 from simpletuner.data.sampler import Plan
-from simpletuner.data.types import Size
-from simpletuner.errors import ConfigError, Problem, ResumeError
+from simpletuner.errors import ResumeError
 from simpletuner.evaluation import eval_loss
-from simpletuner.evaluation.validation import ValidationSettings, Validator
-from simpletuner.flow.schedules import Density, auto_shift, histogram
+from simpletuner.evaluation.validation import Validator
 from simpletuner.models.base import Components, EncodedText, Facts, Family, LoadSource, TextSettings
 from simpletuner.models.sana.family import Sana
 from simpletuner.models.sana.prompts import trim
 from simpletuner.reporting.metrics import MetricsFile
 from simpletuner.reporting.progress import Reporter
-from simpletuner.training import checkpoint, device, optimizers, prepare
+from simpletuner.training import checkpoint, device, optimizers, prepare, translate
 from simpletuner.training.ema import Ema
 from simpletuner.training.hooks import Checkpointing, HeldOutLoss, Progress, ValidationPictures
-from simpletuner.training.learning_rate import Schedule
-from simpletuner.training.loop import Hook, Recipe, Trainee, score, train as train_loop
+from simpletuner.training.loop import Hook, Recipe, Trainee, score
+from simpletuner.training.loop import train as train_loop
 from simpletuner.training.precision import Precision, choose
 
 FAMILIES: dict[str, Family] = {"sana": Sana()}
@@ -96,11 +90,14 @@ def train(config: RunConfig, reporter: Reporter | None = None) -> None:
         options.data.caption_dropout_probability,
         {item.source.id: item.source.timestep_offset for item in training},
     )
-    total = total_steps(config, plan)
-    recipe = make_recipe(session, total, training)
+    total = translate.total_steps(config, plan)
+    drawn = translate.density(options, session.facts)
+    for line in translate.describe_noise(drawn, training, session.facts):
+        session.reporter.say(line)
+    recipe = translate.recipe(options, drawn, total, session.precision)
     trainee = make_trainee(session, parts)
-    fingerprint = plan_fingerprint(config, samples)
-    start, ema_updates = resume(session, trainee, resume_from, fingerprint, total)
+    fingerprint = translate.plan_fingerprint(config, samples)
+    start = resume(session, trainee, resume_from, fingerprint, total)
     hooks = make_hooks(session, trainee, recipe, validator, held_out, refs, texts, fingerprint)
     done = run_steps(session, trainee, recipe, loader, start, total, hooks)
     finish(session, parts, trainee, hooks, done, total)
@@ -115,22 +112,14 @@ def open_session(config: RunConfig, reporter: Reporter) -> Session:
     entry = optimizers.OPTIMIZERS[options.training.optimizer]
     precision = choose(options.precision.mixed_precision, entry.low_precision_safe)
     where = device.choose(disable_tf32=options.precision.disable_tf32)
-    model = options.model
-    source = LoadSource(
-        path=model.pretrained_model_name_or_path,
-        revision=model.revision,
-        variant=model.variant,
-        transformer_path=model.pretrained_transformer_model_name_or_path,
-        transformer_subfolder=model.pretrained_transformer_subfolder,
-        weight_dtype=precision.weights,
-        text_dtype=precision.cache,
-    )
-    family = FAMILIES[model.model_family]
+    source = translate.load_source(options, precision)
+    family = FAMILIES[options.model.model_family]
     facts = family.peek(source)
-    reporter.say(f"Training on {device.describe(where)}: {precision.describe()}, optimizer {options.training.optimizer}")
-    check_validation_sizes(config, facts)
+    reporter.say(
+        f"Training on {device.describe(where)}: {precision.describe()}, optimizer {options.training.optimizer}"
+    )
+    translate.check_validation_sizes(config, facts)
     write_atomic(output_dir / "config.resolved.json", json.dumps(config.raw, indent=2, default=str).encode())
-    instruction = model.sana_complex_human_instruction
     return Session(
         config=config,
         reporter=reporter,
@@ -141,85 +130,17 @@ def open_session(config: RunConfig, reporter: Reporter) -> Session:
         source=source,
         precision=precision,
         device=where,
-        text=TextSettings(
-            instruction=family.default_instruction() if instruction is None else tuple(instruction),
-            max_tokens=model.tokenizer_max_length,
-        ),
-    )
-
-
-def check_validation_sizes(config: RunConfig, facts: Facts) -> None:
-    """Refuse validation sizes that the model cannot draw, before anything is loaded.
-
-    Raises:
-        ConfigError: A side is not a multiple of what model and pipeline need.
-    """
-    needed = max(32, facts.alignment)  # the reference pipeline itself refuses sides that are no multiple of 32
-    problems = [
-        Problem(
-            config.config_file,
-            "validation_resolution",
-            f"{width}x{height}",
-            f"both sides must be multiples of {needed} pixels",
-            f"use {max(needed, round(width / needed) * needed)}x{max(needed, round(height / needed) * needed)}",
-        )
-        for width, height in config.options.validation.validation_resolution
-        if width % needed or height % needed
-    ]
-    if problems and not config.options.validation.validation_disable:
-        raise ConfigError(problems)
-
-
-def dataset_source(entry: ImageDataset, alignment: int) -> prepare.DatasetSource:
-    """One dataloader entry in plain values."""
-    prompts = entry.instance_prompt
-    return prepare.DatasetSource(
-        id=entry.id,
-        folder=Path(entry.instance_data_dir).expanduser(),
-        captions=CaptionRules(
-            strategy=entry.caption_strategy,
-            instance_prompts=(prompts,) if isinstance(prompts, str) else tuple(prompts or ()),
-            prepend_instance_prompt=entry.prepend_instance_prompt,
-            only_instance_prompt=entry.only_instance_prompt,
-        ),
-        placement=PlacementRules(
-            resolution=entry.resolution,
-            resolution_type=entry.resolution_type,
-            alignment=alignment,
-            crop=entry.crop,
-            crop_aspect=entry.crop_aspect,
-            aspect_buckets=tuple(entry.crop_aspect_buckets or ()),
-            crop_style=entry.crop_style,
-            minimum_image_size=entry.minimum_image_size,
-            maximum_image_size=entry.maximum_image_size,
-            target_downsample_size=entry.target_downsample_size,
-        ),
-        repeats=entry.repeats,
-        latent_dir=Path(entry.cache_dir_vae).expanduser(),
-        encode_batch=entry.vae_batch_size,
-        timestep_offset=entry.timestep_sampling_offset,
+        text=translate.text_settings(options, family.default_instruction()),
     )
 
 
 def find_pictures(session: Session) -> tuple[list[prepare.Found], list[prepare.Found]]:
     """Rooms 1 and 2 for training and held-out sets; too small buckets are refused before any weights are loaded."""
     options = session.config.options
-    alignment = options.data.aspect_bucket_alignment or session.facts.alignment
-    if alignment % session.facts.alignment:
-        raise ConfigError(
-            [
-                Problem(
-                    session.config.config_file,
-                    "aspect_bucket_alignment",
-                    alignment,
-                    f"this model needs multiples of {session.facts.alignment} pixels",
-                    "leave it out",
-                )
-            ]
-        )
+    alignment = translate.bucket_alignment(session.config, session.facts)
     datasets = session.config.datasets
-    training = prepare.find([dataset_source(e, alignment) for e in datasets.train], session.reporter)
-    held_out = prepare.find([dataset_source(e, alignment) for e in datasets.eval], session.reporter)
+    training = prepare.find([translate.dataset_source(e, alignment) for e in datasets.train], session.reporter)
+    held_out = prepare.find([translate.dataset_source(e, alignment) for e in datasets.eval], session.reporter)
     prepare.check_sizes(
         training,
         options.training.train_batch_size,
@@ -230,12 +151,12 @@ def find_pictures(session: Session) -> tuple[list[prepare.Found], list[prepare.F
     return training, held_out
 
 
-def fill_caches(
-    session: Session, parts: Components, found: list[prepare.Found]
-) -> tuple[dict[str, Any], TensorStore]:
+def fill_caches(session: Session, parts: Components, found: list[prepare.Found]) -> tuple[dict[str, Any], TensorStore]:
     """Room 4: latents and text embeds on disk, in folders named by everything that went into them."""
     family, dtype = session.family, session.precision.cache
-    vae_print = content_key("latents", weights_digest(parts.vae), json.dumps(dict(parts.vae.config), default=str), dtype)
+    vae_print = content_key(
+        "latents", weights_digest(parts.vae), json.dumps(dict(parts.vae.config), default=str), dtype
+    )
     refs = prepare.keep_latents(
         found,
         vae_print[:16],
@@ -273,62 +194,12 @@ def make_validator(session: Session, parts: Components) -> Validator | None:
         text = session.family.encode_captions(parts, [prompt], session.text, with_instruction)
         return EncodedText(text.embeds.cpu(), text.mask.cpu())
 
-    seed = options.validation_seed
     return Validator(
         session.family.pipeline(parts, with_text=False),
-        ValidationSettings(
-            prompts=tuple(session.config.prompts),
-            negative_prompt=options.validation_negative_prompt,
-            guidance=options.validation_guidance,
-            steps=options.validation_num_inference_steps,
-            sizes=tuple(Size(*size) for size in options.validation_resolution),
-            images_per_prompt=options.num_validation_images,
-            seed=session.config.options.training.seed if seed is None else seed,
-        ),
+        translate.validation_settings(session.config),
         encode,
         session.output_dir / "validation_images",
         session.device,
-    )
-
-
-def total_steps(config: RunConfig, plan: Plan) -> int:
-    """Optimizer steps of the whole run, from max_train_steps or from epochs."""
-    training = config.options.training
-    if training.max_train_steps:
-        return int(training.max_train_steps)
-    micro_batches = plan.batches_per_epoch * int(training.num_train_epochs or 1)
-    return -(-micro_batches // int(training.gradient_accumulation_steps))
-
-
-def make_recipe(session: Session, total: int, training: list[prepare.Found]) -> Recipe:
-    """The recipe in plain values; density, shift and a histogram of sigmas are printed."""
-    options = session.config.options
-    flow, settings = options.flow, options.training
-    shift: Any = "auto" if flow.flow_schedule_auto_shift else flow.flow_schedule_shift or session.facts.shift
-    density = Density("uniform" if flow.flow_use_uniform_schedule else "logit_normal", flow.flow_sigmoid_scale, shift)
-    edge = training[0].placed[0].placement.bucket
-    stride = session.facts.stride
-    tokens = session.facts.tokens(edge.height // stride, edge.width // stride)
-    note = f" ({auto_shift(tokens):.3f} at {edge})" if shift == "auto" else ""
-    offsets = {item.source.timestep_offset for item in training}
-    for offset in sorted(offsets):
-        where = f", offset {offset:g}" if offset else ""
-        session.reporter.say(f"Noise: {density.describe()}{note}{where}")
-        for line in histogram(density, tokens, offset):
-            session.reporter.say(f"  {line}")
-    world = settings.train_batch_size * settings.gradient_accumulation_steps
-    scale = world if settings.lr_scale else 1
-    peak = settings.learning_rate * (scale**0.5 if settings.lr_scale_sqrt else scale)
-    return Recipe(
-        density=density,
-        schedule=Schedule(
-            settings.lr_scheduler, peak, settings.lr_end, settings.lr_warmup_steps, total, settings.lr_power
-        ),
-        accumulation=settings.gradient_accumulation_steps,
-        clip_norm=settings.max_grad_norm,
-        clip_by_value=settings.grad_clip_method == "value",
-        seed=settings.seed,
-        precision=session.precision,
     )
 
 
@@ -341,9 +212,7 @@ def make_trainee(session: Session, parts: Components) -> Trainee:
         session.reporter.say(f"Gradient checkpointing: {count} blocks are recomputed in backward")
     parameters = list(transformer.parameters())
     settings = options.training
-    optimizer = optimizers.build(
-        settings.optimizer, parameters, settings.learning_rate, settings.optimizer_arguments()
-    )
+    optimizer = optimizers.build(settings.optimizer, parameters, settings.learning_rate, settings.optimizer_arguments())
     ema = Ema(parameters, options.ema.ema_decay, options.ema.ema_update_interval) if options.ema.use_ema else None
     scaler = torch.amp.GradScaler(session.device.type) if session.precision.scale_gradients else None
     return Trainee(
@@ -358,29 +227,14 @@ def make_trainee(session: Session, parts: Components) -> Trainee:
     )
 
 
-def plan_fingerprint(config: RunConfig, samples: list[Any]) -> dict[str, Any]:
-    """What the order of batches depends on; a resumed run says so if it changed."""
-    settings = config.options.training
-    return {
-        "train_batch_size": settings.train_batch_size,
-        "gradient_accumulation_steps": settings.gradient_accumulation_steps,
-        "seed": settings.seed,
-        "samples": content_key(*sorted(p.key for p in samples)),
-        "repeats": {e.id: e.repeats for e in config.datasets.train},
-        "optimizer": settings.optimizer,
-    }
-
-
-def resume(
-    session: Session, trainee: Trainee, folder: Path | None, plan: dict[str, Any], total: int
-) -> tuple[int, int]:
-    """Load a checkpoint into the trainee; returns steps and EMA updates done.
+def resume(session: Session, trainee: Trainee, folder: Path | None, plan: dict[str, Any], total: int) -> int:
+    """Load a checkpoint into the trainee; returns the steps done.
 
     Raises:
         ResumeError: It was made with another optimizer or another model.
     """
     if folder is None:
-        return 0, 0
+        return 0
     loaded = checkpoint.load(folder)
     changed = [key for key, value in plan.items() if loaded.state.plan.get(key) != value]
     if "optimizer" in changed:
@@ -399,11 +253,12 @@ def resume(
         trainee.ema.load(parameter_names(trainee), loaded.ema, loaded.state.ema_updates)
     elif trainee.ema:
         session.reporter.say(f"Note: {folder.name} has no EMA; it starts from the checkpoint's weights")
-        trainee.ema = Ema(trainee.parameters, session.config.options.ema.ema_decay)
+        ema = session.config.options.ema
+        trainee.ema = Ema(trainee.parameters, ema.ema_decay, ema.ema_update_interval)
     if trainee.scaler and loaded.state.scaler:
         trainee.scaler.load_state_dict(loaded.state.scaler)
     session.reporter.say(f"Resuming from {folder.name}: {loaded.state.step} of {total} steps are done")
-    return loaded.state.step, loaded.state.ema_updates
+    return loaded.state.step
 
 
 def parameter_names(trainee: Trainee) -> list[str]:
@@ -517,9 +372,7 @@ def run_steps(
     return done
 
 
-def finish(
-    session: Session, parts: Components, trainee: Trainee, hooks: list[Hook], done: int, total: int
-) -> None:
+def finish(session: Session, parts: Components, trainee: Trainee, hooks: list[Hook], done: int, total: int) -> None:
     """Export the pipeline (EMA weights if there are any) and say where everything is."""
     final = session.output_dir / "pipeline"
     say = session.reporter.say

@@ -18,7 +18,9 @@ def write_model(folder: Path) -> None:
 
 
 def save(folder: Path, step: int, keep: int | None = None) -> Path:
-    return checkpoint.save(folder, TrainingState(step), write_model, ({}, {"state": {"map": {}}, "groups": {"list": []}}), None, keep)
+    return checkpoint.save(
+        folder, TrainingState(step), write_model, ({}, {"state": {"map": {}}, "groups": {"list": []}}), None, keep
+    )
 
 
 def test_rotation_keeps_the_newest(tmp_path: Path) -> None:

@@ -24,9 +24,7 @@ class Sana:
         from diffusers import AutoencoderDC, SanaTransformer2DModel
 
         index = load.read_index(source)
-        transformer = load.part(
-            SanaTransformer2DModel, source, source.transformer_subfolder, source.weight_dtype
-        )
+        transformer = load.part(SanaTransformer2DModel, source, source.transformer_subfolder, source.weight_dtype)
         return Components(
             transformer=transformer,
             vae=load.part(AutoencoderDC, source, "vae", torch.float32).eval().requires_grad_(False),
@@ -77,9 +75,7 @@ class Sana:
         self, parts: Components, captions: list[str], settings: TextSettings, with_instruction: bool
     ) -> EncodedText:
         """Captions → padded text embeds, as SanaPipeline encodes them."""
-        return prompts.encode_captions(
-            parts.tokenizer, parts.text_encoder, captions, settings, with_instruction
-        )
+        return prompts.encode_captions(parts.tokenizer, parts.text_encoder, captions, settings, with_instruction)
 
     def predict(
         self,
@@ -119,7 +115,7 @@ class Sana:
         return checkpointing.enable(transformer, transformer.transformer_blocks, interval)
 
     def pipeline(self, parts: Components, with_text: bool) -> Any:
-        """diffusers' SanaPipeline over these very parts, quiet; without its text parts if embeds are at hand."""
+        """Diffusers' SanaPipeline over these very parts, quiet; without its text parts if embeds are at hand."""
         from diffusers import SanaPipeline
 
         pipe = SanaPipeline(

@@ -1,0 +1,197 @@
+"""Options become plain values: the other half of the composition root. Pure functions; nothing is loaded or printed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from simpletuner.config.datasets import ImageDataset
+from simpletuner.config.options import Options
+from simpletuner.config.read import RunConfig
+from simpletuner.data.cache import content_key
+from simpletuner.data.captions import CaptionRules
+from simpletuner.data.encode import PlacedSample
+from simpletuner.data.placement import PlacementRules
+from simpletuner.data.sampler import Plan
+from simpletuner.data.types import Size
+from simpletuner.errors import ConfigError, Problem
+from simpletuner.evaluation.validation import ValidationSettings
+from simpletuner.flow.schedules import Density, auto_shift, histogram
+from simpletuner.models.base import Facts, LoadSource, TextSettings
+from simpletuner.training.learning_rate import Schedule
+from simpletuner.training.loop import Recipe
+from simpletuner.training.precision import Precision
+from simpletuner.training.prepare import DatasetSource, Found
+
+
+def load_source(options: Options, precision: Precision) -> LoadSource:
+    """Where and how the model is loaded."""
+    model = options.model
+    return LoadSource(
+        path=model.pretrained_model_name_or_path,
+        revision=model.revision,
+        variant=model.variant,
+        transformer_path=model.pretrained_transformer_model_name_or_path,
+        transformer_subfolder=model.pretrained_transformer_subfolder,
+        weight_dtype=precision.weights,
+        text_dtype=precision.cache,
+    )
+
+
+def text_settings(options: Options, default_instruction: tuple[str, ...]) -> TextSettings:
+    """How captions become tokens; the family's own instruction where the user is silent."""
+    instruction = options.model.sana_complex_human_instruction
+    return TextSettings(
+        instruction=default_instruction if instruction is None else instruction,
+        max_tokens=options.model.tokenizer_max_length,
+    )
+
+
+def bucket_alignment(config: RunConfig, facts: Facts) -> int:
+    """Bucket sides in pixels.
+
+    Raises:
+        ConfigError: The user's alignment does not fit the model.
+    """
+    alignment = config.options.data.aspect_bucket_alignment or facts.alignment
+    if alignment % facts.alignment:
+        reason = f"this model needs multiples of {facts.alignment} pixels"
+        raise ConfigError([Problem(config.config_file, "aspect_bucket_alignment", alignment, reason, "leave it out")])
+    return alignment
+
+
+def validation_settings(config: RunConfig) -> ValidationSettings:
+    """What is drawn."""
+    options = config.options.validation
+    seed = options.validation_seed
+    return ValidationSettings(
+        prompts=config.prompts,
+        negative_prompt=options.validation_negative_prompt,
+        guidance=options.validation_guidance,
+        steps=options.validation_num_inference_steps,
+        sizes=tuple(Size(*size) for size in options.validation_resolution),
+        images_per_prompt=options.num_validation_images,
+        seed=config.options.training.seed if seed is None else seed,
+    )
+
+
+def density(options: Options, facts: Facts) -> Density:
+    """How sigmas are drawn: the model's own shift where the user is silent."""
+    flow = options.flow
+    return Density(
+        kind="uniform" if flow.flow_use_uniform_schedule else "logit_normal",
+        scale=flow.flow_sigmoid_scale,
+        shift="auto" if flow.flow_schedule_auto_shift else flow.flow_schedule_shift or facts.shift,
+    )
+
+
+def describe_noise(drawn: Density, training: Sequence[Found], facts: Facts) -> list[str]:
+    """Sentences and histograms of the sigmas in force, one for each distinct offset."""
+    bucket = training[0].placed[0].placement.bucket
+    tokens = facts.tokens(bucket.height // facts.stride, bucket.width // facts.stride)
+    note = f" ({auto_shift(tokens):.3f} at {bucket})" if drawn.shift == "auto" else ""
+    lines = []
+    for offset in sorted({item.source.timestep_offset for item in training}):
+        where = f", offset {offset:g}" if offset else ""
+        lines.append(f"Noise: {drawn.describe()}{note}{where}")
+        lines += [f"  {line}" for line in histogram(drawn, tokens, offset)]
+    return lines
+
+
+def recipe(options: Options, drawn: Density, total: int, precision: Precision) -> Recipe:
+    """How one step is made."""
+    settings = options.training
+    pictures = settings.train_batch_size * settings.gradient_accumulation_steps
+    scale = (pictures**0.5 if settings.lr_scale_sqrt else pictures) if settings.lr_scale else 1
+    return Recipe(
+        density=drawn,
+        schedule=Schedule(
+            name=settings.lr_scheduler,
+            peak=settings.learning_rate * scale,
+            end=settings.lr_end,
+            warmup_steps=settings.lr_warmup_steps,
+            total_steps=total,
+            power=settings.lr_power,
+        ),
+        accumulation=settings.gradient_accumulation_steps,
+        clip_norm=settings.max_grad_norm,
+        clip_by_value=settings.grad_clip_method == "value",
+        seed=settings.seed,
+        precision=precision,
+    )
+
+
+def check_validation_sizes(config: RunConfig, facts: Facts) -> None:
+    """Refuse validation sizes that the model cannot draw, before anything is loaded.
+
+    Raises:
+        ConfigError: A side is not a multiple of what model and pipeline need.
+    """
+    needed = max(32, facts.alignment)  # the reference pipeline itself refuses sides that are no multiple of 32
+    problems = [
+        Problem(
+            config.config_file,
+            "validation_resolution",
+            f"{width}x{height}",
+            f"both sides must be multiples of {needed} pixels",
+            f"use {max(needed, round(width / needed) * needed)}x{max(needed, round(height / needed) * needed)}",
+        )
+        for width, height in config.options.validation.validation_resolution
+        if width % needed or height % needed
+    ]
+    if problems and not config.options.validation.validation_disable:
+        raise ConfigError(problems)
+
+
+def dataset_source(entry: ImageDataset, alignment: int) -> DatasetSource:
+    """One dataloader entry in plain values."""
+    prompts = entry.instance_prompt
+    return DatasetSource(
+        id=entry.id,
+        folder=Path(entry.instance_data_dir).expanduser(),
+        captions=CaptionRules(
+            strategy=entry.caption_strategy,
+            instance_prompts=(prompts,) if isinstance(prompts, str) else tuple(prompts or ()),
+            prepend_instance_prompt=entry.prepend_instance_prompt,
+            only_instance_prompt=entry.only_instance_prompt,
+        ),
+        placement=PlacementRules(
+            resolution=entry.resolution,
+            resolution_type=entry.resolution_type,
+            alignment=alignment,
+            crop=entry.crop,
+            crop_aspect=entry.crop_aspect,
+            aspect_buckets=tuple(entry.crop_aspect_buckets or ()),
+            crop_style=entry.crop_style,
+            minimum_image_size=entry.minimum_image_size,
+            maximum_image_size=entry.maximum_image_size,
+            target_downsample_size=entry.target_downsample_size,
+        ),
+        repeats=entry.repeats,
+        latent_dir=Path(entry.cache_dir_vae).expanduser(),
+        encode_batch=entry.vae_batch_size,
+        timestep_offset=entry.timestep_sampling_offset,
+    )
+
+
+def total_steps(config: RunConfig, plan: Plan) -> int:
+    """Optimizer steps of the whole run, from max_train_steps or from epochs."""
+    training = config.options.training
+    if training.max_train_steps:
+        return int(training.max_train_steps)
+    micro_batches = plan.batches_per_epoch * int(training.num_train_epochs or 1)
+    return -(-micro_batches // int(training.gradient_accumulation_steps))
+
+
+def plan_fingerprint(config: RunConfig, samples: Sequence[PlacedSample]) -> dict[str, Any]:
+    """What the order of batches depends on; a resumed run says so if it changed."""
+    settings = config.options.training
+    return {
+        "train_batch_size": settings.train_batch_size,
+        "gradient_accumulation_steps": settings.gradient_accumulation_steps,
+        "seed": settings.seed,
+        "samples": content_key(*sorted(p.key for p in samples)),
+        "repeats": {e.id: e.repeats for e in config.datasets.train},
+        "optimizer": settings.optimizer,
+    }

@@ -1,0 +1,220 @@
+"""The real command, from pictures on disk to an exported folder, on real (small) models."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, Command, command_line
+from PIL import Image
+from safetensors.torch import load_file
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors")
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_the_export_draws_the_very_validation_pictures(
+    simpletuner: Command, pocket_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    from diffusers import SanaPipeline
+
+    config = pocket_run(
+        validation_disable=False,
+        validation_prompt="a blueprint of a fox",
+        validation_resolution="128x128,128x64",
+        validation_num_inference_steps=4,
+        validation_guidance=3.5,
+        validation_seed=11,
+        use_ema=True,
+    )
+    before = files_below(tmp_path / "pictures")
+    done = simpletuner("train", "--config", config)
+    assert "before_after.png" in done.stdout and "Done: 4 steps" in done.stdout
+    assert files_below(tmp_path / "pictures") == before, "nothing is written into a picture folder"
+    out = tmp_path / "out"
+    pipe = SanaPipeline.from_pretrained(out / "pipeline", dtype=torch.float32)
+    for width, height in ((128, 128), (128, 64)):
+        image = pipe(
+            "a blueprint of a fox",
+            width=width,
+            height=height,
+            num_inference_steps=4,
+            guidance_scale=3.5,
+            use_resolution_binning=False,
+            complex_human_instruction=None,
+            max_sequence_length=32,
+            generator=torch.Generator().manual_seed(11),
+        ).images[0]
+        with Image.open(out / "validation_images" / f"step_4_validation_0_{width}x{height}_ema.png") as written:
+            assert np.array_equal(np.asarray(image), np.asarray(written))
+    assert (out / "validation_images" / "step_4_validation_0_128x128.png").is_file()  # live weights beside EMA
+    with Image.open(out / "before_after.png") as grid:
+        assert grid.width > 2 * 128
+
+
+def test_a_killed_run_resumes_to_the_same_bits(
+    simpletuner: Command, pocket_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    options = {"max_train_steps": 9, "checkpoint_step_interval": 3, "use_ema": True, "lr_scheduler": "cosine"}
+    options |= {"gradient_accumulation_steps": 2, "num_eval_images": 2}
+    config = pocket_run(**options, output_dir=str(tmp_path / "whole"))
+    simpletuner("train", "--config", config)
+
+    config = pocket_run(**options, output_dir=str(tmp_path / "killed"))
+    metrics = tmp_path / "killed" / "metrics.jsonl"
+    process = subprocess.Popen(
+        command_line("train", "--config", config),
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    # Killed without warning between checkpoints: after step 4 is on record, before 6 can be.
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (metrics.is_file() and '"step": 4' in metrics.read_text()):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    kept = sorted(p.name for p in (tmp_path / "killed").glob("checkpoint-*"))
+    assert kept and "checkpoint-9" not in kept, "the kill came too late to test anything"
+    done = simpletuner("train", "--config", config)
+    assert f"Resuming from {kept[-1]}" in done.stdout
+    for name in ("checkpoint-9", "pipeline"):
+        assert same(weights(tmp_path / "whole" / name), weights(tmp_path / "killed" / name))
+    for part in ("transformer_ema/diffusion_pytorch_model.safetensors", "optimizer.safetensors"):
+        first, second = (load_file(tmp_path / run / "checkpoint-9" / part) for run in ("whole", "killed"))
+        assert same(first, second)
+    again = simpletuner("train", "--config", config)
+    assert "Nothing left to train" in again.stdout
+
+
+def test_an_interrupt_saves_and_says_how_to_go_on(pocket_run: Callable[..., Path], tmp_path: Path) -> None:
+    config = pocket_run(max_train_steps=5000)
+    process = subprocess.Popen(
+        command_line("train", "--config", config),
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    metrics = tmp_path / "out" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (metrics.is_file() and '"step": 3' in metrics.read_text()):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    assert "Stopped at step" in output and list((tmp_path / "out").glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+@pytest.mark.parametrize("optimizer", ["optimi-adamw", "torch-adamw"])
+def test_the_real_architecture_trains_in_every_precision(
+    simpletuner: Command,
+    pocket_run: Callable[..., Path],
+    tiny_sana: Path,
+    tmp_path: Path,
+    precision: str,
+    optimizer: str,
+) -> None:
+    config = pocket_run(
+        pretrained_model_name_or_path=str(tiny_sana),
+        sana_complex_human_instruction=None,
+        tokenizer_max_length=300,
+        mixed_precision=precision,
+        optimizer=optimizer,
+        gradient_checkpointing=True,
+        gradient_checkpointing_interval=2,
+        max_train_steps=3,
+    )
+    done = simpletuner("train", "--config", config)
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert len(losses) == 3 and all(loss is not None and 0 < loss < 100 for loss in losses)
+    before, after = weights(tiny_sana), weights(tmp_path / "out" / "pipeline")
+    assert all(tensor.isfinite().all() for tensor in after.values())
+    changed = sum(not torch.equal(before[k].to(after[k].dtype), after[k]) for k in before)
+    assert changed > 0.8 * len(before)
+    expected = {
+        "bf16": "bfloat16" if optimizer == "optimi-adamw" else "bfloat16 autocast",
+        "fp16": "float16",
+        "no": "float32",
+    }
+    assert expected[precision] in done.stdout
+
+
+def test_the_second_run_encodes_nothing(simpletuner: Command, pocket_run: Callable[..., Path], tmp_path: Path) -> None:
+    config = pocket_run()
+    assert "Encoding pictures" in simpletuner("train", "--config", config).stdout
+    again = simpletuner("train", "--config", config, "--output_dir", tmp_path / "second").stdout
+    assert "latents are in the cache" in again and "Encoding" not in again
+    # Another precision is another fingerprint: nothing stale is read.
+    other = simpletuner("train", "--config", config, "--output_dir", tmp_path / "third", "--mixed_precision=bf16")
+    assert "Encoding pictures" in other.stdout
+
+
+def test_too_few_pictures_is_said_before_anything_is_loaded(
+    simpletuner: Command, pocket_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    config = pocket_run(train_batch_size=8)
+    done = simpletuner("train", "--config", config, check=False)
+    assert done.returncode == 1 and "Loading" not in done.stdout
+    assert "bucket 64x64 has 4, needs 8: set repeats ≥ 1" in done.stderr
+    allowed = simpletuner("train", "--config", config, "--allow_dataset_oversubscription", "--max_train_steps=1")
+    assert "filled with repeated pictures" in allowed.stdout
+
+
+def test_unreadable_pictures_are_named_and_the_run_goes_on(
+    simpletuner: Command, pocket_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    config = pocket_run()
+    folder = tmp_path / "pictures"
+    (folder / "broken.png").write_bytes(b"no picture")
+    whole = (folder / "picture_1.png").read_bytes()
+    (folder / "cut_off.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "cut_off.txt").write_text("a caption")
+    (folder / "lonely.png").write_bytes(whole)
+    done = simpletuner("train", "--config", config).stdout
+    for name in ("broken.png", "cut_off.png", "lonely.png"):
+        assert f"skipped {name}" in done
+    assert "7 pictures found, 5 used" in done
+
+
+def test_a_poisoned_sample_is_skipped_and_named(
+    simpletuner: Command, pocket_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A latent so large that the loss overflows: its steps are skipped, its picture named, the weights stay finite."""
+    from simpletuner.data.cache import TensorStore
+
+    config = pocket_run(max_train_steps=4, use_ema=True)
+    simpletuner("train", "--config", config, "--max_train_steps=1", "--output_dir", tmp_path / "first")
+    (shard_folder,) = (tmp_path / "cache" / "vae").iterdir()
+    store = TensorStore(shard_folder)
+    tensors = {key: store.get(key) for shard in shard_folder.glob("shard-*") for key in load_file(shard)}
+    shutil.rmtree(shard_folder)
+    poisoned = TensorStore(shard_folder)
+    with poisoned.writer() as writer:
+        for number, (key, tensor) in enumerate(tensors.items()):
+            writer.add(key, tensor * 1e30 if number == 0 else tensor, key)
+    done = simpletuner("train", "--config", config)
+    assert "skipped: its loss is NaN or infinite" in done.stdout and "picture_" in done.stdout
+    for part in ("transformer", "transformer_ema"):
+        saved = load_file(tmp_path / "out" / "checkpoint-4" / part / "diffusion_pytorch_model.safetensors")
+        assert all(tensor.isfinite().all() for tensor in saved.values())

@@ -1,0 +1,262 @@
+"""The configuration room: precedence, spelling, the four classes of keys, and every problem at once."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from simpletuner.config.catalogue import CATALOGUE, FLAVOURS, OTHER_OPTIMIZERS
+from simpletuner.config.options import section_of
+from simpletuner.config.read import RunConfig, load
+from simpletuner.errors import ConfigError
+
+GUIDE = Path(__file__).resolve().parent.parent / "fixtures" / "guide"
+ROOT = GUIDE.parent.parent.parent
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunConfig]:
+    """Write a configuration and load it with nothing from the outside environment."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures").mkdir()
+
+    def make(
+        options: dict[str, Any] | None = None,
+        datasets: Any = None,
+        overrides: dict[str, Any] | None = None,
+        environ: dict[str, str] | None = None,
+    ) -> RunConfig:
+        (tmp_path / "config").mkdir(exist_ok=True)
+        content = {"max_train_steps": 5, **(options or {})}
+        entries = [{"id": "a", "instance_data_dir": "pictures"}] if datasets is None else datasets
+        (tmp_path / "config" / "config.json").write_text(json.dumps(content))
+        (tmp_path / "config" / "multidatabackend.json").write_text(json.dumps(entries))
+        return load(overrides=overrides, environ=environ or {})
+
+    return make
+
+
+def problems(make: Callable[[], object]) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        make()
+    return [str(p) for p in caught.value.problems]
+
+
+def test_precedence_is_command_line_environment_file_default(write: Callable[..., RunConfig]) -> None:
+    file = {"train_batch_size": 2}
+    environ = {"SIMPLETUNER_TRAIN_BATCH_SIZE": "3"}
+    command = {"train_batch_size": "5"}
+    assert write().options.training.train_batch_size == 4
+    assert write(file).options.training.train_batch_size == 2
+    assert write(file, environ=environ).options.training.train_batch_size == 3
+    assert write(file, environ=environ, overrides=command).options.training.train_batch_size == 5
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(True, True), (False, False), ("true", True), ("false", False), ("False", False), ("1", True)],
+)
+def test_booleans_mean_what_they_say(write: Callable[..., RunConfig], value: Any, expected: bool) -> None:
+    assert write({"--gradient-checkpointing": value}).options.precision.gradient_checkpointing is expected
+
+
+def test_spellings_of_a_key(write: Callable[..., RunConfig]) -> None:
+    for key in ("train_batch_size", "--train_batch_size", "--train-batch-size", "train-batch-size"):
+        assert write({key: 9}).options.training.train_batch_size == 9
+    options = write({"checkpointing_steps": 7, "validation_steps": 3, "save_total_limit": 2}).options
+    assert options.checkpoints.checkpoint_step_interval == 7
+    assert options.validation.validation_step_interval == 3
+    assert options.checkpoints.checkpoints_total_limit == 2
+
+
+def test_empty_values_mean_not_given(write: Callable[..., RunConfig]) -> None:
+    assert write({"learning_rate": None, "optimizer": ""}).options.training.learning_rate == 1e-5
+    for value in (None, False, "false", ""):
+        assert not write({"resume_from_checkpoint": value}).options.checkpoints.resume_from_checkpoint
+    assert write().options.checkpoints.resume_from_checkpoint == "latest"
+
+
+def test_unknown_keys_name_the_nearest(write: Callable[..., RunConfig]) -> None:
+    (text,) = problems(lambda: write({"train_batchsize": 2}))
+    assert "config.json: train_batchsize = 2" in text and "'train_batch_size'" in text
+
+
+def test_all_problems_are_listed_at_once(write: Callable[..., RunConfig]) -> None:
+    texts = problems(
+        lambda: write(
+            {
+                "train_batch_size": 0,
+                "lr_scheduler": "cosin",
+                "push_to_hub": "true",
+                "nonsense": 1,
+                "model_type": "lora",
+                "learning_rate": "fast",
+            }
+        )
+    )
+    joined = "\n".join(texts)
+    assert len(texts) == 6
+    for key in ("train_batch_size", "lr_scheduler", "push_to_hub", "nonsense", "model_type", "learning_rate"):
+        assert f": {key} = " in joined
+    assert "did you mean 'cosine'" in joined and "not yet" in joined
+
+
+def test_options_and_datasets_are_checked_together(write: Callable[..., RunConfig]) -> None:
+    entries = [
+        {"id": "a", "instance_data_dir": "nowhere", "caption_strategy": "instanceprompt"},
+        {"id": "a", "instance_data_dir": "pictures", "crop_aspct": "square", "crop_style": "face", "type": "aws"},
+    ]
+    texts = "\n".join(problems(lambda: write({"flow_schedule_shift": 3, "flow_schedule_auto_shift": True}, entries)))
+    for expected in ("[a].instance_data_dir", "instance_prompt", "crop_aspct", "'crop_aspect'", "crop_style", "[a].type",
+                     "flow_schedule_shift", "2 entries have this id"):  # fmt: skip
+        assert expected in texts, texts
+
+
+def test_satisfied_keys_say_how_and_off_values_say_nothing(write: Callable[..., RunConfig]) -> None:
+    notices = write({"compress_disk_cache": True, "max_workers": 32, "push_to_hub": False, "report_to": "none"}).notices
+    assert any("compress_disk_cache" in n and "packed" in n for n in notices)
+    assert any("max_workers" in n for n in notices)
+    assert not any("push_to_hub" in n or "report_to" in n for n in notices)
+
+
+REFUSED = [("attention_mechanism", "sageattention"), ("webhook_config", "x.json"), ("base_model_precision", "nf4-bnb"),
+           ("optimizer", "bnb-lion8bit-paged"), ("num_processes", 2), ("vae_cache_disable", True),
+           ("mixed_precision", "fp8"), ("lora_type", "lycoris"), ("delete_problematic_images", True),
+           ("scheduled_sampling_max_step_offset", 5), ("report_to", "wandb"), ("vae_enable_tiling", "true")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value"), REFUSED)
+def test_refused_values_give_a_reason(write: Callable[..., RunConfig], key: str, value: Any) -> None:
+    (text,) = problems(lambda: write({key: value}))
+    assert key in text and "refused" in text
+
+
+def test_no_key_is_in_two_classes() -> None:
+    assert not set(section_of()) & set(CATALOGUE)
+    assert "optimi-adamw" not in OTHER_OPTIMIZERS
+    assert all(known.status in ("satisfied", "refused") and known.text for known in CATALOGUE.values())
+
+
+def test_the_guides_dataloader_file_loads_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("pseudo-camera-10k", "dreambooth-subject"):
+        (tmp_path / "datasets" / name).mkdir(parents=True)
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "config.json").write_text('{"max_train_steps": 1, "model_type": "full"}')
+    text = (GUIDE / "multidatabackend.json").read_text()
+    (tmp_path / "config" / "multidatabackend.json").write_text(text)
+    datasets = load(environ={}).datasets
+    assert [e.id for e in datasets.train] == ["pseudo-camera-10k-sana", "dreambooth-subject", "dreambooth-subject-512"]
+    assert datasets.train[0].crop and datasets.train[0].crop_style == "center" and datasets.train[0].resolution == 512
+    assert datasets.train[1].instance_data_dir == datasets.train[2].instance_data_dir
+    assert datasets.train[1].repeats == 1000
+    assert datasets.text_cache_dir == Path("cache/text/sana")
+    assert any("is_regularisation_data" in n and "ordinary data" in n for n in load(environ={}).notices)
+
+
+@pytest.mark.parametrize("name", ["library", "library_format", "fragment"])
+def test_the_guides_other_blocks_load(write: Callable[..., RunConfig], tmp_path: Path, name: str) -> None:
+    content = json.loads((GUIDE / f"{name}.json").read_text())
+    (tmp_path / "config").mkdir(exist_ok=True)
+    library = {"nickname": "p"} if name == "fragment" else content
+    (tmp_path / "config" / "user_prompt_library.json").write_text(json.dumps(library))
+    options = content if name == "fragment" else {"user_prompt_library": "config/user_prompt_library.json"}
+    assert dict(write(options).prompts) == library
+
+
+def test_only_the_guides_previews_are_not_yet(write: Callable[..., RunConfig]) -> None:
+    texts = problems(lambda: write(json.loads((GUIDE / "preview.json").read_text())))
+    assert len(texts) == 2 and all("not yet" in t and "validation_preview" in t for t in texts)
+
+
+def test_the_guides_keys_each_act(write: Callable[..., RunConfig]) -> None:
+    options = write(
+        {
+            "model_type": "full",
+            "model_family": "sana",
+            "pretrained_model_name_or_path": "terminusresearch/sana-1.6b-1024px",
+            "output_dir": "out",
+            "train_batch_size": 6,
+            "validation_resolution": "1024x1024,1280x768,2048x2048",
+            "validation_guidance": 5,
+            "validation_num_inference_steps": 50,
+            "use_ema": "true",
+            "optimizer": "optimi-adamw",
+            "mixed_precision": "bf16",
+            "gradient_checkpointing": True,
+            "gradient_checkpointing_interval": 2,
+            "flow_schedule_shift": 0.1,
+        }
+    ).options
+    assert options.validation.validation_resolution == ((1024, 1024), (1280, 768), (2048, 2048))
+    assert options.flow.flow_schedule_shift == 0.1 and options.ema.use_ema
+    assert options.precision.gradient_checkpointing_interval == 2
+
+
+def test_environments_toml_and_env_files(write: Callable[..., RunConfig], tmp_path: Path) -> None:
+    write()
+    folder = tmp_path / "config" / "other"
+    folder.mkdir()
+    (folder / "config.toml").write_text("max_train_steps = 9\ntrain_batch_size = 3\n")
+    (folder / "multidatabackend.json").write_text((tmp_path / "config" / "multidatabackend.json").read_text())
+    assert load(env="other", environ={}).options.training.train_batch_size == 3
+    assert load(environ={"SIMPLETUNER_ENVIRONMENT": "other"}).options.training.max_train_steps == 9
+    assert load(environ={"CONFIG_PATH": str(folder)}).options.training.max_train_steps == 9
+    (text,) = problems(lambda: load(env="missing", environ={}))
+    assert "config/missing" in text
+    (tmp_path / "config" / "shell").mkdir()
+    (tmp_path / "config" / "shell" / "config.env").write_text("MODEL_TYPE=full\n")
+    (text,) = problems(lambda: load(env="shell", environ={}))
+    assert "config.env" in text and "config.json" in text
+
+
+def test_variables_from_the_environment(write: Callable[..., RunConfig]) -> None:
+    options = write({"output_dir": "{env:RUNS}/x"}, environ={"RUNS": "/data"}).options
+    assert options.checkpoints.output_dir == Path("/data/x")
+    (text,) = problems(lambda: write({"output_dir": "{env:RUNS}/x"}))
+    assert "RUNS" in text
+
+
+def test_both_lengths_or_none_are_problems(write: Callable[..., RunConfig]) -> None:
+    assert "num_train_epochs" in problems(lambda: write({"num_train_epochs": 2}))[0]
+    assert "neither" in problems(lambda: write({"max_train_steps": 0}))[0]
+    assert write({"max_train_steps": 0, "num_train_epochs": 2}).options.training.num_train_epochs == 2
+
+
+def test_json_errors_name_line_and_column(write: Callable[..., RunConfig], tmp_path: Path) -> None:
+    write()
+    (tmp_path / "config" / "config.json").write_text('{\n  "max_train_steps": 5,\n}\n')
+    (text,) = problems(lambda: load(environ={}))
+    assert "config.json:3" in text or "config.json:2" in text
+    (tmp_path / "config" / "config.json").write_text('  "--user_prompt_library": "x.json",\n')
+    assert "one {...}" in problems(lambda: load(environ={}))[0]
+
+
+def test_flavours_name_their_weights(write: Callable[..., RunConfig]) -> None:
+    for flavour, path in FLAVOURS.items():
+        assert write({"model_flavour": flavour}).options.model.pretrained_model_name_or_path == path
+    assert "sana1.0-1.6b-1024" in problems(lambda: write({"model_flavour": "sana1.0-1.6b-1025"}))[0]
+
+
+def test_the_instruction_can_be_text_list_file_or_off(write: Callable[..., RunConfig], tmp_path: Path) -> None:
+    def instruction(value: Any) -> Any:
+        return write({"sana_complex_human_instruction": value}).options.model.sana_complex_human_instruction
+
+    assert instruction(None) is None and instruction("None") == ()
+    assert instruction("one\ntwo") == ("one", "two") == instruction(["one", "two"]) == instruction('["one", "two"]')
+    (tmp_path / "prefix.txt").write_text("one\ntwo\n")
+    assert instruction("prefix.txt") == ("one", "two")
+
+
+def test_optimizer_arguments(write: Callable[..., RunConfig]) -> None:
+    training = write({"optimizer_config": "beta1=0.8,beta2=0.9,weight_decay=0.1"}).options.training
+    assert training.optimizer_arguments() == {"betas": (0.8, 0.9), "weight_decay": 0.1}
+    assert "go together" in problems(lambda: write({"optimizer_beta1": 0.9}))[0]
+    assert "nonsense=1" in problems(lambda: write({"optimizer_config": "nonsense=1"}))[0]
+
+
+def test_examples_in_the_repository_are_the_packaged_ones() -> None:
+    for file in (ROOT / "config").glob("*.example"):
+        assert file.read_text() == (ROOT / "simpletuner" / "config" / "examples" / file.name).read_text()
