@@ -18,10 +18,48 @@ from simpletuner.data.types import Sample, Skipped
 from simpletuner.errors import DataError
 
 PICTURES = tuple(
-    ".png .jpg .jpeg .webp .bmp .tif .tiff .gif .avif .jfif .jpe .apng .avifs .dib .jp2 .j2k .ppm .pgm .tga .ico".split()
+    [
+        ".png",
+        ".jpg",
+        ".jpeg",
+        ".webp",
+        ".bmp",
+        ".tif",
+        ".tiff",
+        ".gif",
+        ".avif",
+        ".jfif",
+        ".jpe",
+        ".apng",
+        ".avifs",
+        ".dib",
+        ".jp2",
+        ".j2k",
+        ".ppm",
+        ".pgm",
+        ".tga",
+        ".ico",
+    ]
 )
 # Files that belong beside pictures and need no remark.
-SIDECARS = frozenset(".txt .json .jsonl .csv .parquet .md .npz .safetensors .caption .yaml .yml .xml .db .ini".split())
+SIDECARS = frozenset(
+    [
+        ".txt",
+        ".json",
+        ".jsonl",
+        ".csv",
+        ".parquet",
+        ".md",
+        ".npz",
+        ".safetensors",
+        ".caption",
+        ".yaml",
+        ".yml",
+        ".xml",
+        ".db",
+        ".ini",
+    ]
+)
 
 
 @dataclass(frozen=True, slots=True)

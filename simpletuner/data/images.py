@@ -52,7 +52,7 @@ def _plain_reasons(doing: str) -> Iterator[None]:
         raise ImageError(too_large) from error
     except UnidentifiedImageError as error:
         raise ImageError("it is not a picture that can be read, whatever its name says") from error
-    except Exception as error:  # noqa: BLE001 - one unreadable picture: decoders raise nearly anything
+    except Exception as error:  # one unreadable picture: decoders raise nearly anything
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise ImageError(f"it cannot be {doing}: the file is damaged or cut short ({reason})") from error
 
