@@ -64,7 +64,6 @@ _SATISFIED = {
     **_satisfied("buckets are exact sizes; their names are not rounded", "aspect_bucket_rounding"),
     **_satisfied("no bucket metadata is kept beside the pictures", "metadata_update_interval"),
     **_satisfied("Sana's VAE always encodes in float32, which is more exact", "vae_dtype"),
-    **_satisfied("Sana's VAE is part of the pipeline folder", "pretrained_vae_model_name_or_path"),
     **_satisfied("every checkpoint is staged and renamed", "checkpointing_use_tempdir"),
     **_satisfied("damaged checkpoints are passed over, never deleted", "delete_invalid_checkpoints"),
     **_satisfied("runs end exactly at their last step or epoch", "strict_epoch_limit ignore_final_epochs"),
@@ -83,7 +82,7 @@ _SATISFIED = {
     **_satisfied("it acts only together with other options that are off", ""
                  "validation_lycoris_strength lora_rank lora_alpha lora_dropout lora_format lora_init_type huber_c "
                  "huber_schedule hub_model_id model_card_private model_card_safe_for_work model_card_note "
-                 "flow_beta_schedule_alpha flow_beta_schedule_beta masked_loss_probability eval_timesteps "
+                 "flow_beta_schedule_alpha flow_beta_schedule_beta masked_loss_probability "
                  "snr_weight webhook_reporting_interval validation_image_quality checkpoints_rolling_total_limit "
                  "dynamo_mode sageattention_usage lr_num_cycles mixflow_gamma scheduled_sampling_order "
                  "scheduled_sampling_sampler scheduled_sampling_strategy scheduled_sampling_prob_start "
@@ -109,7 +108,9 @@ _NOT_YET = {
     **_not_yet("publishing comes later; the exported folder uploads with `hf upload`", "push_to_hub "
                "push_checkpoints_to_hub post_upload_script publishing_config"),
     **_not_yet("CLIP scores come with validation scores", "evaluation_type"),
-    **_not_yet("use eval_steps_interval", "eval_epoch_interval validation_epoch_interval checkpoint_epoch_interval"),
+    **_not_yet("use eval_steps_interval", "eval_epoch_interval"),
+    **_not_yet("use validation_step_interval", "validation_epoch_interval"),
+    **_not_yet("use checkpoint_step_interval", "checkpoint_epoch_interval"),
     **_not_yet("it comes with validation scores", "eval_dataset_pooling eval_dataset_id validation_prompt_library "
                "validation_randomize validate_after_step validate_after_epoch validation_guidance_rescale "
                "validation_using_datasets validation_torch_compile"),
@@ -147,6 +148,10 @@ _REFUSED = {
     **_refused("Sana's text encoder is frozen; train the transformer alone", "train_text_encoder"),
     **_refused("use pretrained_model_name_or_path: the text encoder is part of the pipeline folder",
                "pretrained_gemma_model_name_or_path"),
+    **_refused("use pretrained_model_name_or_path: Sana's own VAE is part of the pipeline folder",
+               "pretrained_vae_model_name_or_path", ("madebyollin/sdxl-vae-fp16-fix",)),
+    **_refused("held-out loss is measured at five fixed sigmas from 0.1 to 0.9; leave it out",
+               "eval_timesteps", (28,)),
     **_refused("Sana samples with the scheduler of its own folder", "validation_noise_scheduler "
                "inference_scheduler_timestep_spacing"),
     **_refused("the empty prompt is not drawn; leave it out", "validation_disable_unconditional", (True,)),

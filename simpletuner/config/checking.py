@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, BeforeValidator, ValidationError
 
 from simpletuner.config.catalogue import Known
 from simpletuner.config.values import to_bool
@@ -30,8 +31,11 @@ def nearest(name: str, names: Collection[str]) -> str:
 
 def is_off(value: Any, known: Known) -> bool:
     """Whether the value asks for nothing (``0`` and ``False`` are told from ``1`` and ``True`` by type too)."""
-    value = to_bool(value)
-    return any(value == off and isinstance(value, bool) == isinstance(off, bool) for off in known.off)
+    readings = [value, to_bool(value)]
+    if isinstance(value, str):  # from the command line or the environment every value is text
+        with contextlib.suppress(ValueError):
+            readings.append(float(value))
+    return any(v == off and isinstance(v, bool) == isinstance(off, bool) for v in readings for off in known.off)
 
 
 def sort_keys(
@@ -92,12 +96,18 @@ def build(
     prefix: str = "",
 ) -> BaseModel | None:
     """Make the pydantic model, or None with a Problem for each wrong field."""
-    typed = {key: to_bool(value) if _is_bool(model, key) else value for key, value in values.items()}
+    typed = {
+        key: to_bool(value) if _is_bool(model, key) else _no_bool(model, key, value) for key, value in values.items()
+    }
     try:
         return model(**typed)
     except ValidationError as error:
+        told: set[str] = set()
         for item in error.errors():
             key = str(item["loc"][0]) if item["loc"] else ""
+            if key in told:  # a union gives one error for each of its members
+                continue
+            told.add(key)
             field_info = model.model_fields.get(key)
             message = item["msg"].removeprefix("Value error, ")
             value = values.get(key)
@@ -112,6 +122,13 @@ def build(
                 remedy = field_info.description
             findings.problems.append(Problem(where.get(key, where.get("", "")), prefix + key, value, message, remedy))
         return None
+
+
+def _no_bool(model: type[BaseModel], key: str, value: Any) -> Any:
+    """True for a number would silently be 1: an object, which no field takes, stands in for it and is refused."""
+    field_info = model.model_fields.get(key)
+    reads_itself = field_info is not None and any(isinstance(m, BeforeValidator) for m in field_info.metadata)
+    return {} if isinstance(value, bool) and not reads_itself else value
 
 
 def _is_bool(model: type[BaseModel], key: str) -> bool:

@@ -45,7 +45,7 @@ def load_datasets(entries: Any, file: str, options: Options, findings: Findings)
         if not isinstance(raw, Mapping):
             findings.problems.append(Problem(file, f"entry {number + 1}", raw, "it must be an object"))
             continue
-        entry = {FIELD_ALIASES.get(k, k): v for k, v in raw.items() if v is not None}
+        entry = {FIELD_ALIASES.get(k, k): v for k, v in raw.items() if v is not None and v != ""}
         if to_bool(entry.pop("disabled", False)) is True:
             continue
         name = str(entry.get("id", f"entry {number + 1}"))
@@ -106,6 +106,8 @@ def _check_image(entry: ImageDataset, file: str, findings: Findings) -> None:
 
     if not entry.instance_data_dir.expanduser().is_dir():
         problem("instance_data_dir", str(entry.instance_data_dir), "there is no such folder", "make it or correct it")
+    if entry.id in (".", "..") or "/" in entry.id or "\\" in entry.id:
+        problem("id", entry.id, "it names folders and files, so it must not be a path", "use letters, digits, - and _")
     needs_prompt = entry.prepend_instance_prompt or entry.only_instance_prompt
     if (entry.caption_strategy == "instanceprompt" or needs_prompt) and not entry.instance_prompt:
         problem("instance_prompt", entry.instance_prompt, "it is needed here and empty", "name your subject")
@@ -113,6 +115,9 @@ def _check_image(entry: ImageDataset, file: str, findings: Findings) -> None:
         problem("crop_aspect_buckets", None, "crop_aspect closest needs a list", "for example [1.0, 0.75, 1.33]")
     if entry.maximum_image_size and not entry.target_downsample_size:
         problem("maximum_image_size", entry.maximum_image_size, "it needs target_downsample_size", "set both or none")
+    if entry.target_downsample_size and not entry.maximum_image_size:
+        value = entry.target_downsample_size
+        problem("target_downsample_size", value, "it needs maximum_image_size", "set both or none")
     for key in ("resolution", "minimum_image_size", "maximum_image_size", "target_downsample_size"):
         value = getattr(entry, key)
         if not value:

@@ -19,7 +19,7 @@ Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 class Section(BaseModel):
     """A group of options; frozen, and unknown fields are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
 
 class ModelOptions(Section):
@@ -80,14 +80,17 @@ class TrainingOptions(Section):
         """Arguments for the optimizer from ``optimizer_config`` and the betas.
 
         Raises:
-            ValueError: An entry that is not ``key=number`` or an unknown key.
+            ValueError: An entry that is not ``key=number``, an unknown key, or a number out of range.
         """
         arguments: dict[str, float] = {}
         for entry in filter(None, (part.strip() for part in self.optimizer_config.split(","))):
             key, sign, value = entry.partition("=")
             if not sign or key.strip() not in ("beta1", "beta2", "eps", "weight_decay"):
                 raise ValueError(f"{entry!r} is none of beta1=, beta2=, eps=, weight_decay=")
-            arguments[key.strip()] = float(value)
+            number = float(value)
+            if not 0.0 <= number < (1.0 if key.strip().startswith("beta") else float("inf")):
+                raise ValueError(f"{entry!r} is out of range")
+            arguments[key.strip()] = number
         betas = (self.optimizer_beta1, self.optimizer_beta2)
         pair = (arguments.pop("beta1", betas[0]), arguments.pop("beta2", betas[1]))
         if (pair[0] is None) != (pair[1] is None):

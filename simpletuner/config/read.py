@@ -19,13 +19,13 @@ from simpletuner.config.catalogue import ALIASES, CATALOGUE, DEFAULT_FLAVOUR, FL
 from simpletuner.config.checking import Findings, build, nearest, other_values, sort_keys
 from simpletuner.config.dataloader import load_datasets
 from simpletuner.config.datasets import Datasets
-from simpletuner.config.examples import example_folder
+from simpletuner.config.examples import EXAMPLES, example_folder
 from simpletuner.config.options import Options, Section, section_of, sections
 from simpletuner.config.rules import check
 from simpletuner.errors import ConfigError, Problem
 
 ENVIRONMENT_PREFIX = "SIMPLETUNER_"
-_OURS = {"SIMPLETUNER_ENVIRONMENT", "SIMPLETUNER_ENV", "SIMPLETUNER_CONFIG_BACKEND", "SIMPLETUNER_DEBUG"}
+_OURS = {"SIMPLETUNER_ENVIRONMENT", "SIMPLETUNER_ENV"}
 _VARIABLE = re.compile(r"\{(env|example):([^{}]+)\}")
 
 
@@ -58,13 +58,19 @@ def find_config(config: str | None, env: str | None, example: str | None, enviro
     """The configuration file to use, or None if there is none and none was asked for.
 
     Raises:
-        ConfigError: A file that was asked for does not exist, or is a config.env.
+        ConfigError: A file that was asked for does not exist, or is a config.env; or two were asked for.
     """
+    chosen = {"--config": config, "--env": env, "--example": example}
+    given = [f"{name} {value}" for name, value in chosen.items() if value]
+    if len(given) > 1:
+        raise _one("command line", " and ".join(given), "", "each names another configuration", "keep one of them")
     if example:
         return example_folder(example) / "config.json"
-    asked = config or environ.get("CONFIG_PATH")
+    asked = config or (None if env else environ.get("CONFIG_PATH"))
     if asked:
         path = Path(asked).expanduser()
+        if path.suffix == ".env" and path.is_file():
+            raise _env_file(path)
         found = _in_folder(path) if path.is_dir() else path if path.is_file() else None
         if found is None:
             raise _one(str(path), "--config", asked, "there is no such configuration", "check the path")
@@ -88,14 +94,18 @@ def _in_folder(folder: Path) -> Path | None:
         if (folder / name).is_file():
             return folder / name
     if (folder / "config.env").is_file():
-        raise _one(
-            str(folder / "config.env"),
-            "config.env",
-            "",
-            "refused: shell-style configuration is not read",
-            "write the same keys into config.json beside it; `simpletuner examples copy sana` shows the form",
-        )
+        raise _env_file(folder / "config.env")
     return None
+
+
+def _env_file(path: Path) -> ConfigError:
+    return _one(
+        str(path),
+        path.name,
+        "",
+        "refused: shell-style configuration is not read",
+        "write the same keys into config.json beside it; `simpletuner examples copy sana` shows the form",
+    )
 
 
 def read_file(path: Path) -> Any:
@@ -131,8 +141,12 @@ def substitute(value: Any, environ: Mapping[str, str], file: str, findings: Find
 
     def replace(match: re.Match[str]) -> str:
         kind, name = match.groups()
-        if kind == "example":
+        if kind == "example" and name in EXAMPLES:
             return str(example_folder(name))
+        if kind == "example":
+            reason, remedy = f"there is no example {name!r}", f"packaged examples: {', '.join(EXAMPLES)}"
+            findings.problems.append(Problem(file, key, value, reason, remedy))
+            return ""
         if name not in environ:
             findings.problems.append(
                 Problem(file, key, value, f"the environment has no {name}", f"export {name}=… or write the value")
@@ -142,19 +156,23 @@ def substitute(value: Any, environ: Mapping[str, str], file: str, findings: Find
     return _VARIABLE.sub(replace, value)
 
 
-def normalise(values: Mapping[str, Any]) -> dict[str, Any]:
+def normalise(values: Mapping[str, Any], file: str, findings: Findings) -> dict[str, Any]:
     """Keys without leading dashes and with underscores, aliases resolved; null and "" mean not given.
 
-    A null resume_from_checkpoint means a fresh run, so it is kept.
+    A null resume_from_checkpoint means a fresh run, so it is kept. Two spellings of one key must agree.
     """
     result: dict[str, Any] = {}
     for raw, value in values.items():
         key = raw.lstrip("-").replace("-", "_")
         key = ALIASES.get(key, key)
         if key == "resume_from_checkpoint" and (value in (None, "", False) or str(value).lower() in ("false", "none")):
-            result[key] = ""
-        elif value is not None and value != "":
-            result[key] = value
+            value = ""
+        elif value is None or value == "":
+            continue
+        if key in result and result[key] != value:
+            reason = f"it is given twice, also as {result[key]!r}"
+            findings.problems.append(Problem(file, raw, value, reason, "keep one of them"))
+        result[key] = value
     return result
 
 
@@ -165,7 +183,7 @@ def _from_environment(environ: Mapping[str, str], findings: Findings) -> dict[st
         if not name.startswith(ENVIRONMENT_PREFIX) or name in _OURS:
             continue
         key = name.removeprefix(ENVIRONMENT_PREFIX).lower()
-        if key in supported or key in CATALOGUE:
+        if key in supported or key in CATALOGUE or key in ALIASES:
             values[key] = value
         else:
             findings.notices.append(f"{name} in the environment is no option; {nearest(key, supported)}")
@@ -176,7 +194,8 @@ def _legacy(values: dict[str, Any], findings: Findings) -> None:
     """Old spellings whose value changes too."""
     if values.get("lr_scheduler") == "cosine_with_warmup":
         values["lr_scheduler"] = "cosine"
-    if values.get("lr_scheduler") == "constant" and int(values.get("lr_warmup_steps", 0) or 0) > 0:
+        findings.notices.append("lr_scheduler: cosine_with_warmup is cosine (which warms up here)")
+    if values.get("lr_scheduler") == "constant" and str(values.get("lr_warmup_steps", 0)) not in ("0", "0.0"):
         values["lr_scheduler"] = "constant_with_warmup"
         findings.notices.append("lr_scheduler: constant with lr_warmup_steps is constant_with_warmup")
     if "vae_cache_preprocess" in values:
@@ -185,17 +204,29 @@ def _legacy(values: dict[str, Any], findings: Findings) -> None:
             values["vae_cache_ondemand"] = True
 
 
-def _options(values: dict[str, Any], where: dict[str, str], findings: Findings) -> Options | None:
-    """Sections from flat values; None if one of them has a problem."""
+def _options(values: dict[str, Any], where: dict[str, str], findings: Findings) -> Options:
+    """Sections from flat values; where a value is wrong its default stands in, so that the rest is checked too."""
     owner = section_of()
     kept = sort_keys(values, where, owner, CATALOGUE, findings)
     other_values(kept, where, OTHER_VALUES, findings)
     made: dict[str, Section] = {}
     for name, cls in sections().items():
-        section = build(cls, {k: v for k, v in kept.items() if owner[k] == name}, where, findings)
+        own = {k: v for k, v in kept.items() if owner[k] == name}
+        section = build(cls, own, where, findings)
+        if section is None:
+            bad = {problem.key for problem in findings.problems}
+            section = build(cls, {k: v for k, v in own.items() if k not in bad}, where, findings)
         if isinstance(section, Section):
             made[name] = section
-    return Options(**made) if len(made) == len(sections()) else None  # type: ignore[arg-type]
+    return Options(**made)  # type: ignore[arg-type]
+
+
+def _rules(options: Options, where: Mapping[str, str], file: str, findings: Findings) -> None:
+    """Add the rules between options that do not only follow from a value already found wrong."""
+    bad = {problem.key for problem in findings.problems}
+    for problem in check(options, where, file):
+        if not any(re.search(rf"\b{re.escape(key)}\b", f"{problem.key} {problem.reason}") for key in bad if key):
+            findings.problems.append(problem)
 
 
 def _complete(options: Options, where: Mapping[str, str], file: str, findings: Findings) -> Options:
@@ -249,6 +280,9 @@ def _prompts(options: Options, where: Mapping[str, str], findings: Findings) -> 
         prompt = value.get("prompt") if isinstance(value, Mapping) else value
         if not isinstance(prompt, str):
             findings.problems.append(Problem(str(library), nickname, value, "a prompt must be text"))
+        elif nickname in dict(prompts):
+            reason = "this nickname is taken by validation_prompt"
+            findings.problems.append(Problem(str(library), nickname, value, reason, "rename it"))
         else:
             prompts.append((nickname, prompt))
     return tuple(prompts)
@@ -285,20 +319,19 @@ def load(
     values: dict[str, Any] = {}
     where: dict[str, str] = {"": str(path)}
     layers = (
-        (normalise(content), str(path)),
-        (normalise(_from_environment(environ, findings)), "environment"),
-        (normalise(overrides or {}), "command line"),
+        (content, str(path)),
+        (_from_environment(environ, findings), "environment"),
+        (overrides or {}, "command line"),
     )
-    for layer, source in layers:
+    for written, source in layers:
+        layer = normalise(written, source, findings)
         values.update(substitute(layer, environ, source, findings))
         where.update(dict.fromkeys(layer, source))
     _legacy(values, findings)
     where.update({key: str(path) for key in values if key not in where})
     options = _options(values, where, findings)
-    if options is None:
-        raise ConfigError(findings.problems)
     options = _complete(options, where, str(path), findings)
-    findings.problems += check(options, where, str(path))
+    _rules(options, where, str(path), findings)
     prompts = _prompts(options, where, findings)
     datasets = _datasets(options, path, where, environ, findings)
     if findings.problems or datasets is None:

@@ -42,6 +42,15 @@ def _recipe(options: Options) -> Iterator[Row]:
             "flow_schedule_auto_shift chooses the shift by picture size",
             "remove one of the two",
         )
+    if flow.flow_use_uniform_schedule and flow.flow_sigmoid_scale != 1.0:
+        yield (
+            "flow_sigmoid_scale",
+            flow.flow_sigmoid_scale,
+            "flow_use_uniform_schedule has no sigmoid to scale",
+            "remove one of the two",
+        )
+    if training.lr_scale_sqrt and not training.lr_scale:
+        yield ("lr_scale_sqrt", True, "it acts only with lr_scale", "set lr_scale as well, or remove it")
     try:
         training.optimizer_arguments()
     except ValueError as error:
@@ -57,3 +66,6 @@ def _rest(options: Options) -> Iterator[Row]:
             "it needs target_downsample_size",
             "set both or none",
         )
+    if options.data.target_downsample_size and not options.data.maximum_image_size:
+        value = options.data.target_downsample_size
+        yield ("target_downsample_size", value, "it needs maximum_image_size", "set both or none")

@@ -18,12 +18,10 @@ def parse_resolutions(value: Any) -> Any:
     Raises:
         ValueError: Neither a number nor WxH.
     """
-    if isinstance(value, tuple | list) and all(isinstance(item, tuple | list) for item in value):
-        return value
     items = value if isinstance(value, list | tuple) else str(value).split(",")
     sizes = []
     for item in items:
-        text = str(item).strip()
+        text = "x".join(map(str, item)) if isinstance(item, list | tuple) else str(item).strip()
         if match := _SIZE.fullmatch(text):
             sizes.append((int(match[1]), int(match[2])))
             continue
@@ -31,6 +29,8 @@ def parse_resolutions(value: Any) -> Any:
             edge = float(text)
         except ValueError as error:
             raise ValueError(f"{text!r} is not WIDTHxHEIGHT") from error
+        if not 0 < edge < float("inf"):
+            raise ValueError(f"{text!r} is not a size")
         if edge < _MEGAPIXELS_BELOW:
             edge = round((edge * 1024 * 1024) ** 0.5)
         sizes.append((int(edge), int(edge)))
@@ -48,16 +48,25 @@ def parse_instruction(value: Any) -> Any:
     if value is None or isinstance(value, tuple):
         return value
     if isinstance(value, list):
-        return tuple(str(line) for line in value)
+        return _lines(value)
     text = str(value)
     if text.strip().lower() in ("none", "false"):
         return ()
     if text.lstrip().startswith("["):
-        return tuple(str(line) for line in json.loads(text))
+        return _lines(json.loads(text))
     if len(text) < 300 and "\n" not in text and text.endswith((".txt", ".json")):
-        content = Path(text).read_text(encoding="utf-8")
-        return tuple(json.loads(content)) if text.endswith(".json") else tuple(content.splitlines())
+        try:
+            content = Path(text).expanduser().read_text(encoding="utf-8")
+        except OSError as error:  # pydantic turns only ValueError into a problem of this key
+            raise ValueError(f"the file cannot be read: {error.strerror}") from error
+        return _lines(json.loads(content)) if text.endswith(".json") else tuple(content.splitlines())
     return tuple(text.split("\n"))
+
+
+def _lines(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(line, str) for line in value):
+        raise ValueError("the JSON must be one list of texts")
+    return tuple(value)
 
 
 def to_bool(value: Any) -> Any:

@@ -1,0 +1,169 @@
+"""Corners of the configuration room: wrong types, folders, selectors, and that one problem never hides another."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from simpletuner.config.read import RunConfig, load
+from simpletuner.errors import ConfigError
+
+Load = Callable[..., RunConfig]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "config").mkdir()
+    return tmp_path
+
+
+@pytest.fixture
+def write(folder: Path) -> Load:
+    """Write a configuration with one dataset, and load it with nothing from outside."""
+
+    def make(
+        options: dict[str, Any] | None = None, dataset: dict[str, Any] | None = None, **load_with: Any
+    ) -> RunConfig:
+        entry = {"id": "a", "instance_data_dir": "pictures", **(dataset or {})}
+        (folder / "config" / "config.json").write_text(json.dumps({"max_train_steps": 5, **(options or {})}))
+        (folder / "config" / "multidatabackend.json").write_text(json.dumps([entry]))
+        return load(**{"environ": {}, **load_with})
+
+    return make
+
+
+def problems(make: Callable[[], object]) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        make()
+    return [str(p) for p in caught.value.problems]
+
+
+WRONG = [
+    ("sana_complex_human_instruction", "nowhere.txt"), ("sana_complex_human_instruction", '[{"a": 1}]'),
+    ("validation_resolution", "inf"), ("validation_resolution", [[0, -5]]), ("validation_resolution", "wide"),
+    ("lr_warmup_steps", "abc"), ("train_batch_size", True), ("learning_rate", True), ("output_dir", True),
+    ("validation_prompt", True), ("learning_rate", float("inf")), ("learning_rate", float("nan")),
+    ("optimizer_config", "beta1=2,beta2=0.9"), ("optimizer_config", "weight_decay=nan"), ("seed", {"a": 1}),
+    ("optimizer", ["optimi-adamw"]), ("use_ema", "maybe"), ("ema_decay", 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value"), WRONG)
+def test_a_wrong_value_is_one_problem_with_its_file_and_key(write: Load, key: str, value: Any) -> None:
+    (text,) = problems(lambda: write({key: value, "lr_scheduler": "constant"}))
+    assert text.startswith(f"config/config.json: {key} = ")
+
+
+def test_a_wrong_option_hides_neither_datasets_nor_rules(write: Load) -> None:
+    options = {"train_batch_size": 0, "flow_schedule_shift": 1, "flow_schedule_auto_shift": True}
+    texts = problems(lambda: write(options, {"instance_data_dir": "nowhere", "repeats": -1}))
+    found = "\n".join(texts)
+    assert all(key in found for key in ("train_batch_size", "flow_schedule_shift", "[a].repeats"))
+
+
+def test_a_rule_does_not_repeat_what_is_wrong_already(write: Load) -> None:
+    (text,) = problems(lambda: write({"max_train_steps": "many"}))
+    assert "max_train_steps = 'many'" in text
+    (text,) = problems(lambda: write({"max_train_steps": 0, "num_train_epochs": "two"}))
+    assert "num_train_epochs = 'two'" in text
+
+
+ALONE = [
+    {"flow_use_uniform_schedule": True, "flow_sigmoid_scale": 2.0}, {"lr_scale_sqrt": True},
+    {"eval_timesteps": 5}, {"pretrained_vae_model_name_or_path": "someone/vae"},
+    {"train_batch_size": 2, "--train-batch-size": 3},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", ALONE)
+def test_nothing_is_accepted_and_ignored(write: Load, options: dict[str, Any]) -> None:
+    assert len(problems(lambda: write(options))) == 1
+
+
+def test_epoch_intervals_name_the_option_to_use(write: Load) -> None:
+    for old, new in (("validation", "validation_step"), ("checkpoint", "checkpoint_step"), ("eval", "eval_steps")):
+        (text,) = problems(lambda old=old: write({f"{old}_epoch_interval": 1}))  # type: ignore[misc]
+        assert f"use {new}_interval" in text
+
+
+def test_an_empty_folder_is_not_the_working_directory(write: Load) -> None:
+    assert write(dataset={"cache_dir_vae": ""}).datasets.train[0].cache_dir_vae == Path("output/models/cache/vae/a")
+    (text,) = problems(lambda: write(dataset={"instance_data_dir": ""}))
+    assert "missing" in text
+
+
+@pytest.mark.parametrize("name", ["../../x", "a/b", "..", "a\\b"])
+def test_an_id_cannot_leave_the_cache_folder(write: Load, name: str) -> None:
+    (text,) = problems(lambda: write(dataset={"id": name}))
+    assert "must not be a path" in text
+
+
+def test_one_problem_for_one_field(write: Load) -> None:
+    assert len(problems(lambda: write(dataset={"instance_prompt": 5}))) == 1
+    (text,) = problems(lambda: write(dataset={"target_downsample_size": 512}))
+    assert "maximum_image_size" in text
+
+
+def test_text_one_is_the_number_one(write: Load) -> None:
+    assert write(overrides={"num_processes": "1", "snr_gamma": "0.0"}).options.training.max_train_steps == 5
+    assert "num_processes" in problems(lambda: write(overrides={"num_processes": "2"}))[0]
+
+
+def test_old_names_work_in_the_environment_and_unknown_ones_are_told(write: Load) -> None:
+    run = write(environ={"SIMPLETUNER_VALIDATION_STEPS": "7", "SIMPLETUNER_TRAIN_BATCHSIZE": "2"})
+    assert run.options.validation.validation_step_interval == 7
+    assert any("SIMPLETUNER_TRAIN_BATCHSIZE" in n and "train_batch_size" in n for n in run.notices)
+    assert any("SIMPLETUNER_CONFIG_BACKEND" in n for n in write(environ={"SIMPLETUNER_CONFIG_BACKEND": "toml"}).notices)
+
+
+def test_the_command_line_chooses_the_configuration(write: Load, folder: Path) -> None:
+    write()
+    other = folder / "config" / "other"
+    other.mkdir()
+    (other / "config.json").write_text('{"max_train_steps": 9}')
+    (other / "multidatabackend.json").write_text((folder / "config" / "multidatabackend.json").read_text())
+    environ = {"CONFIG_PATH": "config/config.json"}
+    assert load(environ=environ).options.training.max_train_steps == 5
+    assert load(env="other", environ=environ).options.training.max_train_steps == 9
+    (text,) = problems(lambda: load(env="other", example="pocket", environ={}))
+    assert "--env other" in text and "--example pocket" in text
+
+
+def test_a_shell_file_is_refused_by_name_too(folder: Path) -> None:
+    (folder / "config" / "config.env").write_text("MODEL_TYPE=full\n")
+    for config in ("config/config.env", "config", None):
+        (text,) = problems(lambda config=config: load(config, environ={}))  # type: ignore[misc]
+        assert "config.json" in text and "shell-style" in text
+
+
+def test_examples_in_values(write: Load) -> None:
+    pocket = load(example="pocket", environ={})
+    assert (Path(pocket.options.model.pretrained_model_name_or_path) / "model_index.json").is_file()
+    assert pocket.datasets.eval and pocket.datasets.train[0].timestep_sampling_offset == 0.3
+    assert json.loads(json.dumps(pocket.raw))["train_batch_size"] == 8
+    texts = problems(lambda: write({"output_dir": "{example:nothing}/x", "seed": "x"}))
+    assert len(texts) == 2 and "pocket, sana" in texts[0]
+
+
+def test_a_nickname_cannot_be_taken_twice(write: Load, folder: Path) -> None:
+    (folder / "library.json").write_text('{"validation": "q", "other": "r"}')
+    assert len(write({"user_prompt_library": "library.json"}).prompts) == 2
+    (text,) = problems(lambda: write({"user_prompt_library": "library.json", "validation_prompt": "p"}))
+    assert "library.json: validation = 'q'" in text
+
+
+def test_two_datasets_may_share_folders(folder: Path) -> None:
+    """Latents are kept by content, so that a shared cache folder is safe (the original refuses it)."""
+    entries = [{"id": i, "instance_data_dir": "pictures", "cache_dir_vae": "cache"} for i in ("a", "b")]
+    (folder / "config" / "config.json").write_text('{"max_train_steps": 1}')
+    (folder / "config" / "multidatabackend.json").write_text(json.dumps(entries))
+    assert len(load(environ={}).datasets.train) == 2
+
+
+def test_old_schedule_names_are_told(write: Load) -> None:
+    run = write({"lr_scheduler": "cosine_with_warmup"})
+    assert run.options.training.lr_scheduler == "cosine" and any("cosine_with_warmup" in n for n in run.notices)
