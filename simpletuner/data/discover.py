@@ -17,49 +17,11 @@ from simpletuner.data.placement import PlacementRules, reject_reason
 from simpletuner.data.types import Sample, Skipped
 from simpletuner.errors import DataError
 
-PICTURES = tuple(
-    [
-        ".png",
-        ".jpg",
-        ".jpeg",
-        ".webp",
-        ".bmp",
-        ".tif",
-        ".tiff",
-        ".gif",
-        ".avif",
-        ".jfif",
-        ".jpe",
-        ".apng",
-        ".avifs",
-        ".dib",
-        ".jp2",
-        ".j2k",
-        ".ppm",
-        ".pgm",
-        ".tga",
-        ".ico",
-    ]
-)
+_PICTURE_ENDINGS = "png jpg jpeg webp bmp tif tiff gif avif jfif jpe apng avifs dib jp2 j2k ppm pgm tga ico"
+_SIDECAR_ENDINGS = "txt json jsonl csv parquet md npz safetensors caption yaml yml xml db ini"
+PICTURES = tuple(f".{ending}" for ending in _PICTURE_ENDINGS.split())
 # Files that belong beside pictures and need no remark.
-SIDECARS = frozenset(
-    [
-        ".txt",
-        ".json",
-        ".jsonl",
-        ".csv",
-        ".parquet",
-        ".md",
-        ".npz",
-        ".safetensors",
-        ".caption",
-        ".yaml",
-        ".yml",
-        ".xml",
-        ".db",
-        ".ini",
-    ]
-)
+SIDECARS = tuple(f".{ending}" for ending in _SIDECAR_ENDINGS.split())
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,3 +89,63 @@ def test_small_pictures_are_rejected_with_both_figures() -> None:
     assert reject_reason(Size(4000, 600), square) is not None
     assert reject_reason(Size(4000, 600), rule) is None
     assert reject_reason(Size(4000, 600), PlacementRules(512, "pixel", 32, minimum_image_size=601)) is not None
+
+
+@given(sizes, rules, st.integers(0, 2**32))
+def test_no_pixel_more_than_needed_is_resized(size: Size, rule: PlacementRules, seed: int) -> None:
+    placement = place(size, rule, seed)
+    enlarged = placement.resize_to.width > size.width or placement.resize_to.height > size.height
+    if rule.maximum_image_size is None or enlarged:  # nothing asked for a larger one
+        assert (
+            placement.resize_to.width == placement.bucket.width or placement.resize_to.height == placement.bucket.height
+        )
+
+
+@given(
+    st.builds(Size, st.integers(100, 6000), st.integers(100, 6000)),
+    st.integers(256, 2048),
+    st.sampled_from([16, 32, 64]),
+    st.booleans(),
+)
+def test_the_bucket_is_near_the_wanted_area_and_aspect(size: Size, edge: int, alignment: int, megapixels: bool) -> None:
+    resolution, kind = (edge * edge / 1e6, "area") if megapixels else (edge, "pixel_area")
+    bucket = place(size, PlacementRules(resolution, kind, alignment), 0).bucket  # type: ignore[arg-type]
+    aspect = size.width / size.height
+    wanted = (edge * aspect**0.5, edge / aspect**0.5)
+    for side, ideal in zip(bucket, wanted, strict=True):
+        assert (
+            abs(side - ideal) <= alignment / 2 + 1e-6 or side == alignment
+        )  # half a cell, or the one cell there must be
+
+
+@given(sizes, st.integers(64, 2048), st.sampled_from([16, 32, 64]))
+def test_pixel_is_the_shorter_edge(size: Size, resolution: int, alignment: int) -> None:
+    bucket = place(size, PlacementRules(resolution, "pixel", alignment), 0).bucket
+    assert abs(min(bucket) - resolution) <= alignment / 2 or min(bucket) == alignment
+    assert (bucket.width >= bucket.height) == (size.width >= size.height) or bucket.width == bucket.height
+
+
+@given(sizes, rules)
+def test_turning_the_picture_turns_its_place(size: Size, rule: PlacementRules) -> None:
+    if not rule.crop or rule.crop_aspect != "closest":  # a list of aspects need not hold each one's mirror
+        placement, turned = place(size, rule, 0), place(Size(size.height, size.width), rule, 0)
+        assert (turned.bucket, turned.resize_to) == (placement.bucket[::-1], placement.resize_to[::-1])
+
+
+@given(sizes, rules, st.integers(0, 2**32))
+def test_centre_and_corner(size: Size, rule: PlacementRules, seed: int) -> None:
+    placement = place(size, rule, seed)
+    left, top, right, bottom = placement.crop_box
+    if not rule.crop or rule.crop_style == "center":
+        assert placement.resize_to.width - right - left in (0, 1) and placement.resize_to.height - bottom - top in (
+            0,
+            1,
+        )
+    elif rule.crop_style == "corner":
+        assert (left, top) == (0, 0)
+
+
+@given(st.builds(Size, st.integers(1, 200_000), st.integers(1, 200_000)), rules)
+def test_what_is_used_fits_into_memory(size: Size, rule: PlacementRules) -> None:
+    resized = place(size, rule, 0).resize_to
+    assert reject_reason(size, rule) is not None or resized.width * resized.height <= 100_000_000
