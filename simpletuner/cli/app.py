@@ -12,7 +12,8 @@ import click
 from simpletuner import __version__
 from simpletuner.errors import TunerError
 
-_LAZY = {"train": "simpletuner.cli.train:train"}
+# name → (where it is, its line in --help: asking the command itself would load it)
+_LAZY = {"train": ("simpletuner.cli.train:train", "Train by config/config.json, or the embedded example without one.")}
 
 
 class LazyGroup(click.Group):
@@ -25,10 +26,17 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """One command."""
         if cmd_name in _LAZY:
-            module, attribute = _LAZY[cmd_name].split(":")
+            module, attribute = _LAZY[cmd_name][0].split(":")
             command: click.Command = getattr(import_module(module), attribute)
             return command
         return super().get_command(ctx, cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """One line for each command, without loading any."""
+        lines = {name: text for name, (_, text) in _LAZY.items()}
+        lines |= {name: command.get_short_help_str(limit=90) for name, command in self.commands.items()}
+        with formatter.section("Commands"):
+            formatter.write_dl(sorted(lines.items()))
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -218,7 +218,7 @@ def _options(values: dict[str, Any], where: dict[str, str], findings: Findings) 
             section = build(cls, {k: v for k, v in own.items() if k not in bad}, where, findings)
         if isinstance(section, Section):
             made[name] = section
-    return Options(**made)  # type: ignore[arg-type]
+    return Options(**made)
 
 
 def _rules(options: Options, where: Mapping[str, str], file: str, findings: Findings) -> None:

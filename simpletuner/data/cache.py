@@ -224,7 +224,7 @@ class ShardWriter:
         if not self._buffer:
             return
         checksums = {
-            key: zlib.crc32(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+            key: zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
             for key, tensor in self._buffer.items()
         }
         # The name is derived from the content, so two writers never choose the same one.

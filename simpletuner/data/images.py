@@ -8,9 +8,9 @@ size itself and writes nothing.
 from __future__ import annotations
 
 import io
-import struct
 import threading
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +35,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_PNG_START = 8
+_PNG_TAIL = 1 << 17  # bytes; EXIF with its thumbnail is at most half of this
 # Warning filters belong to the whole process and pictures are opened by several threads.
 _filters = threading.Lock()
 
@@ -85,18 +85,19 @@ def _open(path: Path) -> Image.Image:
 
 
 def _late_exif(path: Path) -> bytes | None:
-    """The eXIf chunk of a PNG wherever it stands, found by hopping over the others.
+    """The eXIf chunk of a PNG behind its pixels, from the end of the file alone.
 
-    Pillow sees a chunk behind the pixels only after decoding them, which is where ExifTool writes it.
+    ExifTool writes it there, and Pillow sees it only after decoding all pixels.
     """
     with path.open("rb") as file:
-        file.seek(_PNG_START)
-        while len(head := file.read(8)) == 8:
-            length, kind = struct.unpack(">I4s", head)
-            if kind == b"eXIf":
-                return file.read(length)
-            file.seek(length + 4, io.SEEK_CUR)
-    return None
+        file.seek(max(0, path.stat().st_size - _PNG_TAIL))
+        tail = file.read()
+    at = tail.rfind(b"eXIf")
+    if at < 4:
+        return None
+    end = at + 4 + int.from_bytes(tail[at - 4 : at])
+    # The same four letters may stand in the pixels by chance; the checksum may not.
+    return tail[at + 4 : end] if zlib.crc32(tail[at:end]).to_bytes(4) == tail[end : end + 4] else None
 
 
 def _orientation(picture: Image.Image, path: Path) -> int:
@@ -137,6 +138,12 @@ def open_rgb(path: Path, at_least: Size | None = None) -> Image.Image:
     Raises:
         ImageError: It cannot be decoded.
     """
+    rgb, profile = _decode(path, at_least)
+    return _apply_profile(rgb, profile)
+
+
+def _decode(path: Path, at_least: Size | None) -> tuple[Image.Image, bytes | None]:
+    """Upright RGB, and the ICC profile that is still to be applied, if any."""
     with _open(path) as picture:
         orientation = _orientation(picture, path)
         with _plain_reasons("decoded"):
@@ -144,8 +151,12 @@ def open_rgb(path: Path, at_least: Size | None = None) -> Image.Image:
                 wanted = at_least[::-1] if orientation in _SWAPS_SIDES else tuple(at_least)
                 picture.draft(None, (wanted[0] * 2, wanted[1] * 2))
             picture.load()
-            rgb = _to_srgb(picture, picture.info.get("icc_profile"))
-            return rgb.transpose(_UPRIGHT[orientation]) if orientation != 1 else rgb
+            profile = picture.info.get("icc_profile")
+            if picture.mode == "RGB" and not picture.has_transparency_data:
+                rgb = picture  # the common case: its profile costs less after the resize
+            else:
+                rgb, profile = _to_srgb(picture, profile), None
+            return (rgb.transpose(_UPRIGHT[orientation]) if orientation != 1 else rgb.copy()), profile
 
 
 def _to_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
@@ -224,7 +235,7 @@ def cut(path: Path, placement: Placement) -> torch.Tensor:
     Raises:
         ImageError: It cannot be decoded.
     """
-    picture = open_rgb(path, placement.resize_to)
+    picture, profile = _decode(path, placement.resize_to)
     pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
     wanted = placement.resize_to
     if pixels.shape[1:] != (wanted.height, wanted.width):
@@ -233,4 +244,8 @@ def cut(path: Path, placement: Placement) -> torch.Tensor:
         )
         pixels = resized[0]
     left, top, right, bottom = placement.crop_box
-    return pixels[:, top:bottom, left:right].contiguous().float() / 127.5 - 1.0
+    pixels = pixels[:, top:bottom, left:right]
+    if profile:
+        converted = _apply_profile(Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()), profile)
+        pixels = torch.from_numpy(np.array(converted)).permute(2, 0, 1)
+    return pixels.contiguous().float() / 127.5 - 1.0

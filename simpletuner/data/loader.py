@@ -7,7 +7,7 @@ k gives the same batch in every run. One thread reads ahead.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -83,7 +83,7 @@ class Loader:
             timestep_offset=self._offsets.get(spec.dataset_id, 0.0),
         )
 
-    def stream(self, start: int, stop: int) -> Iterator[Batch]:
+    def stream(self, start: int, stop: int) -> Generator[Batch, None, None]:
         """Batches start … stop - 1 in order, read ahead by one thread."""
         with ThreadPoolExecutor(1, thread_name_prefix="loader") as pool:
             pending = [pool.submit(self.batch, k) for k in range(start, min(start + READ_AHEAD, stop))]

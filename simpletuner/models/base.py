@@ -39,9 +39,9 @@ class Facts:
 class Components:
     """The parts of one loaded pipeline. ``scheduler`` is the sampler used for validation and export."""
 
-    transformer: torch.nn.Module
-    vae: torch.nn.Module
-    text_encoder: torch.nn.Module
+    transformer: Any
+    vae: Any
+    text_encoder: Any
     tokenizer: Any
     scheduler: Any
 
@@ -81,7 +81,7 @@ class Family(Protocol):
     def default_instruction(self) -> tuple[str, ...]:
         """The instruction prefix the family was trained with."""
 
-    def encode_pixels(self, vae: torch.nn.Module, pixels: torch.Tensor) -> torch.Tensor:
+    def encode_pixels(self, vae: Any, pixels: torch.Tensor) -> torch.Tensor:
         """[B, 3, H, W] in [-1, 1] → scaled latents [B, C, H/stride, W/stride] float32."""
 
     def encode_captions(
@@ -91,7 +91,7 @@ class Family(Protocol):
 
     def predict(
         self,
-        transformer: torch.nn.Module,
+        transformer: Any,
         noisy_latents: torch.Tensor,
         timesteps: torch.Tensor,
         text: torch.Tensor,

@@ -187,7 +187,7 @@ def find(output_dir: Path, wanted: str | None) -> tuple[Path | None, list[str]]:
                 f"Checkpoints in {output_dir}: {', '.join(p.name for p in existing(output_dir)) or 'none'}."
             )
         return folder, []
-    notes = []
+    notes: list[str] = []
     for folder in reversed(existing(output_dir)):
         reason = problem_with(folder)
         if reason is None:

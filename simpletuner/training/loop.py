@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -53,7 +53,7 @@ class Trainee:
 
     family: Family
     facts: Facts
-    transformer: torch.nn.Module
+    transformer: Any
     optimizer: torch.optim.Optimizer
     ema: Ema | None
     device: torch.device

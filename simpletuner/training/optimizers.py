@@ -99,7 +99,7 @@ def unpack(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]
     """
 
     def build_up(value: Any) -> Any:
-        if not isinstance(value, Mapping) and not isinstance(value, list):
+        if not isinstance(value, Mapping):
             return value
         ((kind, inner),) = value.items()
         if kind == "tensor":

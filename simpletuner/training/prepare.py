@@ -112,7 +112,7 @@ def buckets_of(found: Sequence[Found]) -> tuple[list[Bucket], list[PlacedSample]
             members.setdefault(placed.placement.bucket, []).append(len(everything))
             everything.append(placed)
         for size, indices in sorted(members.items()):  # type: ignore[type-var]
-            buckets.append(Bucket(item.source.id, size, tuple(indices), item.source.repeats))  # type: ignore[arg-type]
+            buckets.append(Bucket(item.source.id, size, tuple(indices), item.source.repeats))
     return buckets, everything
 
 

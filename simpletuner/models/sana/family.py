@@ -56,7 +56,7 @@ class Sana:
         return prompts.default_instruction()
 
     @torch.no_grad()
-    def encode_pixels(self, vae: torch.nn.Module, pixels: torch.Tensor) -> torch.Tensor:
+    def encode_pixels(self, vae: Any, pixels: torch.Tensor) -> torch.Tensor:
         """Pixels → latents * scaling_factor, and nothing else.
 
         Args:
@@ -79,7 +79,7 @@ class Sana:
 
     def predict(
         self,
-        transformer: torch.nn.Module,
+        transformer: Any,
         noisy_latents: torch.Tensor,
         timesteps: torch.Tensor,
         text: torch.Tensor,
@@ -118,7 +118,7 @@ class Sana:
         """Diffusers' SanaPipeline over these very parts, quiet; without its text parts if embeds are at hand."""
         from diffusers import SanaPipeline
 
-        pipe = SanaPipeline(
+        pipe: Any = SanaPipeline(
             tokenizer=parts.tokenizer if with_text else None,
             text_encoder=parts.text_encoder if with_text else None,
             vae=parts.vae,
