@@ -122,6 +122,22 @@ def test_exif_behind_the_pixels_of_a_png_counts(tmp_path: Path) -> None:
     assert (as_is(path) == TURNED[6](values)).all()
 
 
+def test_the_letters_of_a_chunk_within_pixels_are_no_chunk(tmp_path: Path) -> None:
+    row = b"\0\0\0\0\0\4eXIfMM\0*"
+    data = zlib.compress(b"\0" + row.ljust(18, b"\0"), 0)
+    path = png(tmp_path / "a.png", ihdr(6, 1), (b"IDAT", data))
+    assert b"\4eXIf" in path.read_bytes()
+    assert read_size(path) == Size(6, 1)
+    assert as_is(path).tobytes() == row.ljust(18, b"\0")
+
+
+def test_a_profile_after_a_resize_is_a_profile_before_it(tmp_path: Path) -> None:
+    smooth(90, 120).save(tmp_path / "a.png", icc_profile=wide_profile())
+    ours = cut(tmp_path / "a.png", Placement(Size(32, 32), Size(60, 45), (4, 4, 36, 36)))
+    before = open_rgb(tmp_path / "a.png").resize((60, 45), Image.Resampling.BICUBIC).crop((4, 4, 36, 36))
+    assert mean_error(ours, before) < 1.0
+
+
 @pytest.mark.parametrize(
     "exif", [b"Exif\0\0broken", b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x63\0\0", b""]
 )
