@@ -19,7 +19,7 @@ from simpletuner.data.encode import PlacedSample, encode_latents, encode_texts, 
 from simpletuner.data.loader import LatentRef
 from simpletuner.data.placement import PlacementRules, place
 from simpletuner.data.sampler import Bucket, shortfalls
-from simpletuner.data.types import Skipped
+from simpletuner.data.types import Size, Skipped
 from simpletuner.errors import DataError
 from simpletuner.reporting.progress import Reporter
 
@@ -107,11 +107,11 @@ def buckets_of(found: Sequence[Found]) -> tuple[list[Bucket], list[PlacedSample]
     buckets: list[Bucket] = []
     everything: list[PlacedSample] = []
     for item in found:
-        members: dict[object, list[int]] = {}
+        members: dict[Size, list[int]] = {}
         for placed in item.placed:
             members.setdefault(placed.placement.bucket, []).append(len(everything))
             everything.append(placed)
-        for size, indices in sorted(members.items()):  # type: ignore[type-var]
+        for size, indices in sorted(members.items()):
             buckets.append(Bucket(item.source.id, size, tuple(indices), item.source.repeats))
     return buckets, everything
 
