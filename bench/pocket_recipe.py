@@ -28,7 +28,8 @@ from PIL import Image
 
 import simpletuner
 
-PICTURES = Path(simpletuner.__file__).parent / "pocket" / "blueprint" / "eval"
+POCKET = Path(simpletuner.__file__).parent / "pocket"
+PICTURES = POCKET / "blueprint" / "eval"
 # The throw-away script's recipe that came with the pocket model; the yardstick.
 PROTOTYPE = (
     "max_train_steps=200 train_batch_size=8 learning_rate=5e-4 lr_scheduler=polynomial lr_power=1 lr_end=5e-5 "
@@ -103,6 +104,15 @@ def _histogram(pixels: torch.Tensor) -> torch.Tensor:
     return torch.stack([torch.bincount(row.flatten(), minlength=64).float() / row.numel() for row in index])
 
 
+def prototype_data(folder: Path) -> Path:
+    """The prototype's data: the embedded dataloader file with the plain training entry and without the style entry."""
+    entries = json.loads((POCKET / "multidatabackend.json").read_text().replace("{example:pocket}", str(POCKET)))
+    plain = next(entry for entry in entries if entry["caption_strategy"] == "textfile")
+    file = folder / "prototype_data.json"
+    file.write_text(json.dumps([{**plain, "repeats": 0}]))
+    return file
+
+
 def train(recipe: str, seed: int, folder: Path) -> float:
     """Train with the real command; returns its seconds."""
     command = [sys.executable, "-c", "from simpletuner.cli.app import main; main()", "train", "--example=pocket"]
@@ -141,7 +151,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--guidance", type=float, default=GUIDANCE)
     arguments = parser.parse_args()
-    recipes = {"embedded": "", "prototype": PROTOTYPE}
+    scratch = tempfile.TemporaryDirectory()
+    recipes = {"embedded": ""}
+    recipes["prototype"] = f"{PROTOTYPE} data_backend_config={prototype_data(Path(scratch.name))}"
     if arguments.recipes:
         recipes = dict(text.split("=", 1) for text in arguments.recipes)
     held_out = HeldOut(arguments.half)

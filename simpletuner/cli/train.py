@@ -7,10 +7,7 @@ from typing import Any, get_args
 import click
 
 from simpletuner.config.catalogue import ALIASES, CATALOGUE
-from simpletuner.config.checking import nearest
 from simpletuner.config.options import Section, section_of, sections
-
-_OWN = ("config", "env", "example", "debug", "help")
 
 
 def _is_bool(key: str) -> bool:
@@ -21,8 +18,10 @@ def _is_bool(key: str) -> bool:
 def parse_overrides(arguments: list[str]) -> dict[str, Any]:
     """``--key value``, ``--key=value`` and ``key=value`` → values by key; a bare ``--flag`` is true.
 
+    Unknown keys are kept: checking names them together with every other problem.
+
     Raises:
-        click.UsageError: Unknown option, a value without a key, or a key without its value.
+        click.UsageError: A value without a key, or a known key without its value.
     """
     known = {*section_of(), *CATALOGUE, *ALIASES}
     overrides: dict[str, Any] = {}
@@ -34,13 +33,11 @@ def parse_overrides(arguments: list[str]) -> dict[str, Any]:
         key = name.lstrip("-").replace("-", "_")
         if not dashed and not has_value:
             raise click.UsageError(f"{word!r} belongs to no option; write --key value or key=value.")
-        if key not in known:
-            raise click.UsageError(f"No such option: --{key} ({nearest(key, [*known, *_OWN])})")
         if has_value:
             overrides[key] = value
         elif rest and not _looks_like_option(rest[0], known):
             overrides[key] = rest.pop(0)
-        elif key in CATALOGUE or _is_bool(ALIASES.get(key, key)):
+        elif ALIASES.get(key, key) not in section_of() or _is_bool(ALIASES.get(key, key)):
             overrides[key] = "true"
         else:
             raise click.UsageError(f"Option --{key} needs a value.")

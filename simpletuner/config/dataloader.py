@@ -92,13 +92,13 @@ def _entry(
     values.setdefault("cache_dir_vae", (options.data.cache_dir_vae or _cache(options) / "vae") / name)
     made = build(model, values, where, findings, prefix)
     if isinstance(made, ImageDataset):
-        _check_image(made, file, findings)
+        _check_image(made, entry, file, findings)
         return made
     return None
 
 
-def _check_image(entry: ImageDataset, file: str, findings: Findings) -> None:
-    """Rules between the fields of one entry."""
+def _check_image(entry: ImageDataset, own: Mapping[str, Any], file: str, findings: Findings) -> None:
+    """Rules between the fields of one entry; ``own`` are those that it gives itself."""
     prefix = f"[{entry.id}]."
 
     def problem(key: str, value: object, reason: str, remedy: str) -> None:
@@ -111,6 +111,11 @@ def _check_image(entry: ImageDataset, file: str, findings: Findings) -> None:
     needs_prompt = entry.prepend_instance_prompt or entry.only_instance_prompt
     if (entry.caption_strategy == "instanceprompt" or needs_prompt) and not entry.instance_prompt:
         problem("instance_prompt", entry.instance_prompt, "it is needed here and empty", "name your subject")
+    if "instance_prompt" in own and not (entry.caption_strategy == "instanceprompt" or needs_prompt):
+        findings.notices.append(
+            f"{prefix}instance_prompt: not used, since caption_strategy is {entry.caption_strategy} "
+            "(prepend_instance_prompt puts it before each caption)"
+        )
     if entry.crop and entry.crop_aspect == "closest" and not entry.crop_aspect_buckets:
         problem("crop_aspect_buckets", None, "crop_aspect closest needs a list", "for example [1.0, 0.75, 1.33]")
     if entry.maximum_image_size and not entry.target_downsample_size:

@@ -7,7 +7,7 @@ its reason. Reads headers only; decodes nothing and writes nothing.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,7 +87,7 @@ def discover(
     folder: Path,
     caption_rules: CaptionRules,
     placement_rules: PlacementRules,
-    on_file: Callable[[], None] | None = None,
+    progress: Callable[[Sequence[Path]], Iterable[Path]] = iter,
 ) -> Discovery:
     """Find the usable pictures of one dataset.
 
@@ -95,7 +95,7 @@ def discover(
         folder: Searched with all its subfolders.
         caption_rules: How captions are found.
         placement_rules: For the size filter.
-        on_file: Called after each picture file, for a progress bar.
+        progress: Wraps the list of picture files while they are looked at, for a progress bar.
 
     Returns:
         Every file that was looked at, either used or skipped.
@@ -113,12 +113,10 @@ def discover(
             f"there ({', '.join(PICTURES[:6])} …), or correct instance_data_dir."
         )
     samples: list[Sample] = []
-    for path in pictures:
+    for path in progress(pictures):
         found = _look_at(path, caption_rules, placement_rules)
         if isinstance(found, Sample):
             samples.append(found)
         else:
             skipped.append(found)
-        if on_file:
-            on_file()
     return Discovery(tuple(samples), tuple(skipped))

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 PLAIN_INTERVAL_S = 10.0
+Item = TypeVar("Item")
 
 
 class Bar(Protocol):
@@ -71,3 +72,10 @@ class Reporter:
         )
         with Progress(*columns, console=self.console) as progress:
             yield _RichBar(progress, progress.add_task(label, total=total, completed=done, note=""))
+
+    def track(self, label: str, items: Sequence[Item]) -> Iterator[Item]:
+        """The items one by one, with a bar."""
+        with self.bar(label, len(items)) as bar:
+            for item in items:
+                yield item
+                bar.advance(1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -78,7 +79,8 @@ def find(sources: Sequence[DatasetSource], reporter: Reporter) -> list[Found]:
     """
     found = []
     for source in sources:
-        discovery = discover(source.folder, source.captions, source.placement)
+        track = partial(reporter.track, f"Looking at pictures [{source.id}]")
+        discovery = discover(source.folder, source.captions, source.placement, track)
         placed = _place_all(source, discovery)
         found.append(Found(source, placed, list(discovery.skipped)))
         counts = Counter(p.placement.bucket for p in placed)
