@@ -72,9 +72,11 @@ _SATISFIED = {
     **_satisfied("metrics.jsonl lies in the output folder", "logging_dir tracker_project_name tracker_run_name "
                  "tracker_image_layout"),
     **_satisfied("the exported pipeline is complete, text encoder included", "save_text_encoder"),
-    **_satisfied("models are unloaded from the GPU when they are not needed", "offload_during_startup "
-                 "keep_vae_loaded delete_model_after_load offload_during_save"),
-    **_satisfied("EMA is updated where the weights are, in float32", "ema_device ema_foreach_disable"),
+    **_satisfied("the text encoder leaves the GPU before training, and the transformer comes after caching",
+                 "offload_during_startup delete_model_after_load"),
+    **_satisfied("the VAE stays on the GPU only where validation pictures are drawn", "keep_vae_loaded"),
+    **_satisfied("saving needs no room on the GPU", "offload_during_save"),
+    **_satisfied("EMA is always updated in float32", "ema_foreach_disable"),
     **_satisfied("adam_* acts with DeepSpeed only; use optimizer_config", "adam_beta1 adam_beta2 "
                  "adam_weight_decay adam_epsilon"),
     **_satisfied("validation noise is drawn on the CPU: the same pictures on every card", "validation_seed_source"),
@@ -102,7 +104,10 @@ _NOT_YET = {
     **_not_yet("quantised bases come with adapters", "base_model_precision text_encoder_1_precision "
                "quantization_config", ("no_change",)),
     **_not_yet("quantised bases come with adapters", "quantize_via", ("accelerator", "cpu")),
-    **_not_yet("previews while generating come with the live page", "validation_preview validation_preview_steps"),
+    **_not_yet("previews while generating come with the live page", "validation_preview"),
+    "vae_cache_preprocess": Known("refused", "not yet: false, caching while training, comes with the data sources; "
+                                  "leave it out", (True, "true")),
+    **_satisfied("it acts only with validation_preview", "validation_preview_steps"),
     **_not_yet("trackers come with the live page; metrics.jsonl is always written", "report_to"),
     **_not_yet("the webhook comes with the live page", "webhook_config"),
     **_not_yet("publishing comes later; the exported folder uploads with `hf upload`", "push_to_hub "
@@ -120,8 +125,9 @@ _NOT_YET = {
     **_not_yet("it comes with the training methods", "offset_noise input_perturbation snr_gamma use_soft_min_snr "
                "timestep_bias_strategy flow_use_beta_schedule flow_cubic_schedule_weights mixflow_enabled "
                "flow_custom_timesteps layer_freeze_strategy optimizer_release_gradients fuse_optimizer "
-               "ema_warmup_steps ema_cpu_only gradient_precision seed_for_each_device weighting_scheme "
+               "ema_warmup_steps ema_cpu_only seed_for_each_device weighting_scheme "
                "distillation_config"),
+    **_not_yet("gradients are kept as they come", "gradient_precision", ("unmodified",)),
     **_not_yet("l2 works", "loss_type", ("l2",)),
     **_not_yet("it comes with the training methods", "vae_enable_tiling vae_enable_slicing"),
     **_not_yet("it comes with the data sources; latents are cached on disk", "vae_cache_ondemand vae_cache_disable "
@@ -129,7 +135,7 @@ _NOT_YET = {
                "data_backend_sampling", ("auto-weighting",)),
     **_not_yet("it comes with speed work", "fuse_qkv_projections dynamo_backend gradient_checkpointing_segment_stride "
                "gradient_checkpointing_offload_attention enable_group_offload ramtorch musubi_blocks_to_swap "
-               "context_parallel_size", ("no",)),
+               "context_parallel_size", ("no", 1)),
     **_not_yet("plain recomputation works", "gradient_checkpointing_backend", ("torch",)),
     **_not_yet("several GPUs come later; one works", "num_processes num_machines fsdp_enable deepspeed_config "
                "accelerate_config", (1,)),

@@ -31,6 +31,8 @@ def nearest(name: str, names: Collection[str]) -> str:
 
 def is_off(value: Any, known: Known) -> bool:
     """Whether the value asks for nothing (``0`` and ``False`` are told from ``1`` and ``True`` by type too)."""
+    if isinstance(value, list | tuple):
+        return all(is_off(item, known) for item in value)
     readings = [value, to_bool(value)]
     if isinstance(value, str):  # from the command line or the environment every value is text
         with contextlib.suppress(ValueError):

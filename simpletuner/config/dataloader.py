@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +46,13 @@ def load_datasets(entries: Any, file: str, options: Options, findings: Findings)
             findings.problems.append(Problem(file, f"entry {number + 1}", raw, "it must be an object"))
             continue
         entry = {FIELD_ALIASES.get(k, k): v for k, v in raw.items() if v is not None and v != ""}
-        if to_bool(entry.pop("disabled", False)) is True:
-            continue
         name = str(entry.get("id", f"entry {number + 1}"))
+        disabled = to_bool(entry.pop("disabled", False))
+        if disabled is True:
+            continue
+        if disabled is not False:
+            problem = Problem(file, f"[{name}].disabled", disabled, "it must be true or false")
+            findings.problems.append(problem)
         ids.append(name)
         made = _entry(entry, name, file, options, findings)
         if made is not None:
@@ -92,12 +96,12 @@ def _entry(
     values.setdefault("cache_dir_vae", (options.data.cache_dir_vae or _cache(options) / "vae") / name)
     made = build(model, values, where, findings, prefix)
     if isinstance(made, ImageDataset):
-        _check_image(made, entry, file, findings)
+        _check_image(made, entry, file, options, findings)
         return made
     return None
 
 
-def _check_image(entry: ImageDataset, own: Mapping[str, Any], file: str, findings: Findings) -> None:
+def _check_image(entry: ImageDataset, own: Mapping[str, Any], file: str, options: Options, findings: Findings) -> None:
     """Rules between the fields of one entry; ``own`` are those that it gives itself."""
     prefix = f"[{entry.id}]."
 
@@ -116,6 +120,13 @@ def _check_image(entry: ImageDataset, own: Mapping[str, Any], file: str, finding
             f"{prefix}instance_prompt: not used, since caption_strategy is {entry.caption_strategy} "
             "(prepend_instance_prompt puts it before each caption)"
         )
+    idle = [key for key in ("crop_aspect", "crop_style", "crop_aspect_buckets") if key in own]
+    if idle and not entry.crop:
+        findings.notices.append(f"{prefix}{', '.join(idle)}: not used, since crop is false")
+    if entry.timestep_sampling_offset and options.flow.flow_use_uniform_schedule:
+        value = entry.timestep_sampling_offset
+        problem("timestep_sampling_offset", value, "flow_use_uniform_schedule has no normal draw to move", "remove one")
+    _check_apart(entry, options, problem)
     if entry.crop and entry.crop_aspect == "closest" and not entry.crop_aspect_buckets:
         problem("crop_aspect_buckets", None, "crop_aspect closest needs a list", "for example [1.0, 0.75, 1.33]")
     if entry.maximum_image_size and not entry.target_downsample_size:
@@ -135,6 +146,16 @@ def _check_image(entry: ImageDataset, own: Mapping[str, Any], file: str, finding
         findings.notices.append(
             f"{prefix}is_regularisation_data: acts as ordinary data with model_type=full (no prior is preserved)"
         )
+
+
+def _check_apart(entry: ImageDataset, options: Options, problem: Callable[[str, object, str, str], None]) -> None:
+    """Nothing is written into picture folders: neither results nor caches may lie inside one."""
+    pictures = entry.instance_data_dir.expanduser().resolve()
+    places = {"output_dir": options.checkpoints.output_dir, "cache_dir_vae": entry.cache_dir_vae}
+    for key, place in places.items():
+        if place.expanduser().resolve().is_relative_to(pictures):
+            reason = f"{key} {str(place)!r} lies inside it: what is written there would be trained on"
+            problem("instance_data_dir", str(entry.instance_data_dir), reason, f"choose another {key}")
 
 
 def _check_together(

@@ -103,6 +103,10 @@ class EmaOptions(Section):
 
     use_ema: bool = Field(False, description="Keep an average of the weights; it is validated and exported.")
     ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(0.995, description="Decay, with warm-up.")
+    ema_device: Literal["accelerator", "cpu"] = Field(
+        "accelerator",
+        description="Where the average lives; cpu frees 4 bytes of GPU memory a parameter, and is slower.",
+    )
     ema_update_interval: Positive = Field(1, description="Update every n optimizer steps.")
     ema_validation: Literal["none", "ema_only", "comparison"] = Field(
         "comparison", description="Validation pictures: trained weights only, EMA only, or both."

@@ -21,11 +21,12 @@ from simpletuner.config.dataloader import load_datasets
 from simpletuner.config.datasets import Datasets
 from simpletuner.config.examples import EXAMPLES, example_folder
 from simpletuner.config.options import Options, Section, section_of, sections
-from simpletuner.config.rules import check
+from simpletuner.config.rules import check, without_effect
 from simpletuner.errors import ConfigError, Problem
 
 ENVIRONMENT_PREFIX = "SIMPLETUNER_"
 _OURS = {"SIMPLETUNER_ENVIRONMENT", "SIMPLETUNER_ENV"}
+_NO_RESUME = ("false", "none", "no", "off", "0")
 _VARIABLE = re.compile(r"\{(env|example):([^{}]+)\}")
 
 
@@ -165,7 +166,7 @@ def normalise(values: Mapping[str, Any], file: str, findings: Findings) -> dict[
     for raw, value in values.items():
         key = raw.lstrip("-").replace("-", "_")
         key = ALIASES.get(key, key)
-        if key == "resume_from_checkpoint" and (value in (None, "", False) or str(value).lower() in ("false", "none")):
+        if key == "resume_from_checkpoint" and (value in (None, "", False) or str(value).lower() in _NO_RESUME):
             value = ""
         elif value is None or value == "":
             continue
@@ -198,10 +199,6 @@ def _legacy(values: dict[str, Any], findings: Findings) -> None:
     if values.get("lr_scheduler") == "constant" and str(values.get("lr_warmup_steps", 0)) not in ("0", "0.0"):
         values["lr_scheduler"] = "constant_with_warmup"
         findings.notices.append("lr_scheduler: constant with lr_warmup_steps is constant_with_warmup")
-    if "vae_cache_preprocess" in values:
-        kept = str(values.pop("vae_cache_preprocess")).lower()
-        if kept == "false":
-            values["vae_cache_ondemand"] = True
 
 
 def _options(values: dict[str, Any], where: dict[str, str], findings: Findings) -> Options:
@@ -227,6 +224,7 @@ def _rules(options: Options, where: Mapping[str, str], file: str, findings: Find
     for problem in check(options, where, file):
         if not any(re.search(rf"\b{re.escape(key)}\b", f"{problem.key} {problem.reason}") for key in bad if key):
             findings.problems.append(problem)
+    findings.notices += without_effect(options, where)
 
 
 def _complete(options: Options, where: Mapping[str, str], file: str, findings: Findings) -> Options:

@@ -22,6 +22,23 @@ def check(options: Options, where: Mapping[str, str], config_file: str) -> list[
     ]
 
 
+def without_effect(options: Options, where: Mapping[str, str]) -> list[str]:
+    """Sentences about options that are given but change nothing beside the others."""
+    training = options.training
+    lines = []
+    if "lr_end" in where and training.lr_scheduler not in ("cosine", "polynomial"):
+        lines.append(f"lr_end: lr_scheduler {training.lr_scheduler} has no end value")
+    elif "lr_end" in where and training.lr_end > training.learning_rate:
+        lines.append(f"lr_end: it is above learning_rate, so the rate ends at {training.learning_rate:g}")
+    if "lr_power" in where and training.lr_scheduler != "polynomial":
+        lines.append("lr_power: it acts only with lr_scheduler polynomial")
+    if "lr_warmup_steps" in where and training.lr_scheduler == "constant" and training.lr_warmup_steps:
+        lines.append("lr_warmup_steps: lr_scheduler constant does not warm up")
+    if "beta1=" in training.optimizer_config.replace(" ", "") and training.optimizer_beta1 is not None:
+        lines.append("optimizer_beta1, optimizer_beta2: optimizer_config gives the betas")
+    return lines
+
+
 Row = tuple[str, object, str, str]
 
 

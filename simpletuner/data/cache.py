@@ -13,7 +13,10 @@ import contextlib
 import hashlib
 import json
 import os
+import socket
 import struct
+import threading
+import time
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +30,8 @@ from simpletuner.errors import CacheError
 
 FLUSH_BYTES = 256 * 2**20
 FLUSH_COUNT = 512
+OPEN_FILES = 64
+LEFTOVER_AGE_S = 24 * 3600
 
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
@@ -57,7 +62,7 @@ def write_atomic(path: Path, data: bytes) -> None:
     Raises:
         CacheError: The file cannot be written (disk full, no permission).
     """
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
@@ -65,6 +70,11 @@ def write_atomic(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -116,13 +126,15 @@ class TensorStore:
         self.folder = folder
         self._entries: dict[str, _Entry] = {}
         self._files: dict[Path, int] = {}
+        self._lock = threading.Lock()
         self.dropped: list[Path] = []
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CacheError(f"cannot make the cache folder {folder}: {error.strerror}.") from error
         for leftover in folder.glob("shard-*.tmp"):
-            leftover.unlink()
+            if time.time() - leftover.stat().st_mtime > LEFTOVER_AGE_S:  # a younger one may still be written by another
+                leftover.unlink(missing_ok=True)
         for shard in sorted(folder.glob("shard-*.safetensors")):
             entries = _read_header(shard)
             if entries is None:
@@ -152,9 +164,7 @@ class TensorStore:
         entry = self._entries.get(key)
         if entry is None:
             raise CacheError(f"{self.folder} holds nothing under key {key[:12]}…; run again to build the cache.")
-        if entry.shard not in self._files:
-            self._files[entry.shard] = os.open(entry.shard, os.O_RDONLY)
-        data = bytearray(os.pread(self._files[entry.shard], entry.length, entry.offset))
+        data = bytearray(self._read(entry))
         if len(data) != entry.length or zlib.crc32(data) != entry.crc32:
             raise CacheError(
                 f"{entry.shard} is damaged (checksum of {key[:12]}… differs). "
@@ -163,6 +173,21 @@ class TensorStore:
         if not data:  # a caption without a single token
             return torch.empty(entry.shape, dtype=entry.dtype)
         return torch.frombuffer(data, dtype=entry.dtype).reshape(entry.shape)
+
+    def _read(self, entry: _Entry) -> bytes:
+        """The entry's bytes; the shard files used last stay open, a bounded number of them."""
+        with self._lock:
+            descriptor = self._files.pop(entry.shard, None)
+            if descriptor is None:
+                if len(self._files) >= OPEN_FILES:
+                    os.close(self._files.pop(next(iter(self._files))))
+                try:
+                    descriptor = os.open(entry.shard, os.O_RDONLY)
+                except OSError as error:
+                    reason = f"cannot read {entry.shard}: {error.strerror}. Run again to encode its samples anew."
+                    raise CacheError(reason) from error
+            self._files[entry.shard] = descriptor  # last in the order: used last
+            return os.pread(descriptor, entry.length, entry.offset)
 
     def writer(self) -> ShardWriter:
         """A context manager that adds tensors."""

@@ -97,7 +97,7 @@ class Validator:
         self._folder = folder
         self._device = device
         self._negative = encode(settings.negative_prompt, False)
-        self._prompts = {nick: encode(prompt, bool(prompt)) for nick, prompt in settings.prompts}
+        self._prompts = {nick: encode(prompt, True) for nick, prompt in settings.prompts}
         self._names = file_names([nick for nick, _ in settings.prompts])
 
     @property

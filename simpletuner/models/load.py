@@ -41,7 +41,7 @@ def read_index(source: LoadSource) -> dict[str, Any]:
                 "What to do: set pretrained_model_name_or_path to a folder that holds transformer/, vae/, "
                 "text_encoder/, tokenizer/ and scheduler/."
             )
-        return dict(json.loads(file.read_text(encoding="utf-8")))
+        return _index(source, file)
     if source.path.startswith((".", "/", "~")):
         raise ModelError(
             f"there is no folder {source.path!r} (pretrained_model_name_or_path). "
@@ -54,7 +54,24 @@ def read_index(source: LoadSource) -> dict[str, Any]:
         file = Path(hf_hub_download(source.path, "model_index.json", revision=source.revision))
     except (OSError, ValueError) as error:
         raise _explain(source, "model index", error) from error
-    return dict(json.loads(file.read_text(encoding="utf-8")))
+    return _index(source, file)
+
+
+def _index(source: LoadSource, file: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise _explain(source, "model index", error) from error
+
+
+def expect_class(source: LoadSource, subfolder: str, found: dict[str, Any], wanted: str) -> None:
+    """Raises ModelError if a part's configuration names another class than the family works with."""
+    name = found.get("_class_name", wanted)
+    if name != wanted:
+        raise ModelError(
+            f"the {subfolder} of {source.path!r} is a {name}; Sana needs a {wanted}. "
+            "What to do: set pretrained_model_name_or_path to a Sana pipeline in diffusers' layout."
+        )
 
 
 def config(source: LoadSource, subfolder: str) -> dict[str, Any]:
@@ -76,7 +93,7 @@ def config(source: LoadSource, subfolder: str) -> dict[str, Any]:
             revision = source.revision if path == source.path else None
             file = Path(hf_hub_download(path, f"{subfolder}/{name}", revision=revision))
         return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise _explain(source, f"{subfolder} configuration", error) from error
 
 
@@ -112,11 +129,23 @@ def text_encoder(source: LoadSource, index: dict[str, Any]) -> Any:
     if cls is None:
         raise ModelError(f"{source.path!r} names a text encoder {library}.{name} that transformers does not have.")
     try:
-        return cls.from_pretrained(
-            source.path, subfolder="text_encoder", revision=source.revision, dtype=source.text_dtype
-        )
+        return _variant_or_plain(cls, source)
     except (OSError, ValueError, RuntimeError) as error:
         raise _explain(source, "text encoder", error) from error
+
+
+def _variant_or_plain(cls: Any, source: LoadSource) -> Any:
+    """The asked variant if the repository has one of the text encoder, else its plain weights.
+
+    The published Sana repositories give variants of some parts only.
+    """
+    common = {"subfolder": "text_encoder", "revision": source.revision, "dtype": source.text_dtype}
+    if source.variant:
+        try:
+            return cls.from_pretrained(source.path, variant=source.variant, **common)
+        except OSError:
+            pass
+    return cls.from_pretrained(source.path, **common)
 
 
 def tokenizer(source: LoadSource) -> Any:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from simpletuner.errors import ResumeError, TunerError
@@ -67,8 +68,11 @@ def staged_folder(final: Path) -> Any:
         TunerError: The disk refused (full, no permission); the last good folder is untouched.
     """
     staging = final.with_name(f".{final.name}.staging")
+    old = final.with_name(f".{final.name}.old")
     shutil.rmtree(staging, ignore_errors=True)
     try:
+        if old.exists() and not final.exists():  # killed between the two renames below
+            os.replace(old, final)
         staging.mkdir(parents=True)
         yield staging
         files = sorted(p for p in staging.rglob("*") if p.is_file())
@@ -77,16 +81,18 @@ def staged_folder(final: Path) -> Any:
         manifest = {"version": 1, "files": {str(f.relative_to(staging)): _digest(f) for f in files}}
         (staging / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         _sync(staging / MANIFEST)
-        old = final.with_name(f".{final.name}.old")
         shutil.rmtree(old, ignore_errors=True)
         if final.exists():
             os.replace(final, old)
         os.replace(staging, final)
         _sync(final.parent)
         shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
+        if old.exists() and not final.exists():
+            os.replace(old, final)
+        reason = getattr(error, "strerror", None) or error
         raise TunerError(
-            f"cannot write {final}: {error.strerror or error}. Earlier checkpoints are untouched. "
+            f"cannot write {final}: {reason}. Earlier checkpoints are untouched. "
             "What to do: free some space or choose another output_dir, then start again: it resumes."
         ) from error
     finally:
@@ -96,10 +102,10 @@ def staged_folder(final: Path) -> Any:
 def problem_with(folder: Path) -> str | None:
     """Why a checkpoint cannot be trusted, or None if every file matches its hash."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        files = dict(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"])
+    except (OSError, ValueError, KeyError, TypeError):
         return "it has no readable manifest"
-    for name, digest in manifest["files"].items():
+    for name, digest in files.items():
         file = folder / name
         if not file.is_file():
             return f"{name} is missing"
@@ -150,6 +156,33 @@ def save(
         for old in [c for c in existing(output_dir) if c != final][: -(keep - 1) or None]:
             shutil.rmtree(old)
     return final
+
+
+SET_ASIDE = ("metrics.jsonl", "validation_images", "before_after.png")
+
+
+def set_aside(output_dir: Path, after: int) -> Path | None:
+    """Move what another run left beyond step ``after`` out of the way, so that ``latest`` never means that run.
+
+    Args:
+        output_dir: The run's folder.
+        after: Steps done by the run that starts now; 0 for a fresh run, whose forerunner's metrics and pictures are
+            moved as well.
+
+    Returns:
+        The folder it was moved to, or None if there was nothing.
+    """
+    stale = [p for p in existing(output_dir) if int(p.name.rpartition("-")[2]) > after]
+    if not stale:
+        return None
+    number = 1
+    while (home := output_dir / f"earlier-{number}").exists():
+        number += 1
+    home.mkdir()
+    others = [output_dir / name for name in SET_ASIDE] if not after else []
+    for path in [*stale, *(p for p in others if p.exists())]:
+        os.replace(path, home / path.name)
+    return home
 
 
 @dataclass(frozen=True, slots=True)

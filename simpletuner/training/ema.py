@@ -29,19 +29,27 @@ class Ema:
     It is float32 whatever the model's dtype: at decay 0.995 an update is below bf16's resolution.
     """
 
-    def __init__(self, parameters: Sequence[torch.nn.Parameter], decay: float, interval: int = 1) -> None:
+    def __init__(
+        self,
+        parameters: Sequence[torch.nn.Parameter],
+        decay: float,
+        interval: int = 1,
+        device: torch.device | None = None,
+    ) -> None:
         """Start as a copy.
 
         Args:
             parameters: The live parameters, in a fixed order.
             decay: Upper bound of the decay.
             interval: Update every this many optimizer steps.
+            device: Where the average lives; beside each parameter by default. On the CPU it costs no GPU memory, and
+                each update copies the weights there.
         """
         self._parameters = list(parameters)
         self._decay = decay
         self._interval = interval
         self.updates = 0
-        self.shadow = [p.detach().float().clone() for p in self._parameters]
+        self.shadow = [p.detach().to(device or p.device, torch.float32, copy=True) for p in self._parameters]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
@@ -49,7 +57,7 @@ class Ema:
         if step % self._interval:
             return
         decay = effective_decay(self._decay, self.updates)
-        live = [p.detach() if p.dtype == torch.float32 else p.detach().float() for p in self._parameters]
+        live = [p.detach().to(s.device, torch.float32) for p, s in zip(self._parameters, self.shadow, strict=True)]
         torch._foreach_lerp_(self.shadow, live, 1.0 - decay)
         self.updates += 1
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from simpletuner.errors import NonFiniteError
 
 PATIENCE = 10
+# GradScaler starts at 2^16 and halves at each overflow: 17 halvings reach 1, where only the model can be to blame.
+SETTLING_PATIENCE = 20
 
 
 @dataclass(slots=True)
@@ -16,13 +18,33 @@ class Guard:
 
     Attributes:
         in_a_row: Skipped steps since the last good one.
+        settling: Steps since the last good one in which the fp16 gradient scale overflowed.
     """
 
     in_a_row: int = 0
+    settling: int = 0
 
     def good(self) -> None:
         """A finite step: start counting anew."""
-        self.in_a_row = 0
+        self.in_a_row = self.settling = 0
+
+    def scale_overflowed(self, step: int) -> str:
+        """A step whose scaled fp16 gradients overflowed while its loss was finite: the scaler lowers its scale.
+
+        Returns:
+            The sentence for the log.
+
+        Raises:
+            NonFiniteError: ``SETTLING_PATIENCE`` such steps in a row: it is not the scale.
+        """
+        self.settling += 1
+        if self.settling >= SETTLING_PATIENCE:
+            raise NonFiniteError(
+                f"{SETTLING_PATIENCE} steps in a row gave gradients that are NaN or infinite in fp16, however small "
+                "their scale; weights and EMA are those of the last good step. What to do: use mixed_precision=bf16 "
+                "or no, or lower learning_rate."
+            )
+        return f"step {step} skipped while the fp16 gradient scale settles"
 
     def skipped(self, step: int, what: str, pictures: Sequence[str]) -> str:
         """A skipped step.

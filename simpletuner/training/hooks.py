@@ -41,7 +41,7 @@ class Progress:
         speed = result.samples / result.seconds
         self._bar.advance(1, f"loss {loss}  lr {result.learning_rate:.2e}  {speed:.1f} pictures/s")
 
-    def on_stop(self, step: int) -> None:
+    def on_stop(self, step: int, finished: bool) -> None:
         """Nothing to do."""
 
 
@@ -69,8 +69,8 @@ class Checkpointing:
         if self.interval and result.step % self.interval == 0:
             self._save(result.step)
 
-    def on_stop(self, step: int) -> None:
-        """Save the end."""
+    def on_stop(self, step: int, finished: bool) -> None:
+        """Save the end, wherever it is."""
         if step != self.saved_at:
             self._save(step)
 
@@ -108,9 +108,9 @@ class HeldOutLoss:
         if self.interval and result.step % self.interval == 0:
             self._measure(result.step)
 
-    def on_stop(self, step: int) -> None:
-        """Measure the end."""
-        if step != self.measured_at and step:
+    def on_stop(self, step: int, finished: bool) -> None:
+        """Measure the end; not when stopped on the way."""
+        if finished and step != self.measured_at and step:
             self._measure(step)
 
     def figures(self) -> dict[int, float]:
@@ -166,9 +166,9 @@ class ValidationPictures:
         if self.interval and result.step % self.interval == 0:
             self._draw(result.step)
 
-    def on_stop(self, step: int) -> None:
-        """Draw the end."""
-        if step and step != self.drawn_at:
+    def on_stop(self, step: int, finished: bool) -> None:
+        """Draw the end; not when stopped on the way."""
+        if finished and step and step != self.drawn_at:
             self._draw(step)
 
     def variants(self, step: int) -> list[str]:

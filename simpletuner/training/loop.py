@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 
 from simpletuner.data.types import Batch
+from simpletuner.errors import NonFiniteError
 from simpletuner.flow.losses import mean_squared_error
 from simpletuner.flow.path import NoisedBatch, add_noise
 from simpletuner.flow.schedules import Density, draw_sigmas
@@ -93,8 +94,8 @@ class Hook(Protocol):
     def on_step_end(self, result: StepResult) -> None:
         """After each step."""
 
-    def on_stop(self, step: int) -> None:
-        """After the last step, also when stopped early by the user."""
+    def on_stop(self, step: int, finished: bool) -> None:
+        """After the last step; ``finished`` is False when stopped early, by the user or by the guard."""
 
 
 def position_generator(seed: int, position: int, device: torch.device) -> torch.Generator:
@@ -203,10 +204,15 @@ def train(
         else:
             culprits = [n for n, value in zip(names, sample_losses, strict=True) if not math.isfinite(value)]
             what = "loss" if culprits else "gradient"
-            if trainee.scaler is None or culprits:
-                skipped = guard.skipped(step, what, culprits or names)
-            else:  # an overflowing scale is the scaler's business: it lowers the scale and training goes on
-                skipped = f"step {step} skipped while the fp16 gradient scale settles"
+            try:
+                if trainee.scaler is None or culprits:
+                    skipped = guard.skipped(step, what, culprits or names)
+                else:  # an overflowing scale is the scaler's business: it lowers the scale and training goes on
+                    skipped = guard.scale_overflowed(step)
+            except NonFiniteError:
+                for hook in hooks:  # what was learned until the last good step is saved
+                    hook.on_stop(step, False)
+                raise
         if trainee.scaler:
             trainee.scaler.update()
         trainee.optimizer.zero_grad(set_to_none=True)
@@ -222,5 +228,5 @@ def train(
         for hook in hooks:
             hook.on_step_end(result)
     for hook in hooks:
-        hook.on_stop(step)
+        hook.on_stop(step, step >= total)
     return step

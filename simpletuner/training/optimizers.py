@@ -7,7 +7,7 @@ one function saves and loads them all.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +34,9 @@ class OptimizerEntry:
     low_precision_safe: bool = False
     fused: bool = False
 
+
+# Changed by a schedule or by the machine, not by the user: no news.
+_UNTOLD = ("lr", "fused")
 
 OPTIMIZERS: dict[str, OptimizerEntry] = {
     "optimi-adamw": OptimizerEntry(
@@ -68,6 +71,11 @@ def build(
     return optimizer
 
 
+def arguments_of(name: str, overrides: Mapping[str, Any]) -> set[str]:
+    """Names of the arguments that ``build`` sets: the configuration decides them, also on resume."""
+    return {*OPTIMIZERS[name].defaults, *overrides, "lr", "fused"}
+
+
 def pack(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """The optimizer's state as tensors and a readable structure.
 
@@ -91,8 +99,22 @@ def pack(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dic
     return tensors, {"state": walk(state["state"], "state"), "groups": walk(groups, "groups")}
 
 
-def unpack(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor], structure: Mapping[str, Any]) -> None:
+def unpack(
+    optimizer: torch.optim.Optimizer,
+    tensors: Mapping[str, torch.Tensor],
+    structure: Mapping[str, Any],
+    configured: Collection[str] = (),
+) -> list[str]:
     """Put ``pack``'s result back, bit for bit, dtypes included.
+
+    Args:
+        optimizer: Freshly built; changed in place.
+        tensors: From ``pack``.
+        structure: From ``pack``.
+        configured: Names of arguments that the configuration decides (see ``arguments_of``): they keep their new value.
+
+    Returns:
+        A sentence for each configured argument whose value differs from the saved one.
 
     Raises:
         ResumeError: The state was saved by another optimizer or for another model.
@@ -112,8 +134,13 @@ def unpack(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]
     saved = {int(index): values for index, values in build_up(structure["state"]).items()}
     if any(index >= len(parameters) for index in saved):
         raise ResumeError("the checkpoint's optimizer state belongs to another model; start a fresh run.")
+    changes: list[str] = []
     # load_state_dict would cast states to the parameter's dtype, so the state is put in place directly.
     for group, fields in zip(optimizer.param_groups, build_up(structure["groups"]), strict=True):
+        for name in [n for n in fields if n in configured and n in group]:
+            saved_value = fields.pop(name)
+            if name not in _UNTOLD and saved_value != group[name]:
+                changes.append(f"{name} {saved_value} → {group[name]}")
         group.update(fields)
     for index, values in saved.items():
         parameter = parameters[index]
@@ -125,3 +152,4 @@ def unpack(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]
                 if value.ndim or any(group.get("fused") for group in optimizer.param_groups):
                     value = value.to(parameter.device)
             optimizer.state[parameter][name] = value
+    return list(dict.fromkeys(changes))

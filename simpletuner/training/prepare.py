@@ -15,6 +15,7 @@ import torch
 
 from simpletuner.data.cache import TensorStore, content_key
 from simpletuner.data.captions import CaptionRules
+from simpletuner.data.digests import digests
 from simpletuner.data.discover import Discovery, discover
 from simpletuner.data.encode import PlacedSample, encode_latents, encode_texts, latent_key, missing_latents, text_key
 from simpletuner.data.loader import LatentRef
@@ -25,6 +26,7 @@ from simpletuner.errors import DataError
 from simpletuner.reporting.progress import Reporter
 
 LISTED = 5
+Refs = dict[tuple[str, Path], LatentRef]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +63,22 @@ class Found:
     skipped: list[Skipped]
 
 
-def _place_all(source: DatasetSource, discovery: Discovery) -> list[PlacedSample]:
-    placed = []
+def _place_all(
+    source: DatasetSource, discovery: Discovery, reporter: Reporter
+) -> tuple[list[PlacedSample], list[Skipped]]:
+    """Room 2 for one dataset; files that cannot be read after all are skipped."""
+    paths = [sample.path for sample in discovery.samples]
+    known = digests(paths, source.latent_dir, partial(reporter.track, f"Reading pictures [{source.id}]"))
+    placed, skipped = [], []
     for sample in discovery.samples:
+        if sample.path not in known:
+            skipped.append(Skipped(sample.path, "it cannot be read"))
+            continue
         # A random crop depends on dataset and file name alone, so that every run finds its cache again.
         seed = int(content_key(source.id, sample.path.relative_to(source.folder))[:12], 16)
         placement = place(sample.size, source.placement, seed)
-        placed.append(PlacedSample(sample, placement, latent_key(sample, placement)))
-    return placed
+        placed.append(PlacedSample(sample, placement, latent_key(known[sample.path], placement)))
+    return placed, skipped
 
 
 def find(sources: Sequence[DatasetSource], reporter: Reporter) -> list[Found]:
@@ -81,17 +91,18 @@ def find(sources: Sequence[DatasetSource], reporter: Reporter) -> list[Found]:
     for source in sources:
         track = partial(reporter.track, f"Looking at pictures [{source.id}]")
         discovery = discover(source.folder, source.captions, source.placement, track)
-        placed = _place_all(source, discovery)
-        found.append(Found(source, placed, list(discovery.skipped)))
+        placed, unread = _place_all(source, discovery, reporter)
+        skipped = [*discovery.skipped, *unread]
+        found.append(Found(source, placed, skipped))
         counts = Counter(p.placement.bucket for p in placed)
         buckets = ", ".join(f"{size} × {count}" for size, count in sorted(counts.items()))
-        total = len(placed) + len(discovery.skipped)
+        total = len(placed) + len(skipped)
         reporter.say(f"[{source.id}] {total} pictures found, {len(placed)} used ({buckets})")
-        tell_skipped(source.id, discovery.skipped, reporter)
+        tell_skipped(source.id, skipped, reporter)
         if not placed:
             raise DataError(
                 f"[{source.id}] no images detected in dataset that can be used: all {total} files in {source.folder} "
-                f"were skipped, the first because {discovery.skipped[0].reason}."
+                f"were skipped, the first because {skipped[0].reason}."
             )
     return found
 
@@ -154,7 +165,7 @@ def keep_latents(
     encode: Callable[[torch.Tensor], torch.Tensor],
     dtype: torch.dtype,
     reporter: Reporter,
-) -> dict[str, LatentRef]:
+) -> Refs:
     """Room 4 for pictures: encode what is missing; pictures that cannot be decoded are dropped from ``found``.
 
     Args:
@@ -165,10 +176,10 @@ def keep_latents(
         reporter: For the bar.
 
     Returns:
-        Where each sample's latents are, by ``dataset id/key``.
+        Where each sample's latents are, by dataset id and path. Equal pictures share latents, never captions.
     """
     stores: dict[Path, TensorStore] = {}
-    refs: dict[str, LatentRef] = {}
+    refs: Refs = {}
     for item in found:
         folder = item.source.latent_dir / fingerprint
         store = stores.get(folder) or stores.setdefault(folder, TensorStore(folder))
@@ -181,11 +192,17 @@ def keep_latents(
                 skipped = encode_latents(missing, store, encode, dtype, item.source.encode_batch, bar.advance)
             tell_skipped(item.source.id, skipped, reporter)
             item.skipped += skipped
+            twins = {s.path for s in skipped}
+            item.skipped += [
+                Skipped(p.sample.path, "it has the same bytes as a picture that cannot be decoded")
+                for p in item.placed
+                if p.key not in store and p.sample.path not in twins
+            ]
             item.placed = [p for p in item.placed if p.key in store]
         else:
             reporter.say(f"[{item.source.id}] all {len(item.placed)} latents are in the cache")
         for p in item.placed:
-            refs[f"{item.source.id}/{p.key}"] = LatentRef(str(p.sample.path), store, p.key, p.sample.captions)
+            refs[item.source.id, p.sample.path] = LatentRef(str(p.sample.path), store, p.key, p.sample.captions)
         if not item.placed:
             raise DataError(f"[{item.source.id}] none of its pictures could be decoded.")
     return refs

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -20,7 +19,6 @@ from simpletuner.config.read import RunConfig
 from simpletuner.data.cache import TensorStore, content_key, weights_digest, write_atomic
 from simpletuner.data.loader import DROPPED, Loader
 from simpletuner.data.sampler import Plan
-from simpletuner.errors import ResumeError
 from simpletuner.evaluation import eval_loss
 from simpletuner.evaluation.validation import Validator
 from simpletuner.models.base import Components, EncodedText, Facts, Family, LoadSource, TextSettings
@@ -28,7 +26,7 @@ from simpletuner.models.sana.family import Sana
 from simpletuner.models.sana.prompts import trim
 from simpletuner.reporting.metrics import MetricsFile
 from simpletuner.reporting.progress import Reporter
-from simpletuner.training import checkpoint, device, optimizers, prepare, translate
+from simpletuner.training import checkpoint, device, optimizers, prepare, resuming, translate
 from simpletuner.training.ema import Ema
 from simpletuner.training.hooks import Checkpointing, HeldOutLoss, Progress, ValidationPictures
 from simpletuner.training.loop import Hook, Recipe, Trainee, score
@@ -66,24 +64,38 @@ def train(config: RunConfig, reporter: Reporter | None = None) -> None:
         KeyboardInterrupt: Interrupted; a checkpoint has been written.
     """
     session = open_session(config, reporter or Reporter())
+    with resuming.only_run_in(session.output_dir):
+        _train(session)
+
+
+def _train(session: Session) -> None:
+    """All rooms in order; the output folder is ours alone."""
+    config = session.config
+    record = json.dumps(config.raw, indent=2, default=str)
+    write_atomic(session.output_dir / "config.resolved.json", record.encode())
     training, held_out = find_pictures(session)
     resume_from, notes = checkpoint.find(session.output_dir, config.options.checkpoints.resume_from_checkpoint)
     for note in notes:
         session.reporter.say(note)
     session.reporter.say(f"Loading {session.source.path}")
     parts = session.family.load(session.source)
-    for module in (parts.transformer, parts.vae, parts.text_encoder):
+    sketch = resuming.sketch(parts.transformer)
+    for module in (parts.vae, parts.text_encoder):
         module.to(session.device)
     refs, texts = fill_caches(session, parts, [*training, *held_out])
+    check_sizes(session, training)  # again: pictures that could not be decoded are out now
     validator = make_validator(session, parts)
     parts.text_encoder.to("cpu")  # not needed until export: its memory belongs to training now
+    if validator is None:
+        parts.vae.to("cpu")
+    parts.transformer.to(session.device)
 
     buckets, samples = prepare.buckets_of(training)
     options = config.options
-    plan = Plan(buckets, options.training.train_batch_size, config.options.training.seed)
+    plan = Plan(buckets, options.training.train_batch_size, options.training.seed)
     owners = {index: bucket.dataset_id for bucket in buckets for index in bucket.members}
     loader = Loader(
-        [refs[f"{owners[i]}/{placed.key}"] for i, placed in enumerate(samples)],
+        [refs[owners[i], placed.sample.path] for i, placed in enumerate(samples)],
         texts,
         plan,
         options.training.seed,
@@ -96,9 +108,9 @@ def train(config: RunConfig, reporter: Reporter | None = None) -> None:
         session.reporter.say(line)
     recipe = translate.recipe(options, drawn, total, session.precision)
     trainee = make_trainee(session, parts)
-    fingerprint = translate.plan_fingerprint(config, samples)
-    start = resume(session, trainee, resume_from, fingerprint, total)
-    hooks = make_hooks(session, trainee, recipe, validator, held_out, refs, texts, fingerprint)
+    identity = translate.identity(config, samples, session.precision, session.text, drawn, sketch)
+    start = resume(session, trainee, resume_from, identity, total)
+    hooks = make_hooks(session, trainee, recipe, validator, held_out, refs, texts, identity)
     done = run_steps(session, trainee, recipe, loader, start, total, hooks)
     finish(session, parts, trainee, hooks, done, total)
 
@@ -119,7 +131,6 @@ def open_session(config: RunConfig, reporter: Reporter) -> Session:
         f"Training on {device.describe(where)}: {precision.describe()}, optimizer {options.training.optimizer}"
     )
     translate.check_validation_sizes(config, facts)
-    write_atomic(output_dir / "config.resolved.json", json.dumps(config.raw, indent=2, default=str).encode())
     return Session(
         config=config,
         reporter=reporter,
@@ -136,11 +147,17 @@ def open_session(config: RunConfig, reporter: Reporter) -> Session:
 
 def find_pictures(session: Session) -> tuple[list[prepare.Found], list[prepare.Found]]:
     """Rooms 1 and 2 for training and held-out sets; too small buckets are refused before any weights are loaded."""
-    options = session.config.options
     alignment = translate.bucket_alignment(session.config, session.facts)
     datasets = session.config.datasets
     training = prepare.find([translate.dataset_source(e, alignment) for e in datasets.train], session.reporter)
     held_out = prepare.find([translate.dataset_source(e, alignment) for e in datasets.eval], session.reporter)
+    check_sizes(session, training)
+    return training, held_out
+
+
+def check_sizes(session: Session, training: list[prepare.Found]) -> None:
+    """Refuse buckets that are too small for one step. Raises DataError naming all of them."""
+    options = session.config.options
     prepare.check_sizes(
         training,
         options.training.train_batch_size,
@@ -148,10 +165,9 @@ def find_pictures(session: Session) -> tuple[list[prepare.Found], list[prepare.F
         options.data.allow_dataset_oversubscription,
         session.reporter,
     )
-    return training, held_out
 
 
-def fill_caches(session: Session, parts: Components, found: list[prepare.Found]) -> tuple[dict[str, Any], TensorStore]:
+def fill_caches(session: Session, parts: Components, found: list[prepare.Found]) -> tuple[prepare.Refs, TensorStore]:
     """Room 4: latents and text embeds on disk, in folders named by everything that went into them."""
     family, dtype = session.family, session.precision.cache
     vae_print = content_key(
@@ -213,7 +229,7 @@ def make_trainee(session: Session, parts: Components) -> Trainee:
     parameters = list(transformer.parameters())
     settings = options.training
     optimizer = optimizers.build(settings.optimizer, parameters, settings.learning_rate, settings.optimizer_arguments())
-    ema = Ema(parameters, options.ema.ema_decay, options.ema.ema_update_interval) if options.ema.use_ema else None
+    ema = make_ema(session, parameters) if options.ema.use_ema else None
     scaler = torch.amp.GradScaler(session.device.type) if session.precision.scale_gradients else None
     return Trainee(
         family=session.family,
@@ -227,43 +243,33 @@ def make_trainee(session: Session, parts: Components) -> Trainee:
     )
 
 
-def resume(session: Session, trainee: Trainee, folder: Path | None, plan: dict[str, Any], total: int) -> int:
-    """Load a checkpoint into the trainee; returns the steps done.
+def make_ema(session: Session, parameters: list[torch.nn.Parameter]) -> Ema:
+    """The average of the weights as they are now."""
+    options = session.config.options.ema
+    where = torch.device("cpu") if options.ema_device == "cpu" else session.device
+    return Ema(parameters, options.ema_decay, options.ema_update_interval, where)
 
-    Raises:
-        ResumeError: It was made with another optimizer or another model.
-    """
-    if folder is None:
-        return 0
-    loaded = checkpoint.load(folder)
-    changed = [key for key, value in plan.items() if loaded.state.plan.get(key) != value]
-    if "optimizer" in changed:
-        raise ResumeError(
-            f"{folder} was trained with optimizer {loaded.state.plan.get('optimizer')!r}, the configuration says "
-            f"{plan['optimizer']!r}. What to do: change it back, or set resume_from_checkpoint to false."
+
+def resume(session: Session, trainee: Trainee, folder: Path | None, identity: resuming.Identity, total: int) -> int:
+    """Put the checkpoint into the trainee, or start afresh; returns the steps done."""
+    start = 0
+    if folder is not None:
+        settings = session.config.options.training
+        start, notes = resuming.restore(
+            trainee,
+            folder,
+            identity,
+            optimizers.arguments_of(settings.optimizer, settings.optimizer_arguments()),
+            lambda: make_ema(session, trainee.parameters),
         )
-    if changed:
-        session.reporter.say(f"Note: {', '.join(changed)} changed since {folder.name}; the order of pictures differs")
-    try:
-        trainee.transformer.load_state_dict(loaded.model)
-    except RuntimeError as error:
-        raise ResumeError(f"{folder} holds another model than {session.source.path!r}: start a fresh run.") from error
-    optimizers.unpack(trainee.optimizer, *loaded.optimizer)
-    if trainee.ema and loaded.ema:
-        trainee.ema.load(parameter_names(trainee), loaded.ema, loaded.state.ema_updates)
-    elif trainee.ema:
-        session.reporter.say(f"Note: {folder.name} has no EMA; it starts from the checkpoint's weights")
-        ema = session.config.options.ema
-        trainee.ema = Ema(trainee.parameters, ema.ema_decay, ema.ema_update_interval)
-    if trainee.scaler and loaded.state.scaler:
-        trainee.scaler.load_state_dict(loaded.state.scaler)
-    session.reporter.say(f"Resuming from {folder.name}: {loaded.state.step} of {total} steps are done")
-    return loaded.state.step
-
-
-def parameter_names(trainee: Trainee) -> list[str]:
-    """Names in the order of ``trainee.parameters``."""
-    return [name for name, _ in trainee.transformer.named_parameters()]
+        for note in notes:
+            session.reporter.say(note)
+        session.reporter.say(f"Resuming from {folder.name}: {start} of {total} steps are done")
+    moved = checkpoint.set_aside(session.output_dir, start)
+    if moved:
+        what = "later checkpoints" if start else "an earlier run's checkpoints, metrics and pictures"
+        session.reporter.say(f"{what} are kept in {moved}")
+    return start
 
 
 def make_hooks(
@@ -272,31 +278,17 @@ def make_hooks(
     recipe: Recipe,
     validator: Validator | None,
     held_out: list[prepare.Found],
-    refs: dict[str, Any],
+    refs: prepare.Refs,
     texts: TensorStore,
-    plan: dict[str, Any],
+    identity: resuming.Identity,
 ) -> list[Hook]:
     """Checkpoint first: a failing validation must not cost what was learned."""
     options = session.config.options
 
-    def save(step: int) -> Path:
-        state = checkpoint.TrainingState(
-            step=step,
-            ema_updates=trainee.ema.updates if trainee.ema else 0,
-            plan=plan,
-            scaler=trainee.scaler.state_dict() if trainee.scaler else {},
-        )
-        return checkpoint.save(
-            session.output_dir,
-            state,
-            trainee.transformer.save_pretrained,
-            optimizers.pack(trainee.optimizer),
-            trainee.ema.state(parameter_names(trainee)) if trainee.ema else None,
-            options.checkpoints.checkpoints_total_limit or None,
-        )
-
+    keep = options.checkpoints.checkpoints_total_limit or None
+    save = resuming.saver(trainee, session.output_dir, identity, keep)
     hooks: list[Hook] = [Checkpointing(options.checkpoints.checkpoint_step_interval, save, session.reporter)]
-    wanted = [refs[f"{item.source.id}/{p.key}"] for item in held_out for p in item.placed]
+    wanted = [refs[item.source.id, p.sample.path] for item in held_out for p in item.placed]
     wanted = wanted[: options.evaluation.num_eval_images or None]
     if wanted and not options.evaluation.eval_loss_disable:
         stacked = eval_loss.batches(wanted, texts.get)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from simpletuner.config.datasets import ImageDataset
 from simpletuner.config.options import Options
@@ -23,6 +22,7 @@ from simpletuner.training.learning_rate import Schedule
 from simpletuner.training.loop import Recipe
 from simpletuner.training.precision import Precision
 from simpletuner.training.prepare import DatasetSource, Found
+from simpletuner.training.resuming import Identity
 
 
 def load_source(options: Options, precision: Precision) -> LoadSource:
@@ -109,7 +109,7 @@ def recipe(options: Options, drawn: Density, total: int, precision: Precision) -
         schedule=Schedule(
             name=settings.lr_scheduler,
             peak=settings.learning_rate * scale,
-            end=settings.lr_end,
+            end=min(settings.lr_end, settings.learning_rate * scale),  # the default may lie above a small peak
             warmup_steps=settings.lr_warmup_steps,
             total_steps=total,
             power=settings.lr_power,
@@ -184,14 +184,35 @@ def total_steps(config: RunConfig, plan: Plan) -> int:
     return -(-micro_batches // int(training.gradient_accumulation_steps))
 
 
-def plan_fingerprint(config: RunConfig, samples: Sequence[PlacedSample]) -> dict[str, Any]:
-    """What the order of batches depends on; a resumed run says so if it changed."""
+def identity(
+    config: RunConfig,
+    samples: Sequence[PlacedSample],
+    precision: Precision,
+    text: TextSettings,
+    drawn: Density,
+    model: str,
+) -> Identity:
+    """What makes this run this run, for comparison when it is resumed. ``model`` is the base weights' sketch."""
     settings = config.options.training
-    return {
-        "train_batch_size": settings.train_batch_size,
-        "gradient_accumulation_steps": settings.gradient_accumulation_steps,
-        "seed": settings.seed,
-        "samples": content_key(*sorted(p.key for p in samples)),
-        "repeats": {e.id: e.repeats for e in config.datasets.train},
-        "optimizer": settings.optimizer,
-    }
+    return Identity(
+        must_agree={
+            "optimizer": settings.optimizer,
+            "base model": model,
+            "weights in": str(precision.weights).removeprefix("torch."),
+        },
+        order={
+            "train_batch_size": settings.train_batch_size,
+            "gradient_accumulation_steps": settings.gradient_accumulation_steps,
+            "seed": settings.seed,
+            "pictures": content_key(*sorted(p.key for p in samples)),
+            "repeats": {e.id: e.repeats for e in config.datasets.train},
+        },
+        recipe={
+            "noise": drawn.describe(),
+            "timestep_sampling_offset": {e.id: e.timestep_sampling_offset for e in config.datasets.train},
+            "instruction": content_key(*text.instruction),
+            "tokenizer_max_length": text.max_tokens,
+            "mixed_precision": config.options.precision.mixed_precision,
+            "caption_dropout_probability": config.options.data.caption_dropout_probability,
+        },
+    )

@@ -1,4 +1,5 @@
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -37,8 +38,14 @@ def test_everything_found_is_used_or_skipped_with_its_reason(tmp_path: Path) -> 
     (tmp_path / "phone.HEIC").write_bytes(b"1")
     (tmp_path / "notes.json").write_text("{}")
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
-    calls: list[None] = []
-    found = discover(tmp_path, CaptionRules("textfile"), RULES, lambda: calls.append(None))
+    looked_at: list[Path] = []
+
+    def progress(files: Sequence[Path]) -> Iterator[Path]:
+        for file in files:
+            looked_at.append(file)
+            yield file
+
+    found = discover(tmp_path, CaptionRules("textfile"), RULES, progress)
     assert names(found, tmp_path) == ["a.JPG", "b.png", "deep/er/c.webp"]
     reasons = {s.path.name: s.reason for s in found.skipped}
     assert "minimum_image_size" in reasons["tiny.png"] and "16x16" in reasons["tiny.png"]
@@ -49,7 +56,7 @@ def test_everything_found_is_used_or_skipped_with_its_reason(tmp_path: Path) -> 
     assert ".mp4" in reasons["movie.mp4"]
     assert "convert it to JPEG" in reasons["phone.HEIC"]
     assert len(found.samples) + len(found.skipped) == 3 + 8
-    assert len(calls) == 9  # each file that has a picture's ending
+    assert len(looked_at) == 9  # each file that has a picture's ending
     assert before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
 
 

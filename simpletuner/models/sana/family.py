@@ -8,7 +8,7 @@ import torch
 
 from simpletuner.models import checkpointing, load
 from simpletuner.models.base import Components, EncodedText, Facts, LoadSource, TextSettings
-from simpletuner.models.sana import prompts
+from simpletuner.models.sana import attention, prompts
 
 # The official recipe's shift for a scheduler that names none (facts: NVlabs/Sana trains at 3.0).
 OFFICIAL_SHIFT = 3.0
@@ -25,6 +25,7 @@ class Sana:
 
         index = load.read_index(source)
         transformer = load.part(SanaTransformer2DModel, source, source.transformer_subfolder, source.weight_dtype)
+        attention.use_float32_sums(transformer)
         return Components(
             transformer=transformer,
             vae=load.part(AutoencoderDC, source, "vae", torch.float32).eval().requires_grad_(False),
@@ -39,6 +40,8 @@ class Sana:
         transformer = load.config(source, source.transformer_subfolder)
         vae = load.config(source, "vae")
         scheduler = load.config(source, "scheduler")
+        load.expect_class(source, "vae", vae, "AutoencoderDC")
+        load.expect_class(source, source.transformer_subfolder, transformer, "SanaTransformer2DModel")
         # Each stage of DC-AE but the last halves the picture.
         stride = 2 ** (len(vae["encoder_block_out_channels"]) - 1)
         shift = scheduler.get("flow_shift", scheduler.get("shift"))

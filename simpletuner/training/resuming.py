@@ -1,0 +1,169 @@
+"""Leave a run and come back to it: what identifies a run, how its state is saved, and how it is put back."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from simpletuner.errors import ResumeError, TunerError
+from simpletuner.training import checkpoint, optimizers
+from simpletuner.training.ema import Ema
+from simpletuner.training.loop import Trainee
+
+SKETCHED = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a run is, for comparison on resume.
+
+    Attributes:
+        must_agree: Another value is another run: refused.
+        order: What the order of pictures depends on: a change is told.
+        recipe: What else shapes the result: a change is told.
+    """
+
+    must_agree: dict[str, Any]
+    order: dict[str, Any]
+    recipe: dict[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the checkpoint."""
+        return {"must_agree": self.must_agree, "order": self.order, "recipe": self.recipe}
+
+    def compare(self, saved: Mapping[str, Any], name: str) -> list[str]:
+        """Sentences about what changed since a checkpoint.
+
+        Args:
+            saved: ``as_dict`` of the run that made it.
+            name: The checkpoint's name, for messages.
+
+        Raises:
+            ResumeError: Something that must agree does not.
+        """
+        for key, value in self.must_agree.items():
+            before = saved.get("must_agree", {}).get(key, value)
+            if before != value:
+                raise ResumeError(
+                    f"{name} was trained with {key} {before!r}, the configuration says {value!r}. "
+                    "What to do: change it back, or set resume_from_checkpoint to false for a fresh run."
+                )
+        lines = []
+        for title, now, effect in (
+            ("order", self.order, "the order of pictures differs"),
+            ("recipe", self.recipe, "training goes on by the new recipe"),
+        ):
+            before = saved.get(title, {})
+            changed = [key for key, value in now.items() if before.get(key, value) != value]
+            if changed:
+                lines.append(f"Note: {', '.join(changed)} changed since {name}; {effect}")
+        return lines
+
+
+def sketch(module: torch.nn.Module) -> str:
+    """A short digest of a model's weights: names, shapes and the first values of every tensor.
+
+    Tells one base model from another at once, where a digest of every byte of 1.6B parameters takes seconds.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name}:{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().reshape(-1)[:SKETCHED].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def parameter_names(trainee: Trainee) -> list[str]:
+    """Names in the order of ``trainee.parameters``."""
+    return [name for name, _ in trainee.transformer.named_parameters()]
+
+
+def saver(trainee: Trainee, output_dir: Path, identity: Identity, keep: int | None) -> Callable[[int], Path]:
+    """A function that writes the checkpoint of a given step and returns its folder."""
+
+    def save(step: int) -> Path:
+        state = checkpoint.TrainingState(
+            step=step,
+            ema_updates=trainee.ema.updates if trainee.ema else 0,
+            plan=identity.as_dict(),
+            scaler=trainee.scaler.state_dict() if trainee.scaler else {},
+        )
+        return checkpoint.save(
+            output_dir,
+            state,
+            trainee.transformer.save_pretrained,
+            optimizers.pack(trainee.optimizer),
+            trainee.ema.state(parameter_names(trainee)) if trainee.ema else None,
+            keep,
+        )
+
+    return save
+
+
+def restore(
+    trainee: Trainee, folder: Path, identity: Identity, configured: set[str], new_ema: Callable[[], Ema]
+) -> tuple[int, list[str]]:
+    """Put a checkpoint into the trainee.
+
+    Args:
+        trainee: Changed in place.
+        folder: A checkpoint that ``checkpoint.find`` has verified.
+        identity: Of the run that goes on.
+        configured: Optimizer arguments that the configuration decides.
+        new_ema: Makes an EMA from the weights, for a checkpoint that has none.
+
+    Returns:
+        Steps done, and sentences about what changed.
+
+    Raises:
+        ResumeError: It was made with another optimizer, precision or model.
+    """
+    loaded = checkpoint.load(folder)
+    notes = identity.compare(loaded.state.plan, folder.name)
+    try:
+        trainee.transformer.load_state_dict(loaded.model)
+    except RuntimeError as error:
+        raise ResumeError(f"{folder} holds another model than the configured one: start a fresh run.") from error
+    changes = optimizers.unpack(trainee.optimizer, *loaded.optimizer, configured)
+    if changes:
+        notes.append(f"Note: optimizer arguments changed since {folder.name}: {', '.join(changes)}")
+    if trainee.ema and loaded.ema:
+        trainee.ema.load(parameter_names(trainee), loaded.ema, loaded.state.ema_updates)
+    elif trainee.ema:
+        notes.append(f"Note: {folder.name} has no EMA; it starts from the checkpoint's weights")
+        trainee.ema = new_ema()
+    if trainee.scaler and loaded.state.scaler:
+        trainee.scaler.load_state_dict(loaded.state.scaler)
+    return loaded.state.step, notes
+
+
+@contextlib.contextmanager
+def only_run_in(output_dir: Path) -> Iterator[None]:
+    """Hold the output folder's lock: two runs in one folder would remove each other's checkpoints.
+
+    Raises:
+        TunerError: Another run holds it, or the folder cannot be made.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows has no flock
+        yield
+        return
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        file = open(output_dir / ".lock", "w", encoding="utf-8")  # noqa: SIM115 - held for the whole run
+    except OSError as error:
+        raise TunerError(f"cannot write into {output_dir} (output_dir): {error.strerror}. Choose another.") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise TunerError(
+                f"another run is training in {output_dir}. What to do: wait for it, or set another output_dir."
+            ) from error
+        yield
