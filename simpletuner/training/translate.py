@@ -197,8 +197,8 @@ def identity(
     return Identity(
         must_agree={
             "optimizer": settings.optimizer,
-            "base model": model,
             "weights in": str(precision.weights).removeprefix("torch."),
+            "base model": model,
         },
         order={
             "train_batch_size": settings.train_batch_size,

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 import torch
 from conftest import ROOT, Command, command_line
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -205,7 +206,7 @@ def test_a_poisoned_sample_is_skipped_and_named(
 
     config = pocket_run(max_train_steps=4, use_ema=True)
     simpletuner("train", "--config", config, "--max_train_steps=1", "--output_dir", tmp_path / "first")
-    (shard_folder,) = (tmp_path / "cache" / "vae").iterdir()
+    (shard_folder,) = (p for p in (tmp_path / "cache" / "vae").iterdir() if p.is_dir())
     store = TensorStore(shard_folder)
     tensors = {key: store.get(key) for shard in shard_folder.glob("shard-*") for key in load_file(shard)}
     shutil.rmtree(shard_folder)
@@ -218,3 +219,87 @@ def test_a_poisoned_sample_is_skipped_and_named(
     for part in ("transformer", "transformer_ema"):
         saved = load_file(tmp_path / "out" / "checkpoint-4" / part / "diffusion_pytorch_model.safetensors")
         assert all(tensor.isfinite().all() for tensor in saved.values())
+
+
+def test_a_run_in_a_used_folder_goes_on_only_where_it_may(
+    simpletuner: Command, pocket_run: Callable[..., Path], tmp_path: Path, pocket: Path
+) -> None:
+    """Same run goes on; a changed recipe is told; another precision or base model is refused; a fresh run starts clean."""
+    config = pocket_run(max_train_steps=2, checkpoint_step_interval=1)
+    simpletuner("train", "--config", config)
+    told = simpletuner(
+        *("train", "--config", config, "--max_train_steps=3"),
+        *("--optimizer_config=weight_decay=0.5", "--flow_schedule_shift=9", "--seed=8"),
+    ).stdout
+    assert "weight_decay 0.0 → 0.5" in told and "noise changed since checkpoint-2" in told
+    assert "seed changed since checkpoint-2; the order" in told and "2 of 3 steps are done" in told
+    refused = simpletuner("train", "--config", config, "--mixed_precision=bf16", check=False)
+    assert refused.returncode == 1 and "weights in 'float32'" in refused.stderr and "Traceback" not in refused.stderr
+    other = tmp_path / "other"
+    shutil.copytree(pocket / "model", other)
+    file = other / "transformer" / "diffusion_pytorch_model.safetensors"
+    save_file({name: tensor * 0 for name, tensor in load_file(file).items()}, file)
+    refused = simpletuner("train", "--config", config, f"--pretrained_model_name_or_path={other}", check=False)
+    assert refused.returncode == 1 and "base model" in refused.stderr
+    fresh = simpletuner("train", "--config", config, "--resume_from_checkpoint=no", "--max_train_steps=1").stdout
+    assert "Resuming" not in fresh and "earlier-1" in fresh
+    out = tmp_path / "out"
+    assert [p.name for p in out.glob("checkpoint-*")] == ["checkpoint-1"]
+    assert {p.name for p in (out / "earlier-1").iterdir()} >= {"checkpoint-3", "checkpoint-2", "metrics.jsonl"}
+
+
+def test_two_runs_in_one_folder_are_refused(
+    simpletuner: Command, pocket_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    from simpletuner.training.resuming import only_run_in
+
+    config = pocket_run(max_train_steps=1)
+    with only_run_in(tmp_path / "out"):
+        done = simpletuner("train", "--config", config, check=False)
+    assert done.returncode == 1 and "another run is training in" in done.stderr
+
+
+def test_a_full_disk_is_a_sentence_and_the_last_checkpoint_stays(
+    pocket_run: Callable[..., Path], tmp_path: Path, simpletuner: Command
+) -> None:
+    config = pocket_run(max_train_steps=2, checkpoint_step_interval=1)
+    simpletuner("train", "--config", config, "--max_train_steps=1")
+    code = (
+        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))\n"
+        "from simpletuner.cli.app import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "train", "--config", str(config)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1 and "cannot write" in done.stderr and "fault of the program" not in done.stderr
+    assert [p.name for p in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-1"]
+
+
+def test_pictures_that_turn_out_broken_do_not_leave_a_bucket_too_small(
+    simpletuner: Command, pocket_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    config = pocket_run(max_train_steps=1, train_batch_size=4)
+    for number in (1, 2, 3):  # whole headers, cut pixels
+        file = tmp_path / "pictures" / f"picture_{number}.png"
+        file.write_bytes(file.read_bytes()[:-200])
+    done = simpletuner("train", "--config", config, check=False)
+    assert done.returncode == 1 and "too few pictures" in done.stderr and "repeats" in done.stderr
+
+
+def test_fp16_gradients_that_never_get_finite_stop_the_run() -> None:
+    from simpletuner.errors import NonFiniteError
+    from simpletuner.training.guard import SETTLING_PATIENCE, Guard
+
+    guard = Guard()
+    for step in range(1, SETTLING_PATIENCE):
+        assert "settles" in guard.scale_overflowed(step)
+    with pytest.raises(NonFiniteError, match="fp16"):
+        guard.scale_overflowed(SETTLING_PATIENCE)
+    guard.good()
+    assert "settles" in guard.scale_overflowed(1)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from simpletuner.data.cache import TensorStore, content_key
+from simpletuner.data.cache import OPEN_FILES, TensorStore, content_key
 from simpletuner.errors import CacheError
 
 
@@ -84,3 +84,13 @@ def test_nan_never_reaches_the_disk(tmp_path: Path) -> None:
 
 def test_keys_do_not_run_together() -> None:
     assert content_key("ab", "c") != content_key("a", "bc") != content_key("abc")
+
+
+def test_many_shards_need_few_open_files(tmp_path: Path) -> None:
+    store = TensorStore(tmp_path)
+    for number in range(OPEN_FILES + 10):
+        with store.writer() as writer:
+            writer.add(f"{number:064x}", torch.full((2,), float(number)), "x")
+    for number in [*range(OPEN_FILES + 10), 3, 0]:
+        assert store.get(f"{number:064x}")[0] == number
+    assert len(store._files) == OPEN_FILES

@@ -95,3 +95,30 @@ def test_every_optimizer_resumes_bit_for_bit(name: str, dtype: torch.dtype) -> N
     optimizers.unpack(second, tensors, json.loads(json.dumps(structure)))
     steps(resumed, second, 3, 6)
     assert torch.equal(whole, resumed)
+
+
+def test_a_kill_between_the_two_renames_loses_nothing(tmp_path: Path) -> None:
+    final = tmp_path / "pipeline"
+    with checkpoint.staged_folder(final) as staging:
+        (staging / "a").write_text("old")
+    final.rename(tmp_path / ".pipeline.old")  # where a kill leaves it
+    with pytest.raises(RuntimeError), checkpoint.staged_folder(final):
+        raise RuntimeError
+    assert (final / "a").read_text() == "old"
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "{}", '{"files": 3}'])
+def test_a_strange_manifest_is_damage(tmp_path: Path, content: str) -> None:
+    (save(tmp_path, 1) / checkpoint.MANIFEST).write_text(content)
+    save(tmp_path, 0)
+    folder, notes = checkpoint.find(tmp_path, "latest")
+    assert folder is not None and folder.name == "checkpoint-0" and "manifest" in notes[0]
+
+
+def test_checkpoints_beyond_the_one_resumed_are_set_aside(tmp_path: Path) -> None:
+    for step in (100, 200, 300):
+        save(tmp_path, step)
+    assert checkpoint.set_aside(tmp_path, 300) is None
+    moved = checkpoint.set_aside(tmp_path, 100)
+    assert moved is not None and sorted(p.name for p in moved.iterdir()) == ["checkpoint-200", "checkpoint-300"]
+    assert [p.name for p in checkpoint.existing(tmp_path)] == ["checkpoint-100"]
