@@ -109,7 +109,7 @@ def prototype_data(folder: Path) -> Path:
     entries = json.loads((POCKET / "multidatabackend.json").read_text().replace("{example:pocket}", str(POCKET)))
     plain = next(entry for entry in entries if entry["caption_strategy"] == "textfile")
     file = folder / "prototype_data.json"
-    file.write_text(json.dumps([{**plain, "repeats": 0}]))
+    file.write_text(json.dumps([{**plain, "repeats": 0, "timestep_sampling_offset": 0.3}]))
     return file
 
 

@@ -61,6 +61,7 @@ _SATISFIED = {
     ),
     **_satisfied("cache keys are content hashes; nothing is ever read stale", "hash_filenames vae_cache_scan_behaviour "
                  "preserve_data_backend_cache text_embed_full_cache override_dataset_config"),
+    **_satisfied("looking at pictures reads headers only, and caches know what they hold", "skip_file_discovery"),
     **_satisfied("buckets are exact sizes; their names are not rounded", "aspect_bucket_rounding"),
     **_satisfied("no bucket metadata is kept beside the pictures", "metadata_update_interval"),
     **_satisfied("Sana's VAE always encodes in float32, which is more exact", "vae_dtype"),
@@ -131,8 +132,7 @@ _NOT_YET = {
     **_not_yet("l2 works", "loss_type", ("l2",)),
     **_not_yet("it comes with the training methods", "vae_enable_tiling vae_enable_slicing"),
     **_not_yet("it comes with the data sources; latents are cached on disk", "vae_cache_ondemand vae_cache_disable "
-               "text_cache_ondemand text_cache_disable skip_file_discovery max_upscale_threshold "
-               "data_backend_sampling", ("auto-weighting",)),
+               "text_cache_ondemand text_cache_disable"),
     **_not_yet("it comes with speed work", "fuse_qkv_projections dynamo_backend gradient_checkpointing_segment_stride "
                "gradient_checkpointing_offload_attention enable_group_offload ramtorch musubi_blocks_to_swap "
                "context_parallel_size", ("no", 1)),

@@ -127,8 +127,13 @@ def _check_image(entry: ImageDataset, own: Mapping[str, Any], file: str, options
         value = entry.timestep_sampling_offset
         problem("timestep_sampling_offset", value, "flow_use_uniform_schedule has no normal draw to move", "remove one")
     _check_apart(entry, options, problem)
-    if entry.crop and entry.crop_aspect == "closest" and not entry.crop_aspect_buckets:
-        problem("crop_aspect_buckets", None, "crop_aspect closest needs a list", "for example [1.0, 0.75, 1.33]")
+    if entry.crop and entry.crop_aspect in ("closest", "random") and not entry.crop_aspect_buckets:
+        problem(
+            "crop_aspect_buckets",
+            None,
+            f"crop_aspect {entry.crop_aspect} needs a list",
+            "for example [1.0, 0.75, 1.33]",
+        )
     if entry.maximum_image_size and not entry.target_downsample_size:
         problem("maximum_image_size", entry.maximum_image_size, "it needs target_downsample_size", "set both or none")
     if entry.target_downsample_size and not entry.maximum_image_size:
@@ -172,6 +177,10 @@ def _check_together(
             findings.problems.append(Problem(file, "id", name, f"{count} entries have this id", "rename all but one"))
     if len(defaults) > 1:
         findings.problems.append(Problem(file, "default", defaults, "only one text_embeds entry may be the default"))
+    starting = [e for e in built if isinstance(e, ImageDataset) and e.dataset_type == "image" and e.probability > 0]
+    if starting and not any(e.start_epoch <= 1 and e.start_step <= 1 for e in starting):
+        reason = "every dataset starts later than the run"
+        findings.problems.append(Problem(file, "start_epoch", None, reason, "let one start at epoch 1 and step 0"))
     trained = [e for e in built if isinstance(e, ImageDataset) and e.dataset_type == "image"]
     if not trained and len(findings.problems) == before:
         findings.problems.append(

@@ -11,12 +11,24 @@ from pydantic import BeforeValidator, Field
 
 from simpletuner.config.catalogue import OFF, Known
 from simpletuner.config.options import Positive, Section
+from simpletuner.config.values import parse_aspects, parse_filter
 
 Nonnegative = Annotated[float, Field(ge=0.0)]
 
 
 def _spelling(value: Any) -> Any:
     return "center" if value == "centre" else value
+
+
+class CaptionShuffle(Section):
+    """``caption_shuffle``: alternative captions with their parts in another order."""
+
+    enable: bool = False
+    count: Positive = 1
+    seed: int = 0
+    split_on: Literal["comma", "space", "period"] = "comma"
+    position_start: Annotated[int, Field(ge=0)] = 0
+    include_original: bool = True
 
 
 class ImageDataset(Section):
@@ -30,17 +42,30 @@ class ImageDataset(Section):
     resolution: Annotated[float, Field(gt=0.0)]
     resolution_type: Literal["pixel", "area", "pixel_area"]
     crop: bool = False
-    crop_aspect: Literal["square", "preserve", "closest"] = "square"
-    crop_aspect_buckets: tuple[Annotated[float, Field(gt=0.0)], ...] | None = None
+    crop_aspect: Literal["square", "preserve", "closest", "random"] = "square"
+    crop_aspect_buckets: Annotated[tuple[tuple[float, float], ...] | None, BeforeValidator(parse_aspects)] = None
     crop_style: Annotated[Literal["center", "corner", "random"], BeforeValidator(_spelling)] = "center"
     minimum_image_size: Nonnegative | None = None
     maximum_image_size: Nonnegative | None = None
     target_downsample_size: Nonnegative | None = None
-    caption_strategy: Literal["filename", "textfile", "instanceprompt"]
+    minimum_aspect_ratio: Nonnegative | None = None
+    maximum_aspect_ratio: Nonnegative | None = None
+    max_upscale_threshold: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    max_num_samples: Positive | None = None
+    caption_strategy: Literal["filename", "textfile", "instanceprompt", "null"]
     instance_prompt: str | tuple[str, ...] | None = None
     prepend_instance_prompt: bool = False
     only_instance_prompt: bool = False
+    caption_filter_list: Annotated[tuple[str, ...], BeforeValidator(parse_filter)] = ()
+    caption_shuffle: CaptionShuffle | None = None
+    disable_multiline_split: bool = False
     repeats: Annotated[int, Field(ge=0)] = 0
+    probability: Nonnegative = 1.0
+    train_batch_size: Positive | None = None
+    start_epoch: Annotated[int, Field(ge=0)] = 1
+    start_step: Annotated[int, Field(ge=0)] = 0
+    end_epoch: Annotated[int, Field(ge=0)] | None = None
+    end_step: Annotated[int, Field(ge=0)] | None = None
     is_regularisation_data: bool = False
     timestep_sampling_offset: float = 0.0
     vae_batch_size: Positive = 4
@@ -82,6 +107,7 @@ FILLED_FROM_OPTIONS = (
     "prepend_instance_prompt",
     "only_instance_prompt",
     "vae_batch_size",
+    "max_upscale_threshold",
 )
 
 
@@ -98,18 +124,15 @@ FIELD_CATALOGUE: Mapping[str, Known] = {
         "preserve_data_backend_cache vae_cache_scan_behaviour text_embeds image_embeds scan_for_errors ignore_epochs "
         "aspect_bucket_worker_count metadata_update_interval compress_disk_cache",
     ),
-    **_known("refused", "not yet: it comes with the data sources", "skip_file_discovery parquet crop_aspect_random "
-             "caption_shuffle max_num_samples end_epoch end_step disable_after_epoch_step "
-             "max_upscale_threshold caption_filter_list disable_multiline_split vae_cache_clear_each_epoch "
-             "minimum_aspect_ratio maximum_aspect_ratio vae_cache_ondemand vae_cache_disable text_cache_ondemand "
-             "text_cache_disable train_batch_size aws_bucket_name aws_region_name aws_endpoint_url "
+    **_known("satisfied", "looking at pictures reads headers only, and caches know what they hold", "skip_file_discovery"),
+    **_known("refused", "not yet: it comes with the data sources", "parquet "
+             "disable_after_epoch_step vae_cache_clear_each_epoch vae_cache_ondemand vae_cache_disable text_cache_ondemand "
+             "text_cache_disable aws_bucket_name aws_region_name aws_endpoint_url "
              "aws_access_key_id aws_secret_access_key aws_data_prefix csv_file csv_caption_column csv_cache_dir "
              "dataset_name dataset_config split revision streaming image_column caption_column huggingface "
              "fallback_caption_column width_column height_column quality_column filter composite_image_config"),
     **_known("refused", "not yet: masks and conditioning come with the data sources", "conditioning conditioning_data "
              "conditioning_type source_dataset_id conditioning_image_embeds slider_strength"),
-    **_known("refused", "not yet: it comes with the data sources", "probability start_epoch", (1, 1.0)),
-    **_known("refused", "not yet: it comes with the data sources", "start_step", (1,)),
     **_known("refused", "pictures of the user are never deleted", "delete_problematic_images delete_unwanted_images"),
     **_known("refused", "unknown spelling; the key is vae_cache_disable", "disable_vae_cache"),
 }  # fmt: skip
@@ -127,11 +150,9 @@ OTHER_FIELD_VALUES: Mapping[str, Mapping[str, str]] = {
         "caption": "not yet: it comes with the data sources",
         "distillation_cache": "not yet: distillation is not planned for Sana",
     },
-    "crop_aspect": {"random": "not yet: it comes with the data sources; use closest or preserve"},
-    "crop_style": {"face": "not yet: it comes with the data sources; use center"},
+    "crop_style": {"face": "finding faces needs a detector that this program does not carry; use center"},
     "caption_strategy": {
-        name: "not yet: it comes with the data sources"
-        for name in ("parquet", "csv", "huggingface", "webshart", "null")
+        name: "not yet: it comes with the data sources" for name in ("parquet", "csv", "huggingface", "webshart")
     },
     "metadata_backend": {
         name: "not yet: it comes with the data sources; use discovery"

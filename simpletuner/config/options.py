@@ -139,11 +139,19 @@ class DataOptions(Section):
     target_downsample_size: Annotated[float, Field(gt=0.0)] | None = Field(
         None, description="Pictures above maximum_image_size are reduced to this before cropping."
     )
-    caption_strategy: Literal["filename", "textfile", "instanceprompt"] = Field("filename", description="Captions.")
+    caption_strategy: Literal["filename", "textfile", "instanceprompt", "null"] = Field(
+        "filename", description="Captions."
+    )
     instance_prompt: str | None = Field(None, description="Default instance prompt of datasets.")
     prepend_instance_prompt: bool = Field(False, description="Put the instance prompt before every caption.")
     only_instance_prompt: bool = Field(False, description="Use the instance prompt alone.")
     aspect_bucket_alignment: Positive | None = Field(None, description="Bucket sides in pixels; the model's need (32).")
+    data_backend_sampling: Literal["auto-weighting", "uniform"] = Field(
+        "auto-weighting", description="Mix datasets by probability times length, or by probability alone."
+    )
+    max_upscale_threshold: Annotated[float, Field(ge=0.0, le=1.0)] | None = Field(
+        None, description="crop_aspect closest and random pass over buckets that enlarge a picture by more than this."
+    )
     allow_dataset_oversubscription: bool = Field(False, description="Fill buckets that are too small by repeating.")
     caption_dropout_probability: Probability = Field(0.1, description="Share of captions replaced by the empty one.")
     vae_batch_size: Positive = Field(4, description="Pictures per VAE call while caching.")

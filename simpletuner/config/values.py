@@ -69,6 +69,52 @@ def _lines(value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
+def parse_aspects(value: Any) -> Any:
+    """``[1.0, {"aspect": 0.75, "weight": 2}]`` → ((aspect, weight), …); a plain number has weight 1.
+
+    Raises:
+        ValueError: Not a list of positive numbers or such objects.
+    """
+    if not isinstance(value, list | tuple) or not value:
+        raise ValueError("it must be a list such as [1.0, 0.75], not empty")
+    pairs = []
+    for item in value:
+        aspect, weight = item, 1.0
+        if isinstance(item, dict):
+            unknown = set(item) - {"aspect", "aspect_ratio", "weight"}
+            if unknown:
+                raise ValueError(f"{sorted(unknown)[0]!r} is neither aspect nor weight")
+            aspect, weight = item.get("aspect", item.get("aspect_ratio")), item.get("weight", 1.0)
+        elif isinstance(item, tuple) and len(item) == 2:
+            aspect, weight = item
+        try:
+            pair = (float(aspect), float(weight))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{item!r} is no width/height ratio") from error
+        if not (0 < pair[0] < float("inf") and 0 < pair[1] < float("inf")):
+            raise ValueError(f"{item!r} must be above 0")
+        pairs.append(pair)
+    return tuple(pairs)
+
+
+def parse_filter(value: Any) -> Any:
+    """A list of texts, or a .json or .txt file that holds one (a text file: one entry a line) → texts.
+
+    Raises:
+        ValueError: The file cannot be read, or does not hold a list of texts.
+    """
+    if isinstance(value, list | tuple):
+        return _lines(list(value))
+    path = Path(str(value)).expanduser()
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"the file cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if path.suffix == ".json":
+        return _lines(json.loads(content))
+    return tuple(line for line in content.splitlines() if line)
+
+
 def to_bool(value: Any) -> Any:
     """Words such as "true", "no" or "off" become booleans; anything else stays unchanged."""
     if isinstance(value, str):

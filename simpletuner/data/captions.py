@@ -5,13 +5,37 @@ In: a path and CaptionRules. Out: one or more alternative captions. Reads text f
 
 from __future__ import annotations
 
+import hashlib
+import random
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from simpletuner.errors import DataError
 
-Strategy = Literal["filename", "textfile", "instanceprompt"]
+Strategy = Literal["filename", "textfile", "instanceprompt", "null"]
+_SEPARATORS = {"comma": (r"\s*,\s*", ", "), "period": (r"\s*\.\s*", ". "), "space": (r"\s+", " ")}
+
+
+@dataclass(frozen=True, slots=True)
+class Shuffle:
+    """Alternative captions with their parts in another order.
+
+    Attributes:
+        count: Shuffled alternatives of each caption.
+        seed: The order depends on it and on the caption alone.
+        split_on: ``comma``, ``space`` or ``period``.
+        position_start: Parts at the beginning that keep their place.
+        include_original: Keep the caption as it is beside them.
+    """
+
+    count: int = 1
+    seed: int = 0
+    split_on: Literal["comma", "space", "period"] = "comma"
+    position_start: int = 0
+    include_original: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,16 +43,22 @@ class CaptionRules:
     """How captions are found.
 
     Attributes:
-        strategy: ``filename``, ``textfile`` or ``instanceprompt``.
+        strategy: ``filename``, ``textfile``, ``instanceprompt``, or ``null`` for no caption at all.
         instance_prompts: One or more prompts for ``instanceprompt`` and for the two flags below.
         prepend_instance_prompt: Put each instance prompt and a space before the caption.
         only_instance_prompt: Use the instance prompts and nothing else, whatever the strategy.
+        whole_file: With ``textfile``: the file is one caption; otherwise each line is an alternative.
+        remove: Taken out of every caption, in order; see ``clean``.
+        shuffle: Alternatives with shuffled parts, or None.
     """
 
     strategy: Strategy
     instance_prompts: tuple[str, ...] = ()
     prepend_instance_prompt: bool = False
     only_instance_prompt: bool = False
+    whole_file: bool = False
+    remove: tuple[str, ...] = ()
+    shuffle: Shuffle | None = None
 
     def __post_init__(self) -> None:
         """Refuse rules that ask for an instance prompt and have none."""
@@ -38,21 +68,61 @@ class CaptionRules:
 
 
 def captions_for(path: Path, rules: CaptionRules) -> tuple[str, ...]:
-    """The captions of one picture, alternatives in a stable order.
+    """The captions of one picture, distinct alternatives in a stable order.
 
     Raises:
         DataError: ``textfile`` and the file beside the picture is missing or is not UTF-8 text.
     """
     if rules.only_instance_prompt or rules.strategy == "instanceprompt":
         return rules.instance_prompts
-    found = _from_file(path) if rules.strategy == "textfile" else (path.stem.replace("_", " "),)
+    if rules.strategy == "null":
+        found: tuple[str, ...] = ("",)
+    else:
+        found = _from_file(path, rules) if rules.strategy == "textfile" else (path.stem.replace("_", " "),)
+    found = tuple(dict.fromkeys(other for caption in found for other in _alternatives(clean(caption, rules), rules)))
     if rules.prepend_instance_prompt:
         return tuple(f"{prompt} {caption}".strip() for prompt in rules.instance_prompts for caption in found)
     return found
 
 
-def _from_file(path: Path) -> tuple[str, ...]:
-    """Non-empty lines of the text file beside the picture; an empty file is one empty caption."""
+def clean(caption: str, rules: CaptionRules) -> str:
+    """The caption without what ``rules.remove`` lists.
+
+    An entry ``s/pattern/replacement/`` (the last slash may be left out) is a regular-expression substitution. Any other
+    entry is removed as it is written, and then, if it is a valid pattern, wherever it matches.
+    """
+    for entry in rules.remove:
+        parts = entry.removesuffix("/").split("/") if entry.startswith("s/") else []
+        if len(parts) == 3:
+            caption = re.sub(parts[1], parts[2], caption)
+            continue
+        caption = caption.replace(entry, "")
+        try:
+            caption = re.sub(entry, "", caption)
+        except re.error:
+            continue
+    return caption.strip()
+
+
+def _alternatives(caption: str, rules: CaptionRules) -> Iterable[str]:
+    """The caption, and its shuffled forms if they are asked for."""
+    shuffle = rules.shuffle
+    if shuffle is None:
+        yield caption
+        return
+    if shuffle.include_original:
+        yield caption
+    pattern, joint = _SEPARATORS[shuffle.split_on]
+    parts = [part for part in re.split(pattern, caption) if part]
+    kept, free = parts[: shuffle.position_start], parts[shuffle.position_start :]
+    seed = int.from_bytes(hashlib.sha256(caption.encode("utf-8", "surrogateescape")).digest()[:8], "big")
+    generator = random.Random(f"{shuffle.seed}/{seed}")
+    for _ in range(shuffle.count):
+        yield joint.join([*kept, *generator.sample(free, len(free))])
+
+
+def _from_file(path: Path, rules: CaptionRules) -> tuple[str, ...]:
+    """Non-empty lines of the text file beside the picture, or all of it; an empty file is one empty caption."""
     file = path.with_suffix(".txt")
     try:
         text = file.read_text(encoding="utf-8-sig")  # with or without BOM, any line ends
@@ -63,5 +133,7 @@ def _from_file(path: Path) -> tuple[str, ...]:
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise DataError(f"the caption of {path.name}, {file.name}, cannot be read ({reason})") from error
+    if rules.whole_file:
+        return (" ".join(text.split()),)
     # Not splitlines(): it also breaks at characters that may stand inside a caption, such as U+2028.
     return tuple(line.strip() for line in text.split("\n") if line.strip()) or ("",)

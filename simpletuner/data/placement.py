@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from simpletuner.data.types import Placement, Size
@@ -28,8 +28,14 @@ class PlacementRules:
             pixels of a square with the wanted area.
         alignment: Bucket sides are multiples of this, in pixels.
         crop: False keeps the picture's own aspect; at most one alignment cell is trimmed.
-        crop_aspect: With ``crop``: ``square``, ``preserve`` (own aspect) or ``closest`` of ``aspect_buckets``.
-        aspect_buckets: Width / height ratios for ``closest``.
+        crop_aspect: With ``crop``: ``square``, ``preserve`` (own aspect), or ``closest`` or ``random`` of
+            ``aspect_buckets``.
+        aspect_buckets: Width / height ratios for ``closest`` and ``random``.
+        aspect_weights: How often ``random`` takes each of them; empty for equally often.
+        max_upscale_threshold: ``closest`` and ``random`` pass over buckets for which the picture would have to be
+            enlarged by more than this share (0.1 is 10 %), where another is left.
+        minimum_aspect_ratio: Width / height below it is rejected.
+        maximum_aspect_ratio: Width / height above it is rejected.
         crop_style: ``center``, ``corner`` (top left) or ``random``.
         minimum_image_size: Smaller pictures are rejected; same unit as ``resolution``. None or 0: no limit.
         maximum_image_size: With ``crop``: larger pictures are first downsampled to ``target_downsample_size``.
@@ -40,8 +46,12 @@ class PlacementRules:
     resolution_type: ResolutionType = "pixel_area"
     alignment: int = 32
     crop: bool = False
-    crop_aspect: Literal["square", "preserve", "closest"] = "square"
+    crop_aspect: Literal["square", "preserve", "closest", "random"] = "square"
     aspect_buckets: tuple[float, ...] = ()
+    aspect_weights: tuple[float, ...] = ()
+    max_upscale_threshold: float | None = None
+    minimum_aspect_ratio: float | None = None
+    maximum_aspect_ratio: float | None = None
     crop_style: Literal["center", "corner", "random"] = "center"
     minimum_image_size: float | None = None
     maximum_image_size: float | None = None
@@ -49,8 +59,8 @@ class PlacementRules:
 
     def __post_init__(self) -> None:
         """Refuse rules that cannot place any picture."""
-        if self.crop and self.crop_aspect == "closest" and not self.aspect_buckets:
-            raise DataError("crop_aspect closest needs crop_aspect_buckets, for example [1.0, 0.75, 1.33]")
+        if self.crop and self.crop_aspect in ("closest", "random") and not self.aspect_buckets:
+            raise DataError(f"crop_aspect {self.crop_aspect} needs crop_aspect_buckets, for example [1.0, 0.75, 1.33]")
 
 
 def _square_pixels(value: float, kind: ResolutionType) -> float:
@@ -77,10 +87,25 @@ def reject_reason(size: Size, rules: PlacementRules) -> str | None:
     because a square cannot be cut from a narrower picture without enlarging it. A strip that would have to be blown up
     beyond ``MAX_RESIZED_PIXELS`` is never used.
     """
-    resized = place(size, rules, 0).resize_to
-    if resized.width * resized.height > MAX_RESIZED_PIXELS:
-        return f"it is {size}, so narrow that it would have to be enlarged to {resized}"
-    return _too_small(size, rules)
+    choices = [rules]
+    if rules.crop and rules.crop_aspect == "random":  # whichever bucket chance picks
+        choices = [replace(rules, crop_aspect="closest", aspect_buckets=(a,)) for a in rules.aspect_buckets]
+    for choice in choices:
+        resized = place(size, choice, 0).resize_to
+        if resized.width * resized.height > MAX_RESIZED_PIXELS:
+            return f"it is {size}, so narrow that it would have to be enlarged to {resized}"
+    return _wrong_aspect(size, rules) or _too_small(size, rules)
+
+
+def _wrong_aspect(size: Size, rules: PlacementRules) -> str | None:
+    """What the limits of width / height say of this picture."""
+    aspect = size.width / size.height
+    low, high = rules.minimum_aspect_ratio, rules.maximum_aspect_ratio
+    if low and aspect < low:
+        return f"it is {size}, width/height {aspect:.3g}; minimum_aspect_ratio is {low:g}"
+    if high and aspect > high:
+        return f"it is {size}, width/height {aspect:.3g}; maximum_aspect_ratio is {high:g}"
+    return None
 
 
 def _too_small(size: Size, rules: PlacementRules) -> str | None:
@@ -106,14 +131,27 @@ def _round(value: float, alignment: int) -> int:
     return max(alignment, math.floor(value / alignment + 0.5) * alignment)
 
 
-def _aspect(size: Size, rules: PlacementRules) -> float:
-    """Width / height of the bucket before rounding."""
+def _aspect(size: Size, rules: PlacementRules, seed: int) -> float:
+    """Width / height of the bucket before rounding; ``seed`` decides where the choice is random."""
     own = size.width / size.height
     if not rules.crop or rules.crop_aspect == "preserve":
         return own
     if rules.crop_aspect == "square":
         return 1.0
-    return min(rules.aspect_buckets, key=lambda a: abs(math.log(a / own)))
+    weights = rules.aspect_weights or (1.0,) * len(rules.aspect_buckets)
+    allowed = dict(zip(rules.aspect_buckets, weights, strict=True))
+    if rules.max_upscale_threshold is not None:
+        growth = {aspect: upscaling(size, _bucket(aspect, rules)) for aspect in allowed}
+        limit = max(1 + rules.max_upscale_threshold, min(growth.values()))
+        allowed = {aspect: weight for aspect, weight in allowed.items() if growth[aspect] <= limit}
+    if rules.crop_aspect == "random":
+        return random.Random(f"aspect/{seed}").choices(list(allowed), list(allowed.values()))[0]
+    return min(allowed, key=lambda a: abs(math.log(a / own)))
+
+
+def upscaling(size: Size, bucket: Size) -> float:
+    """How much a picture is resized to cover a bucket: above 1 it is enlarged."""
+    return max(bucket.width / size.width, bucket.height / size.height)
 
 
 def _bucket(aspect: float, rules: PlacementRules) -> Size:
@@ -150,14 +188,14 @@ def place(size: Size, rules: PlacementRules, seed: int) -> Placement:
     Args:
         size: The picture's size after EXIF rotation.
         rules: Where pictures go.
-        seed: For ``crop_style`` random; the same seed gives the same box.
+        seed: For ``crop_style`` and ``crop_aspect`` random; the same seed gives the same place.
 
     Returns:
         A Placement whose ``resize_to`` covers the bucket, has the picture's aspect to within one pixel of rounding,
         and whose ``crop_box`` lies inside it.
     """
-    bucket = _bucket(_aspect(size, rules), rules)
-    scale = max(bucket.width / size.width, bucket.height / size.height)
+    bucket = _bucket(_aspect(size, rules, seed), rules)
+    scale = upscaling(size, bucket)
     if scale < 1.0 and rules.crop:  # without a crop the whole picture is wanted, straight at its bucket's size
         scale = max(scale, _downsampling(size, rules))
     resized = _covering(size, scale, bucket)

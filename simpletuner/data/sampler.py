@@ -1,15 +1,17 @@
 """Room 5, Draw (the plan): which samples make up micro-batch k.
 
-In: how many samples each bucket of each dataset has, batch size, seed. Out: an endless, repeatable sequence of
-BatchSpecs. A pure function of its arguments: resuming at k needs nothing but k.
+In: the buckets of each dataset, how datasets are drawn, a seed. Out: an endless, repeatable sequence of BatchSpecs. A
+pure function of its arguments: resuming at k needs nothing but k. One plan serves all ranks: a global micro-batch comes
+from one bucket, and each rank takes its slice, so shapes and step counts agree everywhere.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Literal
 
 from simpletuner.data.types import Size
 from simpletuner.errors import DataError
@@ -33,21 +35,89 @@ class Bucket:
 
 
 @dataclass(frozen=True, slots=True)
+class Turn:
+    """When and how often a dataset's batches come.
+
+    Attributes:
+        probability: Weight against other datasets; 0 never draws it.
+        start_epoch: First epoch, from 1.
+        end_epoch: Last epoch, or None.
+        start_step: Optimizer steps done before its first batch may come.
+        end_step: No batch of it comes once this many optimizer steps are done, or None.
+        batch_size: Samples per micro-batch and rank, or None for the run's.
+    """
+
+    probability: float = 1.0
+    start_epoch: int = 1
+    end_epoch: int | None = None
+    start_step: int = 0
+    end_step: int | None = None
+    batch_size: int | None = None
+
+    def in_epoch(self, epoch: int) -> bool:
+        """Whether it may come in this epoch (from 0)."""
+        ends = self.end_epoch
+        return self.probability > 0 and self.start_epoch <= epoch + 1 and (not ends or epoch + 1 <= ends)
+
+    def at_step(self, step: int) -> bool:
+        """Whether it may come when ``step`` optimizer steps are done."""
+        return self.start_step <= step and (not self.end_step or step < self.end_step)
+
+    @property
+    def always(self) -> bool:
+        """Whether no window limits it."""
+        return self == Turn(self.probability, batch_size=self.batch_size)
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """How the batches of all datasets are mixed.
+
+    Attributes:
+        batch_size: Samples per micro-batch and rank.
+        accumulation: Micro-batches per optimizer step: step windows count in steps.
+        world_size: Ranks that share one global micro-batch.
+        mixing: ``auto-weighting``: a dataset's weight is its probability times its batches; ``uniform``: its
+            probability alone.
+        turns: By dataset id; an absent one is always drawn.
+    """
+
+    batch_size: int
+    accumulation: int = 1
+    world_size: int = 1
+    mixing: Literal["auto-weighting", "uniform"] = "auto-weighting"
+    turns: Mapping[str, Turn] = field(default_factory=dict)
+
+    def turn(self, dataset_id: str) -> Turn:
+        """When this dataset comes."""
+        return self.turns.get(dataset_id, Turn())
+
+    def global_batch(self, dataset_id: str) -> int:
+        """Samples of one global micro-batch of this dataset."""
+        return (self.turn(dataset_id).batch_size or self.batch_size) * self.world_size
+
+
+@dataclass(frozen=True, slots=True)
 class BatchSpec:
-    """One micro-batch of the plan: a bucket's samples, ``members`` indexing the loader's list."""
+    """One global micro-batch of the plan: a bucket's samples, ``members`` indexing the loader's list."""
 
     dataset_id: str
     members: tuple[int, ...]
 
+    def share(self, rank: int, world_size: int) -> BatchSpec:
+        """The slice of one rank; all slices are equally long."""
+        size = len(self.members) // world_size
+        return BatchSpec(self.dataset_id, self.members[rank * size : (rank + 1) * size])
 
-def shortfalls(buckets: Sequence[Bucket], batch_size: int, accumulation: int) -> list[str]:
+
+def shortfalls(buckets: Sequence[Bucket], drawing: Drawing) -> list[str]:
     """A sentence for each bucket too small for one optimizer step.
 
-    A bucket needs batch_size * accumulation draws an epoch.
+    A bucket needs batch size * ranks * accumulation draws an epoch.
     """
-    needed = batch_size * accumulation
     sentences = []
     for bucket in buckets:
+        needed = drawing.global_batch(bucket.dataset_id) * drawing.accumulation
         count = len(bucket.members)
         if count * (bucket.repeats + 1) < needed:
             repeats = -(-needed // count) - 1
@@ -58,47 +128,115 @@ def shortfalls(buckets: Sequence[Bucket], batch_size: int, accumulation: int) ->
 
 
 class Plan:
-    """The endless sequence of micro-batches."""
+    """The endless sequence of global micro-batches."""
 
-    def __init__(self, buckets: Sequence[Bucket], batch_size: int, seed: int) -> None:
+    def __init__(self, buckets: Sequence[Bucket], drawing: Drawing, seed: int) -> None:
         """Plan over ``buckets``.
 
         Args:
             buckets: Every bucket of every dataset; none empty.
-            batch_size: Samples per micro-batch, always full.
+            drawing: How they are mixed; every micro-batch is full.
             seed: The order depends on it and on the epoch alone.
 
         Raises:
-            DataError: No bucket at all.
+            DataError: No bucket at all, or no dataset may come at the start.
         """
-        if not buckets:
+        self._buckets = tuple(b for b in buckets if drawing.turn(b.dataset_id).probability > 0)
+        if not self._buckets:
             raise DataError("there are no pictures to train on. What to do: check instance_data_dir and the filters.")
-        self._buckets = tuple(buckets)
-        self._batch_size = batch_size
+        self._drawing = drawing
         self._seed = seed
-        self.batches_per_epoch = sum(-(-len(b.members) * (b.repeats + 1) // batch_size) for b in self._buckets)
+        self._always = all(drawing.turn(b.dataset_id).always for b in self._buckets)
+        self._starts = [0]  # position of each epoch's first micro-batch, as far as known
         self._epoch = lru_cache(maxsize=2)(self._plan_epoch)
+        if not self._epoch(0):
+            raise DataError("no dataset may be drawn at the start: one needs start_epoch 1 and start_step 0 or 1.")
 
     def batch(self, position: int) -> BatchSpec:
-        """The micro-batch at ``position`` (from 0, across epochs)."""
-        epoch, index = divmod(position, self.batches_per_epoch)
-        return self._epoch(epoch)[index]
+        """The global micro-batch at ``position`` (from 0, across epochs)."""
+        epoch = self.epoch_of(position)
+        return self._epoch(epoch)[position - self._starts_at(epoch)]
+
+    def epoch_of(self, position: int) -> int:
+        """The epoch (from 0) that holds this position.
+
+        Raises:
+            DataError: Every dataset's window has closed before it.
+        """
+        if self._always:
+            return position // len(self._epoch(0))
+        epoch = 0
+        while self._starts_at(epoch + 1) <= position:
+            epoch += 1
+        return epoch
+
+    def micro_batches(self, epochs: int) -> int:
+        """Global micro-batches of the first ``epochs`` epochs."""
+        return self._starts_at(epochs)
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Global micro-batches of the first epoch."""
+        return self._starts_at(1)
+
+    def _starts_at(self, epoch: int) -> int:
+        """Position of an epoch's first micro-batch. Epochs differ in length only where windows open or close."""
+        if self._always:
+            return epoch * len(self._epoch(0))
+        while len(self._starts) <= epoch:
+            length = len(self._epoch(len(self._starts) - 1))
+            if not length:
+                number = len(self._starts)
+                raise DataError(
+                    f"no dataset may be drawn in epoch {number}: the window of each (start and end epoch or step) is "
+                    "closed. What to do: leave one open, or train for fewer steps."
+                )
+            self._starts.append(self._starts[-1] + length)
+        return self._starts[epoch]
 
     def _plan_epoch(self, epoch: int) -> list[BatchSpec]:
-        """All batches of one epoch: every draw once, batches of all buckets and datasets in one shuffled order."""
-        batches: list[BatchSpec] = []
+        """All batches of one epoch: every draw of every open dataset once, mixed into one order."""
+        queues: dict[str, list[BatchSpec]] = {}
         for number, bucket in enumerate(self._buckets):
+            if not self._drawing.turn(bucket.dataset_id).in_epoch(epoch):
+                continue
             generator = random.Random(f"{self._seed}/{epoch}/{number}")
             draws: list[int] = []
             for _ in range(bucket.repeats + 1):
                 draws += generator.sample(bucket.members, len(bucket.members))
-            batches += [BatchSpec(bucket.dataset_id, members) for members in self._chunks(draws, bucket, generator)]
-        random.Random(f"{self._seed}/{epoch}/order").shuffle(batches)
-        return batches
+            chunks = self._chunks(draws, bucket, generator)
+            queues.setdefault(bucket.dataset_id, []).extend(BatchSpec(bucket.dataset_id, c) for c in chunks)
+        generator = random.Random(f"{self._seed}/{epoch}/order")
+        weights = {name: self._weight(name, len(queue)) for name, queue in queues.items()}
+        even = len({w / len(queues[name]) for name, w in weights.items()}) <= 1
+        if self._always and even:
+            order = [spec for queue in queues.values() for spec in queue]
+            generator.shuffle(order)
+            return order
+        for queue in queues.values():
+            generator.shuffle(queue)
+        return self._mix(queues, weights, 0 if self._always else self._starts[epoch], generator)
+
+    def _weight(self, dataset_id: str, batches: int) -> float:
+        probability = self._drawing.turn(dataset_id).probability
+        return probability * (batches if self._drawing.mixing == "auto-weighting" else 1)
+
+    def _mix(
+        self, queues: dict[str, list[BatchSpec]], weights: dict[str, float], start: int, generator: random.Random
+    ) -> list[BatchSpec]:
+        """Draw a dataset by weight for each place until all open ones are spent."""
+        order: list[BatchSpec] = []
+        while True:
+            step = (start + len(order)) // self._drawing.accumulation
+            names = [name for name, queue in queues.items() if queue and self._drawing.turn(name).at_step(step)]
+            if not names:
+                return order
+            (name,) = generator.choices(names, [weights[name] for name in names])
+            order.append(queues[name].pop())
 
     def _chunks(self, draws: list[int], bucket: Bucket, generator: random.Random) -> list[tuple[int, ...]]:
         """Cut draws into full batches; the last is filled from the same bucket, others than its own first."""
-        size = self._batch_size
+        size = self._drawing.global_batch(bucket.dataset_id)
         chunks = [tuple(draws[i : i + size]) for i in range(0, len(draws), size)]
         lacking = size - len(chunks[-1])
         if lacking:

@@ -20,8 +20,8 @@ from simpletuner.data.discover import Discovery, discover
 from simpletuner.data.encode import PlacedSample, encode_latents, encode_texts, latent_key, missing_latents, text_key
 from simpletuner.data.loader import LatentRef
 from simpletuner.data.placement import PlacementRules, place
-from simpletuner.data.sampler import Bucket, shortfalls
-from simpletuner.data.types import Size, Skipped
+from simpletuner.data.sampler import Bucket, Drawing, shortfalls
+from simpletuner.data.types import Sample, Size, Skipped
 from simpletuner.errors import DataError
 from simpletuner.reporting.progress import Reporter
 
@@ -42,6 +42,7 @@ class DatasetSource:
         latent_dir: Where latents are kept.
         encode_batch: Pictures per VAE call.
         timestep_offset: Added to the normal draw before the sigmoid.
+        max_samples: At most this many pictures are used, always the same ones; None for all.
     """
 
     id: str
@@ -52,6 +53,7 @@ class DatasetSource:
     latent_dir: Path
     encode_batch: int
     timestep_offset: float = 0.0
+    max_samples: int | None = None
 
 
 @dataclass(slots=True)
@@ -67,10 +69,11 @@ def _place_all(
     source: DatasetSource, discovery: Discovery, reporter: Reporter
 ) -> tuple[list[PlacedSample], list[Skipped]]:
     """Room 2 for one dataset; files that cannot be read after all are skipped."""
-    paths = [sample.path for sample in discovery.samples]
+    samples, surplus = _subset(source, discovery.samples)
+    paths = [sample.path for sample in samples]
     known = digests(paths, source.latent_dir, partial(reporter.track, f"Reading pictures [{source.id}]"))
-    placed, skipped = [], []
-    for sample in discovery.samples:
+    placed, skipped = [], surplus
+    for sample in samples:
         if sample.path not in known:
             skipped.append(Skipped(sample.path, "it cannot be read"))
             continue
@@ -79,6 +82,17 @@ def _place_all(
         placement = place(sample.size, source.placement, seed)
         placed.append(PlacedSample(sample, placement, latent_key(known[sample.path], placement)))
     return placed, skipped
+
+
+def _subset(source: DatasetSource, samples: Sequence[Sample]) -> tuple[list[Sample], list[Skipped]]:
+    """``max_num_samples``: a random subset that depends on the dataset's id and the file names alone."""
+    limit = source.max_samples
+    if not limit or len(samples) <= limit:
+        return list(samples), []
+    ranked = sorted(samples, key=lambda s: content_key(source.id, s.path.relative_to(source.folder)))
+    chosen = {sample.path for sample in ranked[:limit]}
+    left_out = [Skipped(s.path, f"left out by max_num_samples {limit}") for s in samples if s.path not in chosen]
+    return [s for s in samples if s.path in chosen], left_out
 
 
 def find(sources: Sequence[DatasetSource], reporter: Reporter) -> list[Found]:
@@ -129,20 +143,19 @@ def buckets_of(found: Sequence[Found]) -> tuple[list[Bucket], list[PlacedSample]
     return buckets, everything
 
 
-def check_sizes(found: Sequence[Found], batch_size: int, accumulation: int, allow: bool, reporter: Reporter) -> None:
+def check_sizes(found: Sequence[Found], drawing: Drawing, allow: bool, reporter: Reporter) -> None:
     """Refuse buckets too small for one optimizer step, all of them in one error.
 
     Args:
         found: Training datasets.
-        batch_size: Samples per micro-batch.
-        accumulation: Micro-batches per step.
+        drawing: Batch sizes, accumulation and ranks.
         allow: ``allow_dataset_oversubscription``: fill such buckets with repeated pictures instead, and say so.
         reporter: For the sentence when allowed.
 
     Raises:
         DataError: At least one bucket is too small.
     """
-    sentences = shortfalls(buckets_of(found)[0], batch_size, accumulation)
+    sentences = shortfalls(buckets_of(found)[0], drawing)
     if not sentences:
         return
     if allow:
@@ -153,7 +166,8 @@ def check_sizes(found: Sequence[Found], batch_size: int, accumulation: int, allo
         return
     listed = "\n  ".join(sentences)
     raise DataError(
-        f"too few pictures for train_batch_size {batch_size} × gradient_accumulation_steps {accumulation}:\n  {listed}\n"
+        f"too few pictures for train_batch_size {drawing.batch_size} × "
+        f"gradient_accumulation_steps {drawing.accumulation}:\n  {listed}\n"
         "What to do: set repeats in the dataloader file as named, lower train_batch_size, "
         "or set allow_dataset_oversubscription to true."
     )

@@ -92,7 +92,7 @@ def _train(session: Session) -> None:
 
     buckets, samples = prepare.buckets_of(training)
     options = config.options
-    plan = Plan(buckets, options.training.train_batch_size, options.training.seed)
+    plan = Plan(buckets, translate.drawing(config), options.training.seed)
     owners = {index: bucket.dataset_id for bucket in buckets for index in bucket.members}
     loader = Loader(
         [refs[owners[i], placed.sample.path] for i, placed in enumerate(samples)],
@@ -160,8 +160,7 @@ def check_sizes(session: Session, training: list[prepare.Found]) -> None:
     options = session.config.options
     prepare.check_sizes(
         training,
-        options.training.train_batch_size,
-        options.training.gradient_accumulation_steps,
+        translate.drawing(session.config),
         options.data.allow_dataset_oversubscription,
         session.reporter,
     )

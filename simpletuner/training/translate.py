@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from simpletuner.config.datasets import ImageDataset
 from simpletuner.config.options import Options
 from simpletuner.config.read import RunConfig
 from simpletuner.data.cache import content_key
-from simpletuner.data.captions import CaptionRules
+from simpletuner.data.captions import CaptionRules, Shuffle
 from simpletuner.data.encode import PlacedSample
 from simpletuner.data.placement import PlacementRules
-from simpletuner.data.sampler import Plan
+from simpletuner.data.sampler import Drawing, Plan, Turn
 from simpletuner.data.types import Size
 from simpletuner.errors import ConfigError, Problem
 from simpletuner.evaluation.validation import ValidationSettings
@@ -155,6 +156,9 @@ def dataset_source(entry: ImageDataset, alignment: int) -> DatasetSource:
             instance_prompts=(prompts,) if isinstance(prompts, str) else tuple(prompts or ()),
             prepend_instance_prompt=entry.prepend_instance_prompt,
             only_instance_prompt=entry.only_instance_prompt,
+            whole_file=entry.disable_multiline_split,
+            remove=entry.caption_filter_list,
+            shuffle=_shuffle(entry),
         ),
         placement=PlacementRules(
             resolution=entry.resolution,
@@ -162,17 +166,52 @@ def dataset_source(entry: ImageDataset, alignment: int) -> DatasetSource:
             alignment=alignment,
             crop=entry.crop,
             crop_aspect=entry.crop_aspect,
-            aspect_buckets=tuple(entry.crop_aspect_buckets or ()),
+            aspect_buckets=tuple(aspect for aspect, _ in entry.crop_aspect_buckets or ()),
+            aspect_weights=tuple(weight for _, weight in entry.crop_aspect_buckets or ()),
+            max_upscale_threshold=entry.max_upscale_threshold,
+            minimum_aspect_ratio=entry.minimum_aspect_ratio,
+            maximum_aspect_ratio=entry.maximum_aspect_ratio,
             crop_style=entry.crop_style,
             minimum_image_size=entry.minimum_image_size,
             maximum_image_size=entry.maximum_image_size,
             target_downsample_size=entry.target_downsample_size,
         ),
         repeats=entry.repeats,
+        max_samples=entry.max_num_samples,
         latent_dir=Path(entry.cache_dir_vae).expanduser(),
         encode_batch=entry.vae_batch_size,
         timestep_offset=entry.timestep_sampling_offset,
     )
+
+
+def _shuffle(entry: ImageDataset) -> Shuffle | None:
+    """``caption_shuffle``, if it is on."""
+    asked = entry.caption_shuffle
+    if asked is None or not asked.enable:
+        return None
+    return Shuffle(asked.count, asked.seed, asked.split_on, asked.position_start, asked.include_original)
+
+
+def drawing(config: RunConfig, world_size: int = 1) -> Drawing:
+    """How the batches of all datasets are mixed."""
+    settings = config.options.training
+    return Drawing(
+        batch_size=settings.train_batch_size,
+        accumulation=settings.gradient_accumulation_steps,
+        world_size=world_size,
+        mixing=config.options.data.data_backend_sampling,
+        turns={
+            e.id: Turn(
+                e.probability, e.start_epoch, e.end_epoch, _from_zero(e.start_step), e.end_step, e.train_batch_size
+            )
+            for e in config.datasets.train
+        },
+    )
+
+
+def _from_zero(start_step: int) -> int:
+    """Steps done before a dataset may come: 0 and 1 both mean from the first step on."""
+    return 0 if start_step <= 1 else start_step
 
 
 def total_steps(config: RunConfig, plan: Plan) -> int:
@@ -180,7 +219,7 @@ def total_steps(config: RunConfig, plan: Plan) -> int:
     training = config.options.training
     if training.max_train_steps:
         return int(training.max_train_steps)
-    micro_batches = plan.batches_per_epoch * int(training.num_train_epochs or 1)
+    micro_batches = plan.micro_batches(int(training.num_train_epochs or 1))
     return -(-micro_batches // int(training.gradient_accumulation_steps))
 
 
@@ -206,6 +245,8 @@ def identity(
             "seed": settings.seed,
             "pictures": content_key(*sorted(p.key for p in samples)),
             "repeats": {e.id: e.repeats for e in config.datasets.train},
+            "turns": {name: asdict(turn) for name, turn in drawing(config).turns.items()},
+            "data_backend_sampling": config.options.data.data_backend_sampling,
         },
         recipe={
             "noise": drawn.describe(),

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simpletuner.data.sampler import Bucket, Plan, shortfalls
+from simpletuner.data.sampler import Bucket, Drawing, Plan, Turn, shortfalls
 from simpletuner.data.types import Size
 from simpletuner.errors import DataError
 
@@ -24,7 +24,7 @@ def bucket_lists(draw: st.DrawFn) -> list[Bucket]:
 def test_an_epoch_draws_every_sample_its_repeats_and_fills_only_the_last_batch(
     buckets: list[Bucket], size: int, seed: int, epoch: int
 ) -> None:
-    plan = Plan(buckets, size, seed)
+    plan = Plan(buckets, Drawing(size), seed)
     length = plan.batches_per_epoch
     batches = [plan.batch(epoch * length + k) for k in range(length)]
     drawn = Counter(m for batch in batches for m in batch.members)
@@ -42,37 +42,118 @@ def test_an_epoch_draws_every_sample_its_repeats_and_fills_only_the_last_batch(
 @given(bucket_lists(), st.integers(1, 9), st.integers(0, 1000), st.integers(0, 300))
 def test_any_position_can_be_asked_for_alone(buckets: list[Bucket], size: int, seed: int, position: int) -> None:
     """Exact resume: a fresh plan gives the same batch at position k as one that was followed from the start."""
-    followed = Plan(buckets, size, seed)
+    followed = Plan(buckets, Drawing(size), seed)
     for k in range(position):
         followed.batch(k)
-    assert followed.batch(position) == Plan(buckets, size, seed).batch(position)
+    assert followed.batch(position) == Plan(buckets, Drawing(size), seed).batch(position)
 
 
 def test_epochs_and_seeds_differ() -> None:
     buckets = [Bucket("set", Size(64, 64), tuple(range(40)))]
-    plan = Plan(buckets, 4, 0)
+    plan = Plan(buckets, Drawing(4), 0)
     first = [plan.batch(k) for k in range(10)]
     assert first != [plan.batch(k) for k in range(10, 20)]
-    assert first != [Plan(buckets, 4, 1).batch(k) for k in range(10)]
+    assert first != [Plan(buckets, Drawing(4), 1).batch(k) for k in range(10)]
 
 
 def test_the_shortfall_sentence() -> None:
     buckets = [Bucket("subject", Size(1024, 1024), tuple(range(5))), Bucket("subject", Size(512, 512), tuple(range(8)))]
-    assert shortfalls(buckets, 4, 2) == ["[subject] bucket 1024x1024 has 5, needs 8: set repeats ≥ 1"]
-    assert shortfalls(buckets, 2, 2) == []
+    assert shortfalls(buckets, Drawing(4, 2)) == ["[subject] bucket 1024x1024 has 5, needs 8: set repeats ≥ 1"]
+    assert shortfalls(buckets, Drawing(2, 2)) == []
 
 
 @given(st.integers(1, 40), st.integers(1, 16), st.integers(1, 4))
 def test_the_repeats_asked_for_are_enough_and_not_too_many(count: int, size: int, accumulation: int) -> None:
     bucket = Bucket("s", Size(64, 64), tuple(range(count)))
-    for sentence in shortfalls([bucket], size, accumulation):
+    for sentence in shortfalls([bucket], Drawing(size, accumulation)):
         repeats = int(sentence.rsplit("≥ ", 1)[1])
         enough = Bucket("s", Size(64, 64), tuple(range(count)), repeats)
         fewer = Bucket("s", Size(64, 64), tuple(range(count)), repeats - 1)
-        assert not shortfalls([enough], size, accumulation)
-        assert shortfalls([fewer], size, accumulation)
+        assert not shortfalls([enough], Drawing(size, accumulation))
+        assert shortfalls([fewer], Drawing(size, accumulation))
 
 
 def test_no_bucket_is_an_error() -> None:
     with pytest.raises(DataError, match="no pictures"):
-        Plan([], 4, 0)
+        Plan([], Drawing(4), 0)
+
+
+@st.composite
+def drawings(draw: st.DrawFn) -> Drawing:
+    def turn() -> Turn:
+        start = draw(st.integers(0, 4))
+        return Turn(
+            probability=draw(st.sampled_from([0.1, 1.0, 3.0])),
+            start_epoch=draw(st.integers(1, 3)),
+            end_epoch=draw(st.none() | st.integers(3, 5)),
+            start_step=draw(st.sampled_from([0, start, 25])),
+            end_step=draw(st.none() | st.integers(start + 1, 60)),
+            batch_size=draw(st.none() | st.integers(1, 4)),
+        )
+
+    return Drawing(
+        batch_size=draw(st.integers(1, 6)),
+        accumulation=draw(st.integers(1, 3)),
+        world_size=draw(st.integers(1, 3)),
+        mixing=draw(st.sampled_from(["auto-weighting", "uniform"])),
+        turns={"set1": turn()},  # set0 is always open
+    )
+
+
+@given(bucket_lists(), drawings(), st.integers(0, 99), st.integers(0, 120))
+def test_windows_weights_and_batch_sizes_hold_at_every_position(
+    buckets: list[Bucket], drawing: Drawing, seed: int, position: int
+) -> None:
+    plan = Plan(buckets, drawing, seed)
+    spec, epoch = plan.batch(position), plan.epoch_of(position)
+    assert len(spec.members) == drawing.global_batch(spec.dataset_id)
+    turn = drawing.turn(spec.dataset_id)
+    assert turn.in_epoch(epoch) and turn.at_step(position // drawing.accumulation)
+    assert spec == Plan(buckets, drawing, seed).batch(position)
+    assert plan.micro_batches(epoch) <= position < plan.micro_batches(epoch + 1)
+    shares = [spec.share(rank, drawing.world_size) for rank in range(drawing.world_size)]
+    assert sum((share.members for share in shares), ()) == spec.members
+    assert len({len(share.members) for share in shares}) == 1
+
+
+@given(bucket_lists(), drawings(), st.integers(0, 99))
+def test_a_dataset_that_is_open_all_epoch_gives_every_draw_in_it(
+    buckets: list[Bucket], drawing: Drawing, seed: int
+) -> None:
+    plan = Plan(buckets, drawing, seed)
+    for epoch in range(3):
+        positions = range(plan.micro_batches(epoch), plan.micro_batches(epoch + 1))
+        drawn = Counter(m for k in positions for m in plan.batch(k).members)
+        for bucket in buckets:
+            if bucket.dataset_id == "set0":
+                assert all(drawn[m] >= bucket.repeats + 1 for m in bucket.members)
+
+
+@given(bucket_lists(), st.integers(0, 99), st.integers(0, 40))
+def test_more_ranks_with_smaller_batches_keep_the_order(buckets: list[Bucket], seed: int, position: int) -> None:
+    plans = [Plan(buckets, Drawing(12 // world, world_size=world), seed) for world in (1, 2, 3, 4, 6)]
+    assert len({plan.batch(position) for plan in plans}) == 1
+
+
+def test_probability_moves_batches_and_zero_excludes() -> None:
+    buckets = [Bucket(name, Size(64, 64), tuple(range(n * 100, n * 100 + 100))) for n, name in enumerate("abc")]
+    turns = {"a": Turn(probability=9.0), "c": Turn(probability=0.0)}
+    plan = Plan(buckets, Drawing(1, turns=turns), 0)
+    early = Counter(plan.batch(k).dataset_id for k in range(60))
+    assert plan.batches_per_epoch == 200 and early["a"] > 4 * early["b"] and "c" not in early
+    small = [Bucket("a", Size(64, 64), tuple(range(10))), Bucket("b", Size(64, 64), tuple(range(10, 200)))]
+    shares = {}
+    for mixing in ("auto-weighting", "uniform"):
+        drawing = Drawing(1, mixing=mixing, turns={"a": Turn(probability=1.01)})  # type: ignore[arg-type]
+        shares[mixing] = sum(Plan(small, drawing, 0).batch(k).dataset_id == "a" for k in range(10))
+    assert shares["uniform"] >= 3 > shares["auto-weighting"]
+
+
+def test_no_open_dataset_is_an_error_that_says_so() -> None:
+    buckets = [Bucket("a", Size(64, 64), tuple(range(10)))]
+    with pytest.raises(DataError, match="at the start"):
+        Plan(buckets, Drawing(1, turns={"a": Turn(start_step=5)}), 0)
+    plan = Plan(buckets, Drawing(1, turns={"a": Turn(end_epoch=2)}), 0)
+    assert plan.batch(19)
+    with pytest.raises(DataError, match="epoch 3"):
+        plan.batch(20)

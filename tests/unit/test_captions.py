@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from simpletuner.data.captions import CaptionRules, captions_for
+from simpletuner.data.captions import CaptionRules, Shuffle, captions_for
 from simpletuner.errors import DataError
 
 
@@ -70,3 +70,29 @@ def test_rules_without_the_prompt_they_need_are_refused(flag: str) -> None:
         CaptionRules("filename", (), **{flag: True})
     with pytest.raises(DataError, match="instance_prompt"):
         CaptionRules("instanceprompt")
+
+
+def test_the_filter_list_removes_text_patterns_and_substitutes(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a photo (1) of [cat], masterpiece 4k\n")
+    rules = CaptionRules("textfile", remove=("(1) ", "s/cat/dog/", r", masterpiece \d+k", "[", "s/photo/drawing"))
+    assert captions_for(tmp_path / "a.png", rules) == ("a drawing of dog]",)
+
+
+def test_shuffled_captions_keep_their_parts_and_their_head(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("sks cat, red, blue, green, white\n")
+    rules = CaptionRules("textfile", shuffle=Shuffle(count=3, position_start=1))
+    found = captions_for(tmp_path / "a.png", rules)
+    assert found == captions_for(tmp_path / "a.png", rules) and len(found) == 4
+    assert found[0] == "sks cat, red, blue, green, white"
+    for caption in found:
+        head, *parts = caption.split(", ")
+        assert head == "sks cat" and sorted(parts) == ["blue", "green", "red", "white"]
+    alone = CaptionRules("textfile", shuffle=Shuffle(include_original=False, split_on="space", seed=3))
+    (only,) = captions_for(tmp_path / "a.png", alone)
+    assert sorted(only.split()) == sorted(["sks", "cat,", "red,", "blue,", "green,", "white"])
+
+
+def test_a_whole_file_is_one_caption_and_null_is_none(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("first line\nsecond line\n")
+    assert captions_for(tmp_path / "a.png", CaptionRules("textfile", whole_file=True)) == ("first line second line",)
+    assert captions_for(tmp_path / "a.png", CaptionRules("null")) == ("",)

@@ -115,7 +115,7 @@ def test_every_option_says_what_it_is() -> None:
 DEFAULTS = {
     "num_processes": 1, "num_machines": 1, "dynamo_backend": "no", "lora_type": "standard", "loss_type": "l2",
     "base_model_precision": "no_change", "quantize_via": "accelerator", "gradient_checkpointing_backend": "torch",
-    "attention_mechanism": "diffusers", "data_backend_sampling": "auto-weighting", "validation_image_format": "png",
+    "attention_mechanism": "diffusers", "validation_image_format": "png",
     "validation_method": "simpletuner-local", "eval_timesteps": 28, "report_to": "none", "evaluation_type": "none",
     "push_to_hub": False, "disable_benchmark": "false", "validation_guidance_rescale": 0, "ema_cpu_only": False,
     "pretrained_vae_model_name_or_path": "madebyollin/sdxl-vae-fp16-fix", "scheduled_sampling_probability": 0.0,

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from simpletuner.data.placement import PlacementRules, place, reject_reason
@@ -101,3 +103,23 @@ def test_a_strip_is_refused_not_blown_up() -> None:
 def test_closest_without_a_list_is_refused() -> None:
     with pytest.raises(DataError, match="crop_aspect_buckets"):
         PlacementRules(512, crop=True, crop_aspect="closest")
+
+
+def test_random_aspects_follow_their_weights_and_the_upscale_limit() -> None:
+    rules = PlacementRules(512, crop=True, crop_aspect="random", aspect_buckets=(1.0, 0.5), aspect_weights=(1.0, 9.0))
+    buckets = [place(Size(2000, 2000), rules, seed).bucket for seed in range(200)]
+    assert set(buckets) == {Size(512, 512), Size(352, 736)} and buckets.count(Size(352, 736)) > 140
+    limited = replace(rules, max_upscale_threshold=0.1)
+    assert {place(Size(540, 540), limited, seed).bucket for seed in range(50)} == {Size(512, 512)}
+    # Where every bucket enlarges the picture, the one that does so least is taken.
+    assert {place(Size(100, 100), limited, seed).bucket for seed in range(50)} == {Size(512, 512)}
+    closest = replace(limited, crop_aspect="closest")
+    assert place(Size(560, 900), closest, 0).bucket == Size(352, 736)
+    assert place(Size(560, 700), closest, 0).bucket == Size(512, 512)  # the taller one would enlarge it
+
+
+def test_aspect_limits_reject_with_the_key() -> None:
+    rules = PlacementRules(512, minimum_aspect_ratio=0.5, maximum_aspect_ratio=2.0)
+    assert reject_reason(Size(800, 800), rules) is None
+    assert "maximum_aspect_ratio" in str(reject_reason(Size(2100, 1000), rules))
+    assert "minimum_aspect_ratio" in str(reject_reason(Size(400, 1000), rules))
