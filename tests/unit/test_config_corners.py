@@ -143,7 +143,7 @@ def test_a_shell_file_is_refused_by_name_too(folder: Path) -> None:
 def test_examples_in_values(write: Load) -> None:
     pocket = load(example="pocket", environ={})
     assert (Path(pocket.options.model.pretrained_model_name_or_path) / "model_index.json").is_file()
-    assert pocket.datasets.eval and pocket.datasets.train[0].timestep_sampling_offset == 1.2
+    assert pocket.datasets.eval and pocket.datasets.train[0].timestep_sampling_offset == 0.3
     assert json.loads(json.dumps(pocket.raw))["train_batch_size"] == 16
     texts = problems(lambda: write({"output_dir": "{example:nothing}/x", "seed": "x"}))
     assert len(texts) == 2 and "pocket, sana" in texts[0]
