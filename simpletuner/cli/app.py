@@ -13,7 +13,13 @@ from simpletuner import __version__
 from simpletuner.errors import TunerError
 
 # name → (where it is, its line in --help: asking the command itself would load it)
-_LAZY = {"train": ("simpletuner.cli.train:train", "Train by config/config.json, or the embedded example without one.")}
+_LAZY = {
+    "check": (
+        "simpletuner.cli.check:check",
+        "Look at the data: what is used, skipped, cut; with a page of all pictures.",
+    ),
+    "train": ("simpletuner.cli.train:train", "Train by config/config.json, or the embedded example without one."),
+}
 
 
 class LazyGroup(click.Group):

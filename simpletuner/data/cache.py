@@ -121,13 +121,22 @@ def _read_header(shard: Path) -> dict[str, _Entry] | None:
 class TensorStore:
     """A folder of shards, read by key. One process writes at a time through ``writer``."""
 
-    def __init__(self, folder: Path) -> None:
-        """Open (and make) the folder; leftovers of a killed run and damaged shards are dropped, to be encoded anew."""
+    def __init__(self, folder: Path, read_only: bool = False) -> None:
+        """Open (and make) the folder; leftovers of a killed run and damaged shards are dropped, to be encoded anew.
+
+        Args:
+            folder: One fingerprint's folder.
+            read_only: Change nothing: damaged shards are passed over and stay.
+        """
         self.folder = folder
         self._entries: dict[str, _Entry] = {}
         self._files: dict[Path, int] = {}
         self._lock = threading.Lock()
         self.dropped: list[Path] = []
+        if read_only:
+            for shard in sorted(folder.glob("shard-*.safetensors")):
+                self._entries.update(_read_header(shard) or {})
+            return
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

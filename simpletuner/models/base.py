@@ -22,6 +22,7 @@ class Facts:
         patch_size: Latent cells per transformer token, along one side.
         shift: The model's own flow shift.
         native_resolution: Edge in pixels the weights were made for.
+        latent_channels: Channels of a latent cell.
     """
 
     alignment: int
@@ -29,6 +30,7 @@ class Facts:
     patch_size: int
     shift: float
     native_resolution: int
+    latent_channels: int = 32
 
     def tokens(self, latent_height: int, latent_width: int) -> int:
         """Transformer tokens of one picture with this latent grid."""
@@ -88,6 +90,18 @@ class Family(Protocol):
         self, parts: Components, captions: list[str], settings: TextSettings, with_instruction: bool
     ) -> EncodedText:
         """Captions → padded text embeds, exactly as the reference pipeline encodes them."""
+
+    def tokenizer(self, source: LoadSource) -> Any:
+        """The tokenizer alone."""
+
+    def cut_off(self, tokenizer: Any, caption: str, settings: TextSettings) -> str:
+        """The end of a caption that the model never sees, "" if all of it fits."""
+
+    def autoencoder(self, source: LoadSource) -> Any:
+        """The VAE alone, in float32."""
+
+    def decode_latents(self, vae: Any, latents: torch.Tensor) -> torch.Tensor:
+        """Scaled latents → pixels [B, 3, H, W] in [-1, 1] float32; the inverse of ``encode_pixels``."""
 
     def predict(
         self,

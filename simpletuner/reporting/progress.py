@@ -30,16 +30,18 @@ class _RichBar:
 
 
 class _PlainBar:
-    """A line at the start, every ten seconds and at the end."""
+    """A line every ten seconds and at the end; none for what took less than ``quiet_s`` seconds."""
 
-    def __init__(self, console: Console, label: str, total: int, done: int) -> None:
+    def __init__(self, console: Console, label: str, total: int, done: int, quiet_s: float = 0.0) -> None:
+        self._quiet_s = quiet_s
         self._console, self._label, self._total, self._done = console, label, total, done
         self._last = self._began = time.monotonic()
 
     def advance(self, count: int, note: str = "") -> None:
         self._done += count
         now = time.monotonic()
-        if self._done >= self._total or now - self._last >= PLAIN_INTERVAL_S:
+        finished = self._done >= self._total and now - self._began >= self._quiet_s
+        if finished or now - self._last >= PLAIN_INTERVAL_S:
             self._last = now
             text = f"{self._label} {self._done}/{self._total} ({now - self._began:.0f} s) {note}".rstrip()
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -57,10 +59,13 @@ class Reporter:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
-    def bar(self, label: str, total: int, done: int = 0) -> Iterator[Bar]:
-        """A bar of ``total`` units, ``done`` of them behind us already."""
+    def bar(self, label: str, total: int, done: int = 0, quiet_s: float = 0.0) -> Iterator[Bar]:
+        """A bar of ``total`` units, ``done`` of them behind us already.
+
+        Without a terminal, work of less than ``quiet_s`` seconds leaves no line.
+        """
         if not self.console.is_terminal:
-            yield _PlainBar(self.console, label, total, done)
+            yield _PlainBar(self.console, label, total, done, quiet_s)
             return
         columns = (
             TextColumn("{task.description}"),
@@ -75,7 +80,7 @@ class Reporter:
 
     def track(self, label: str, items: Sequence[Item]) -> Iterator[Item]:
         """The items one by one, with a bar."""
-        with self.bar(label, len(items)) as bar:
+        with self.bar(label, len(items), quiet_s=1.0) as bar:
             for item in items:
                 yield item
                 bar.advance(1)

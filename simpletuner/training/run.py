@@ -19,21 +19,21 @@ from simpletuner.config.read import RunConfig
 from simpletuner.data.cache import TensorStore, content_key, weights_digest, write_atomic
 from simpletuner.data.loader import DROPPED, Loader
 from simpletuner.data.sampler import Plan
+from simpletuner.data.survey import Survey, picture_of
 from simpletuner.evaluation import eval_loss
 from simpletuner.evaluation.validation import Validator
 from simpletuner.models.base import Components, EncodedText, Facts, Family, LoadSource, TextSettings
-from simpletuner.models.sana.family import Sana
+from simpletuner.models.families import FAMILIES
 from simpletuner.models.sana.prompts import trim
 from simpletuner.reporting.metrics import MetricsFile
 from simpletuner.reporting.progress import Reporter
 from simpletuner.training import checkpoint, device, optimizers, prepare, resuming, translate
+from simpletuner.training.check import short
 from simpletuner.training.ema import Ema
 from simpletuner.training.hooks import Checkpointing, HeldOutLoss, Progress, ValidationPictures
 from simpletuner.training.loop import Hook, Recipe, Trainee, score
 from simpletuner.training.loop import train as train_loop
 from simpletuner.training.precision import Precision, choose
-
-FAMILIES: dict[str, Family] = {"sana": Sana()}
 
 
 @dataclass(slots=True)
@@ -82,6 +82,7 @@ def _train(session: Session) -> None:
     sketch = resuming.sketch(parts.transformer)
     for module in (parts.vae, parts.text_encoder):
         module.to(session.device)
+    tell_data(session, parts, training)
     refs, texts = fill_caches(session, parts, [*training, *held_out])
     check_sizes(session, training)  # again: pictures that could not be decoded are out now
     validator = make_validator(session, parts)
@@ -153,6 +154,17 @@ def find_pictures(session: Session) -> tuple[list[prepare.Found], list[prepare.F
     held_out = prepare.find([translate.dataset_source(e, alignment) for e in datasets.eval], session.reporter)
     check_sizes(session, training)
     return training, held_out
+
+
+def tell_data(session: Session, parts: Components, training: list[prepare.Found]) -> None:
+    """The short form of ``simpletuner check``: what a person should know before the first step."""
+    for item in training:
+        cut = {
+            c: session.family.cut_off(parts.tokenizer, c, session.text) for p in item.placed for c in p.sample.captions
+        }
+        pictures = [picture_of(p, max((cut[c] for c in p.sample.captions), key=len)) for p in item.placed]
+        for line in short(Survey(item.source.id, item.source.folder, "image", pictures, item.skipped)):
+            session.reporter.say(line)
 
 
 def check_sizes(session: Session, training: list[prepare.Found]) -> None:

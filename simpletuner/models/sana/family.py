@@ -21,16 +21,16 @@ class Sana:
 
     def load(self, source: LoadSource) -> Components:
         """Load every part. Raises ModelError with what to do."""
-        from diffusers import AutoencoderDC, SanaTransformer2DModel
+        from diffusers import SanaTransformer2DModel
 
         index = load.read_index(source)
         transformer = load.part(SanaTransformer2DModel, source, source.transformer_subfolder, source.weight_dtype)
         attention.use_float32_sums(transformer)
         return Components(
             transformer=transformer,
-            vae=load.part(AutoencoderDC, source, "vae", torch.float32).eval().requires_grad_(False),
+            vae=self.autoencoder(source),
             text_encoder=load.text_encoder(source, index).eval().requires_grad_(False),
-            tokenizer=load.tokenizer(source),
+            tokenizer=self.tokenizer(source),
             scheduler=load.scheduler(source, index),
         )
 
@@ -52,6 +52,7 @@ class Sana:
             patch_size=patch,
             shift=float(shift) if shift is not None else OFFICIAL_SHIFT,
             native_resolution=int(transformer.get("sample_size", 32)) * stride,
+            latent_channels=int(transformer.get("in_channels", 32)),
         )
 
     def default_instruction(self) -> tuple[str, ...]:
@@ -79,6 +80,26 @@ class Sana:
     ) -> EncodedText:
         """Captions → padded text embeds, as SanaPipeline encodes them."""
         return prompts.encode_captions(parts.tokenizer, parts.text_encoder, captions, settings, with_instruction)
+
+    def tokenizer(self, source: LoadSource) -> Any:
+        """The tokenizer alone."""
+        return load.tokenizer(source)
+
+    def cut_off(self, tokenizer: Any, caption: str, settings: TextSettings) -> str:
+        """The end of a caption that is beyond ``settings.max_tokens``, "" if all of it fits."""
+        return prompts.cut_off(tokenizer, caption, settings)
+
+    def autoencoder(self, source: LoadSource) -> Any:
+        """The VAE alone, in float32."""
+        from diffusers import AutoencoderDC
+
+        return load.part(AutoencoderDC, source, "vae", torch.float32).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def decode_latents(self, vae: Any, latents: torch.Tensor) -> torch.Tensor:
+        """Scaled latents [B, C, h, w] → pixels [B, 3, H, W] in [-1, 1] float32."""
+        pixels: torch.Tensor = vae.decode(latents.float() / vae.config.scaling_factor, return_dict=False)[0]
+        return pixels.clamp(-1, 1)
 
     def predict(
         self,

@@ -55,6 +55,23 @@ def tokenize(
     return tokens.input_ids, tokens.attention_mask
 
 
+def cut_off(tokenizer: Any, caption: str, settings: TextSettings) -> str:
+    """The end of a caption that the model never sees, "" if all of it fits.
+
+    Token for token what ``tokenize`` drops: with a prefix that is whatever lies beyond prefix + max_tokens - 2 tokens.
+    """
+    prefix = "\n".join(settings.instruction) if settings.instruction else ""
+    length = len(tokenizer.encode(prefix)) + settings.max_tokens - 2 if prefix else settings.max_tokens
+    text = caption.lower().strip()
+    tokens = tokenizer(
+        prefix + text, truncation=False, add_special_tokens=True, return_offsets_mapping=True, verbose=False
+    )
+    if len(tokens.input_ids) <= length:
+        return ""
+    start = max(0, tokens.offset_mapping[length][0] - len(prefix))
+    return caption.strip()[start:] if len(caption.strip()) == len(text) else text[start:]
+
+
 @torch.no_grad()
 def encode_captions(
     tokenizer: Any,

@@ -1,0 +1,185 @@
+"""What a dataset looks like before an hour is spent on it: counts, captions, sizes and a thumbnail of each picture.
+
+In: samples with placements, and the files that were skipped. Out: a Survey in plain values, for a terminal or a page.
+Decides nothing and writes nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import multiprocessing
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from simpletuner.data.encode import PlacedSample
+from simpletuner.data.images import open_rgb
+from simpletuner.data.types import Size, Skipped
+from simpletuner.errors import ImageError
+
+THUMBNAIL = 192
+UPSCALED_FROM = 1.01  # a percent of enlargement cannot be seen
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What decoding one picture tells.
+
+    Attributes:
+        thumbnail: A JPEG of the whole upright picture, at most ``THUMBNAIL`` px wide and high.
+        problem: Why it could not be decoded, or "".
+    """
+
+    thumbnail: bytes = b""
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One used picture.
+
+    Attributes:
+        path: Its file.
+        size: Upright size in pixels.
+        bucket: Where it goes.
+        crop: (left, top, width, height) of the part that is used, as shares of the picture in [0, 1].
+        enlarged: How much it is resized; above 1 it is enlarged.
+        captions: Alternative captions.
+        cut: The end of the first caption that is too long for the model, "" if none is.
+        reconstruction: PSNR in dB of the VAE's reconstruction, or None if not measured.
+    """
+
+    path: Path
+    size: Size
+    bucket: Size
+    crop: tuple[float, float, float, float]
+    enlarged: float
+    captions: tuple[str, ...]
+    cut: str = ""
+    reconstruction: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BucketLine:
+    """One bucket: how many pictures, and how many of them are enlarged."""
+
+    size: Size
+    count: int
+    enlarged: int
+
+
+@dataclass(slots=True)
+class Survey:
+    """One dataset.
+
+    Attributes:
+        id: The dataset's id.
+        folder: Its pictures.
+        role: ``image`` or ``eval``.
+        pictures: Used ones.
+        skipped: The others, with reasons; ``found`` is the sum of both.
+        looks: By path, where pictures were decoded.
+        cached: Used pictures whose latents are in the cache already.
+        cache_bytes: Size of the cache on disk.
+    """
+
+    id: str
+    folder: Path
+    role: str
+    pictures: list[Picture]
+    skipped: list[Skipped]
+    looks: dict[Path, Look] = field(default_factory=dict)
+    cached: int = 0
+    cache_bytes: int = 0
+
+    @property
+    def found(self) -> int:
+        """Files that were looked at."""
+        return len(self.pictures) + len(self.skipped)
+
+    @property
+    def buckets(self) -> list[BucketLine]:
+        """Lines by size."""
+        counts = Counter(p.bucket for p in self.pictures)
+        enlarged = Counter(p.bucket for p in self.enlarged)
+        return [BucketLine(size, count, enlarged[size]) for size, count in sorted(counts.items())]
+
+    @property
+    def enlarged(self) -> list[Picture]:
+        """Pictures too small for their bucket, the worst first."""
+        found = [p for p in self.pictures if p.enlarged > UPSCALED_FROM]
+        return sorted(found, key=lambda p: -p.enlarged)
+
+    @property
+    def without_caption(self) -> list[Picture]:
+        """Pictures of which a caption is empty."""
+        return [p for p in self.pictures if not all(p.captions)]
+
+    @property
+    def cut_captions(self) -> list[Picture]:
+        """Pictures of which a caption is too long."""
+        return [p for p in self.pictures if p.cut]
+
+    @property
+    def repeated_captions(self) -> list[tuple[str, int]]:
+        """Captions that several pictures share, the most frequent first."""
+        counts = Counter(caption for p in self.pictures for caption in set(p.captions) if caption)
+        return [(caption, count) for caption, count in counts.most_common() if count > 1]
+
+
+def picture_of(placed: PlacedSample, cut: str = "") -> Picture:
+    """One placed sample in the terms of a person: shares of the picture, not pixels of the resized one."""
+    resized, (left, top, right, bottom) = placed.placement.resize_to, placed.placement.crop_box
+    size = placed.sample.size
+    return Picture(
+        path=placed.sample.path,
+        size=size,
+        bucket=placed.placement.bucket,
+        crop=(
+            left / resized.width,
+            top / resized.height,
+            (right - left) / resized.width,
+            (bottom - top) / resized.height,
+        ),
+        enlarged=max(resized.width / size.width, resized.height / size.height),
+        captions=placed.sample.captions,
+        cut=cut,
+    )
+
+
+def look(path: Path) -> Look:
+    """Decode one picture as training would, for its thumbnail."""
+    try:
+        picture = open_rgb(path, at_least=Size(THUMBNAIL, THUMBNAIL))
+    except ImageError as error:
+        return Look(problem=str(error))
+    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    memory = io.BytesIO()
+    picture.save(memory, format="JPEG", quality=72)
+    return Look(thumbnail=memory.getvalue())
+
+
+def look_at(
+    paths: Sequence[Path], processes: int, progress: Callable[[Sequence[Path]], Iterable[Path]] = iter
+) -> dict[Path, Look]:
+    """Decode many pictures on several processes.
+
+    Args:
+        paths: Pictures; repeated ones are decoded once.
+        processes: Worker processes; 1 decodes here.
+        progress: Wraps the list, for a bar.
+    """
+    unique = list(dict.fromkeys(paths))
+    if processes <= 1 or len(unique) < 2 * processes:
+        return {path: look(path) for path in progress(unique)}
+    # Spawned, not forked: the parent may hold threads and a GPU.
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return dict(zip(progress(unique), pool.map(look, unique, chunksize=8), strict=True))
+
+
+def data_url(jpeg: bytes) -> str:
+    """A picture inside a page, without a file beside it."""
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")

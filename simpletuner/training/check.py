@@ -1,0 +1,265 @@
+"""Look at the data before an hour is spent on it: rooms 1 and 2, without any weights.
+
+The same rooms, rules and plan as ``run.train``, so that what is said here is what training does.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from simpletuner.config.read import RunConfig
+from simpletuner.data.cache import TensorStore, write_atomic
+from simpletuner.data.images import cut
+from simpletuner.data.sampler import Plan, shortfalls
+from simpletuner.data.survey import Picture, Survey, look_at, picture_of
+from simpletuner.data.types import Skipped
+from simpletuner.errors import DataError, ModelError
+from simpletuner.models.base import Facts, Family, LoadSource, TextSettings
+from simpletuner.models.families import FAMILIES
+from simpletuner.reporting.dataset_page import page
+from simpletuner.reporting.progress import Reporter
+from simpletuner.training import prepare, translate
+from simpletuner.training.precision import choose
+
+PROCESSES = max(1, os.cpu_count() or 1)
+PAGE = "dataset.html"
+
+
+@dataclass(slots=True)
+class Checked:
+    """Everything that was found out.
+
+    Attributes:
+        surveys: One a dataset that could be read.
+        lines: Sentences about the run.
+        problems: Why training would refuse to start; empty if it would not.
+    """
+
+    surveys: list[Survey]
+    lines: list[str]
+    problems: list[str]
+
+
+def check(config: RunConfig, reporter: Reporter, page_at: Path | None = None, reconstruct: bool = False) -> bool:
+    """Check the data of a configuration, print what was found and write the page.
+
+    Args:
+        config: What ``config.read.load`` gave.
+        reporter: Where to print.
+        page_at: The HTML file; ``dataset.html`` in the output folder by default.
+        reconstruct: Load the VAE and measure how well it reproduces each picture.
+
+    Returns:
+        Whether training would start.
+    """
+    precision = choose(config.options.precision.mixed_precision, low_precision_safe=False)
+    family, source = FAMILIES[config.options.model.model_family], translate.load_source(config.options, precision)
+    checked = Checked([], [], [])
+    facts = _facts(family, source, checked)
+    found = _find(config, facts, checked, reporter)
+    cut_off = _cut_off(config, family, source, checked)
+    for item, role in found:
+        pictures = [picture_of(p, max((cut_off(c) for c in p.sample.captions), key=len)) for p in item.placed]
+        survey = Survey(item.source.id, item.source.folder, role, pictures, item.skipped)
+        survey.cached, survey.cache_bytes = _cache(item)
+        track = partial(reporter.track, f"Decoding pictures [{item.source.id}]")
+        survey.looks = look_at([p.path for p in pictures], PROCESSES, track)
+        _leave_out_broken(item, survey)
+        checked.surveys.append(survey)
+    if reconstruct:
+        _reconstruct(family, source, found, checked.surveys, reporter)
+    training = [item for item, role in found if role == "image"]
+    _plan(config, training, checked)
+    _disk(config, found, facts, checked)
+    for line in describe(checked):
+        reporter.say(line)
+    file = page_at or Path(config.options.checkpoints.output_dir).expanduser() / PAGE
+    title = f"Data of {config.config_file}"
+    write_atomic(
+        file, page(title, checked.surveys, checked.lines, checked.problems).encode("utf-8", "backslashreplace")
+    )
+    reporter.say(f"Page with every picture: {file}")
+    reporter.say("Training would start." if not checked.problems else "Training would not start: see above.")
+    return not checked.problems
+
+
+def _leave_out_broken(item: prepare.Found, survey: Survey) -> None:
+    """Pictures that cannot be decoded are skipped, as training skips them once it caches."""
+    broken = {path: seen.problem for path, seen in survey.looks.items() if seen.problem}
+    item.skipped += [Skipped(path, reason) for path, reason in broken.items()]
+    item.placed = [p for p in item.placed if p.sample.path not in broken]
+    survey.skipped = item.skipped
+    survey.pictures = [p for p in survey.pictures if p.path not in broken]
+
+
+def describe(checked: Checked) -> list[str]:
+    """The survey in sentences, for a terminal."""
+    lines: list[str] = []
+    for survey in checked.surveys:
+        lines += short(survey, listed=10)
+    return [*lines, *checked.lines, *checked.problems]
+
+
+def short(survey: Survey, listed: int = 3) -> list[str]:
+    """What a person should know of one dataset, a line each; nothing where all is well.
+
+    Args:
+        survey: The dataset.
+        listed: Examples named in each line.
+    """
+    head = f"[{survey.id}]"
+    lines: list[str] = []
+
+    def tell(pictures: Sequence[Picture], what: str) -> None:
+        if pictures:
+            names = ", ".join(p.path.name for p in pictures[:listed])
+            more = " …" if len(pictures) > listed else ""
+            lines.append(f"{head} {len(pictures)} {what}: {names}{more}")
+
+    enlarged = survey.enlarged
+    if enlarged:
+        tell(enlarged, f"pictures are smaller than their bucket and enlarged, up to {enlarged[0].enlarged:.2f} times")
+    tell(survey.without_caption, "pictures have an empty caption")
+    tell(survey.cut_captions, "captions are too long, so the model does not see their end")
+    lines += [f"{head}   {p.path.name}: not seen: …{p.cut[:200]}" for p in survey.cut_captions[:listed]]
+    repeated = survey.repeated_captions
+    if repeated and len({c for p in survey.pictures for c in p.captions}) > 1:
+        caption, count = repeated[0]
+        lines.append(
+            f"{head} {len(repeated)} captions belong to several pictures, most often {caption[:80]!r} ({count})"
+        )
+    broken = [s for s in survey.skipped if survey.looks.get(s.path)]
+    lines += [f"{head} {s.path.name} cannot be used: {s.reason}" for s in broken[:listed]]
+    if survey.pictures:
+        ordered = sorted(survey.pictures, key=lambda p: p.size.width * p.size.height)
+        low, high = ordered[0], ordered[-1]
+        lines.append(f"{head} smallest {low.size} ({low.path.name}), largest {high.size} ({high.path.name})")
+    if survey.pictures and survey.cache_bytes:
+        state = f"{survey.cached} of {len(survey.pictures)} latents are in the cache"
+        lines.append(f"{head} {state} ({survey.cache_bytes / 2**20:.1f} MiB)")
+    return lines
+
+
+def _facts(family: Family, source: LoadSource, checked: Checked) -> Facts | None:
+    """The model's facts from its configuration files; None, and a line, where they cannot be read."""
+    try:
+        return family.peek(source)
+    except ModelError as error:
+        checked.lines.append(f"The model's configuration cannot be read, so buckets are for 32 px steps: {error}")
+        return None
+
+
+def _find(
+    config: RunConfig, facts: Facts | None, checked: Checked, reporter: Reporter
+) -> list[tuple[prepare.Found, str]]:
+    """Rooms 1 and 2 of every dataset; one that cannot be used is a problem, and the others are looked at all the same."""
+    alignment = (
+        translate.bucket_alignment(config, facts) if facts else config.options.data.aspect_bucket_alignment or 32
+    )
+    found: list[tuple[prepare.Found, str]] = []
+    for entry in (*config.datasets.train, *config.datasets.eval):
+        try:
+            (item,) = prepare.find([translate.dataset_source(entry, alignment)], reporter)
+        except DataError as error:
+            checked.problems.append(str(error))
+        else:
+            found.append((item, entry.dataset_type))
+    return found
+
+
+def _cut_off(config: RunConfig, family: Family, source: LoadSource, checked: Checked) -> Callable[[str], str]:
+    """A function that gives the end of a caption that the model never sees."""
+    text: TextSettings = translate.text_settings(config.options, family.default_instruction())
+    try:
+        tokenizer = family.tokenizer(source)
+    except ModelError as error:
+        checked.lines.append(f"Captions are not counted in tokens: {error}")
+        return lambda caption: ""
+    return lambda caption: family.cut_off(tokenizer, caption, text)
+
+
+def _cache(item: prepare.Found) -> tuple[int, int]:
+    """Used pictures whose latents are cached under any fingerprint, and the bytes of the dataset's cache."""
+    folder = item.source.latent_dir
+    shards = list(folder.glob("*/shard-*.safetensors"))
+    keys = {p.key for p in item.placed}
+    stores = [TensorStore(home, read_only=True) for home in {shard.parent for shard in shards}]
+    cached = max((sum(key in store for key in keys) for store in stores), default=0)
+    return cached, sum(shard.stat().st_size for shard in shards)
+
+
+def _plan(config: RunConfig, training: list[prepare.Found], checked: Checked) -> None:
+    """Steps per epoch, or why there can be none."""
+    if not training:
+        return
+    buckets, _ = prepare.buckets_of(training)
+    if not buckets:
+        checked.problems.append("no picture of any training dataset can be decoded")
+        return
+    drawing = translate.drawing(config)
+    sentences = shortfalls(buckets, drawing)
+    if sentences and not config.options.data.allow_dataset_oversubscription:
+        checked.problems += [f"too few pictures: {sentence}" for sentence in sentences]
+    try:
+        plan = Plan(buckets, drawing, config.options.training.seed)
+    except DataError as error:
+        checked.problems.append(str(error))
+        return
+    steps = math.ceil(plan.batches_per_epoch / drawing.accumulation)
+    total = translate.total_steps(config, plan)
+    checked.lines.append(
+        f"{steps} steps per epoch, {total} steps in all: {total / steps:.1f} epochs of "
+        f"{sum(len(b.members) * (b.repeats + 1) for b in buckets)} pictures"
+    )
+
+
+def _disk(config: RunConfig, found: list[tuple[prepare.Found, str]], facts: Facts | None, checked: Checked) -> None:
+    """Room on the disk against what the caches will need."""
+    missing = {p.key: p.placement.bucket for item, _ in found for p in item.placed}
+    stride = facts.stride if facts else 32
+    channels = facts.latent_channels if facts else 32
+    width = 2 if config.options.precision.mixed_precision != "no" else 4
+    need = sum((b.width // stride) * (b.height // stride) * channels * width for b in missing.values())
+    home = Path(config.options.checkpoints.output_dir).expanduser().absolute()
+    while not home.exists():
+        home = home.parent
+    free = shutil.disk_usage(home).free
+    checked.lines.append(f"The latents need about {need / 2**20:.1f} MiB; {free / 2**30:.1f} GiB are free at {home}")
+    if need > free:
+        checked.problems.append(f"the disk of {home} has no room for the latents")
+
+
+@torch.no_grad()
+def _reconstruct(
+    family: Family,
+    source: LoadSource,
+    found: list[tuple[prepare.Found, str]],
+    surveys: list[Survey],
+    reporter: Reporter,
+) -> None:
+    """PSNR of each picture after encoding and decoding, worst told first: what the model can never draw better."""
+    vae = family.autoencoder(source)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    vae.to(device)
+    for (item, _), survey in zip(found, surveys, strict=True):
+        measured: dict[Path, float] = {}
+        for placed in reporter.track(f"Reconstructing [{item.source.id}]", item.placed):
+            # Decoded once already, so it can be.
+            pixels = cut(placed.sample.path, placed.placement)[None].to(device)
+            error = (
+                (family.decode_latents(vae, family.encode_pixels(vae, pixels)) - pixels).div(2).square().mean().item()
+            )
+            measured[placed.sample.path] = -10 * math.log10(max(error, 1e-10))
+        survey.pictures = [replace(p, reconstruction=measured.get(p.path)) for p in survey.pictures]
+        worst = sorted(measured.items(), key=lambda pair: pair[1])[:3]
+        told = ", ".join(f"{path.name} {value:.1f} dB" for path, value in worst)
+        mean = sum(measured.values()) / max(1, len(measured))
+        reporter.say(f"[{item.source.id}] the VAE reproduces pictures at {mean:.1f} dB on average; worst: {told}")

@@ -1,0 +1,87 @@
+"""The real `simpletuner check` on real picture files."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Command
+from PIL import Image
+
+from simpletuner.models.base import LoadSource, TextSettings
+from simpletuner.models.families import FAMILIES
+from simpletuner.models.sana import prompts
+
+HOSTILE = '<script>alert(1)</script> & "quoted"'
+
+
+def hashed(folder: Path) -> dict[str, tuple[bytes, int]]:
+    return {str(p): (p.read_bytes(), p.stat().st_mtime_ns) for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_every_file_is_accounted_for_and_the_page_shows_it(
+    simpletuner: Command, pocket_run: Callable[..., Path], tmp_path: Path, pocket: Path
+) -> None:
+    model = tmp_path / "no weights"
+    shutil.copytree(pocket / "model", model, ignore=shutil.ignore_patterns("*.safetensors"))
+    config = pocket_run(pretrained_model_name_or_path=str(model), train_batch_size=1)
+    folder = tmp_path / "pictures"
+    whole = (folder / "picture_0.png").read_bytes()
+    (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "cut.txt").write_text("half a picture")
+    (folder / "film.mp4").write_bytes(b"1")
+    Image.new("RGB", (20, 16), "red").save(folder / "<b>small.png")
+    (folder / "<b>small.txt").write_text("word " * 100)
+    (folder / "picture_1.txt").write_text("")
+    (folder / "picture_2.txt").write_text(HOSTILE)
+    before = hashed(folder)
+    done = simpletuner("check", "--config", config)
+    assert hashed(folder) == before
+    said = done.stdout
+    assert "7 pictures found" in said and "film.mp4: .mp4 is not a picture format" in said
+    assert "cut.png cannot be used" in said and "1 pictures have an empty caption: picture_1.png" in said
+    assert "enlarged, up to 4.00 times: <b>small.png" in said and "too long" in said
+    assert "5 steps per epoch" in said and "Training would start." in said
+    assert not list((tmp_path / "out").glob("checkpoint*"))
+    page = (tmp_path / "out" / "dataset.html").read_text(encoding="utf-8")
+    assert page.count("<figure>") == 5 and page.count("data:image/jpeg;base64,") == 5
+    assert "<script" not in page and "&lt;script&gt;" in page and "&lt;b&gt;small.png" in page
+    assert not re.search(r"(?:src|href|url)\s*[=(]\s*[\"']?(?!data:)\w+:", page)
+    assert "<b>7</b>found" in page and "<b>5</b>used" in page and "<b>2</b>skipped" in page
+
+
+def test_what_training_would_refuse_is_exit_code_1(
+    simpletuner: Command, pocket_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    config = pocket_run(train_batch_size=16)
+    done = simpletuner("check", "--config", config, check=False)
+    assert done.returncode == 1 and "set repeats ≥ 3" in done.stdout and "would not start" in done.stdout
+    entries = json.loads((tmp_path / "config" / "multidatabackend.json").read_text())
+    entries[0]["repeats"] = 3
+    (tmp_path / "config" / "multidatabackend.json").write_text(json.dumps(entries))
+    assert simpletuner("check", "--config", config, "--reconstruct").returncode == 0
+    again = simpletuner("check", "--config", config, "--page", tmp_path / "elsewhere.html")
+    assert (tmp_path / "elsewhere.html").is_file() and "Training would start" in again.stdout
+
+
+@pytest.mark.parametrize("instruction", [(), ("A long prefix with some words.", "User prompt: ")])
+@pytest.mark.parametrize("words", [0, 3, 28, 29, 30, 31, 32, 33, 60])
+def test_the_text_said_to_be_cut_is_what_the_model_does_not_see(
+    pocket: Path, instruction: tuple[str, ...], words: int
+) -> None:
+    """The rest alone gives the very token ids that the whole caption gives after truncation; one more token does not."""
+    sana = FAMILIES["sana"]
+    tokenizer = sana.tokenizer(LoadSource(path=str(pocket / "model")))
+    settings = TextSettings(instruction, 32)
+    caption = " ".join(["fox", "boat", "blueprint", "of", "hill"][i % 5] for i in range(words))
+    cut = sana.cut_off(tokenizer, caption, settings)
+    assert caption.endswith(cut)
+    kept = caption[: len(caption) - len(cut)]
+    whole, _ = prompts.tokenize(tokenizer, [caption], settings, True)
+    rest, mask = prompts.tokenize(tokenizer, [kept], settings, True)
+    assert torch.equal(whole[mask.bool()], rest[mask.bool()])
+    if cut:
+        assert mask.all(), "nothing is cut where there is room"
