@@ -104,7 +104,7 @@ def describe(checked: Checked) -> list[str]:
     """The survey in sentences, for a terminal."""
     lines: list[str] = []
     for survey in checked.surveys:
-        lines += short(survey, listed=10)
+        lines += [*short(survey, listed=10), *sizes(survey)]
     return [*lines, *checked.lines, *checked.problems]
 
 
@@ -138,6 +138,13 @@ def short(survey: Survey, listed: int = 3) -> list[str]:
         )
     broken = [s for s in survey.skipped if survey.looks.get(s.path)]
     lines += [f"{head} {s.path.name} cannot be used: {s.reason}" for s in broken[:listed]]
+    return lines
+
+
+def sizes(survey: Survey) -> list[str]:
+    """Smallest and largest picture, and what the cache holds."""
+    head = f"[{survey.id}]"
+    lines: list[str] = []
     if survey.pictures:
         ordered = sorted(survey.pictures, key=lambda p: p.size.width * p.size.height)
         low, high = ordered[0], ordered[-1]
