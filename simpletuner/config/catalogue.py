@@ -85,7 +85,7 @@ _SATISFIED = {
     **_satisfied("it acts only together with other options that are off", ""
                  "validation_lycoris_strength lora_rank lora_alpha lora_dropout lora_format lora_init_type huber_c "
                  "huber_schedule hub_model_id model_card_private model_card_safe_for_work model_card_note "
-                 "flow_beta_schedule_alpha flow_beta_schedule_beta masked_loss_probability "
+                 "flow_beta_schedule_alpha flow_beta_schedule_beta "
                  "snr_weight webhook_reporting_interval validation_image_quality checkpoints_rolling_total_limit "
                  "dynamo_mode sageattention_usage lr_num_cycles mixflow_gamma scheduled_sampling_order "
                  "scheduled_sampling_sampler scheduled_sampling_strategy scheduled_sampling_prob_start "

@@ -7,19 +7,23 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from simpletuner.config.checking import Findings, build, other_values, sort_keys
+from simpletuner.config.checking import Findings, build, nearest, other_values, sort_keys
 from simpletuner.config.datasets import (
     FIELD_ALIASES,
     FIELD_CATALOGUE,
     FILLED_FROM_OPTIONS,
+    MASK_SATISFIED,
     OTHER_FIELD_VALUES,
     Datasets,
     ImageDataset,
+    MaskDataset,
     TextEmbedsDataset,
 )
 from simpletuner.config.options import Options
 from simpletuner.config.values import to_bool
 from simpletuner.errors import Problem
+
+Entry = ImageDataset | MaskDataset | TextEmbedsDataset
 
 
 def load_datasets(entries: Any, file: str, options: Options, findings: Findings) -> Datasets | None:
@@ -38,7 +42,7 @@ def load_datasets(entries: Any, file: str, options: Options, findings: Findings)
     if not isinstance(entries, list) or not entries:
         findings.problems.append(Problem(file, "", type(entries).__name__, "it must be a list of datasets, not empty"))
         return None
-    built: list[ImageDataset | TextEmbedsDataset] = []
+    built: list[Entry] = []
     defaults: list[str] = []
     ids: list[str] = []
     for number, raw in enumerate(entries):
@@ -69,6 +73,7 @@ def load_datasets(entries: Any, file: str, options: Options, findings: Findings)
         train=tuple(e for e in images if e.dataset_type == "image"),
         eval=tuple(e for e in images if e.dataset_type == "eval"),
         text_cache_dir=chosen.cache_dir if chosen else _cache(options) / "text",
+        masks={e.id: e for e in built if isinstance(e, MaskDataset)},
     )
 
 
@@ -76,16 +81,29 @@ def _cache(options: Options) -> Path:
     return options.data.cache_dir or options.checkpoints.output_dir / "cache"
 
 
-def _entry(
-    entry: dict[str, Any], name: str, file: str, options: Options, findings: Findings
-) -> ImageDataset | TextEmbedsDataset | None:
+def _entry(entry: dict[str, Any], name: str, file: str, options: Options, findings: Findings) -> Entry | None:
     """One entry, checked."""
-    is_text = entry.get("dataset_type") == "text_embeds"
-    model: type[ImageDataset | TextEmbedsDataset] = TextEmbedsDataset if is_text else ImageDataset
+    kinds: dict[str, type[Entry]] = {"text_embeds": TextEmbedsDataset, "conditioning": MaskDataset}
+    model = kinds.get(str(entry.get("dataset_type")), ImageDataset)
+    is_text = model is TextEmbedsDataset
     where = dict.fromkeys([*entry, *model.model_fields, ""], file)
     prefix = f"[{name}]."
+    named = set(entry)
     other_values(entry, where, OTHER_FIELD_VALUES, findings, prefix)
-    values = sort_keys(entry, where, model.model_fields, FIELD_CATALOGUE, findings, prefix)
+    catalogue = FIELD_CATALOGUE
+    if model is MaskDataset:
+        theirs = set(ImageDataset.model_fields) - set(MaskDataset.model_fields)
+        catalogue = {**FIELD_CATALOGUE, **dict.fromkeys(theirs, MASK_SATISFIED)}
+    values = sort_keys(entry, where, model.model_fields, catalogue, findings, prefix)
+    if model is MaskDataset:
+        if "conditioning_type" in named:  # refused just now: do not call it missing as well
+            values.setdefault("conditioning_type", "mask")
+        made = build(model, values, where, findings, prefix)
+        if isinstance(made, MaskDataset) and not made.instance_data_dir.expanduser().is_dir():
+            reason = "there is no such folder"
+            key = f"{prefix}instance_data_dir"
+            findings.problems.append(Problem(file, key, str(made.instance_data_dir), reason, "make it or correct it"))
+        return made if isinstance(made, MaskDataset) else None
     if is_text:
         values.setdefault("cache_dir", options.data.cache_dir_text or _cache(options) / "text")
         return build(model, values, where, findings, prefix)  # type: ignore[return-value]
@@ -164,7 +182,7 @@ def _check_apart(entry: ImageDataset, options: Options, problem: Callable[[str, 
 
 
 def _check_together(
-    built: list[ImageDataset | TextEmbedsDataset],
+    built: list[Entry],
     ids: list[str],
     defaults: list[str],
     file: str,
@@ -177,6 +195,13 @@ def _check_together(
             findings.problems.append(Problem(file, "id", name, f"{count} entries have this id", "rename all but one"))
     if len(defaults) > 1:
         findings.problems.append(Problem(file, "default", defaults, "only one text_embeds entry may be the default"))
+    masks = {e.id: e for e in built if isinstance(e, MaskDataset)}
+    for entry in built:
+        if isinstance(entry, ImageDataset) and entry.conditioning_data and entry.conditioning_data not in masks:
+            key, value = f"[{entry.id}].conditioning_data", entry.conditioning_data
+            reason = "no enabled entry with dataset_type conditioning has this id"
+            remedy = nearest(value, masks) if masks else "add one with conditioning_type mask"
+            findings.problems.append(Problem(file, key, value, reason, remedy))
     starting = [e for e in built if isinstance(e, ImageDataset) and e.dataset_type == "image" and e.probability > 0]
     if starting and not any(e.start_epoch <= 1 and e.start_step <= 1 for e in starting):
         reason = "every dataset starts later than the run"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +14,11 @@ from simpletuner.config.options import Positive, Section
 from simpletuner.config.values import parse_aspects, parse_filter
 
 Nonnegative = Annotated[float, Field(ge=0.0)]
+
+
+def _only_one(value: Any) -> Any:
+    """A list of one id is that id."""
+    return value[0] if isinstance(value, list | tuple) and len(value) == 1 else value
 
 
 def _spelling(value: Any) -> Any:
@@ -67,8 +72,19 @@ class ImageDataset(Section):
     end_epoch: Annotated[int, Field(ge=0)] | None = None
     end_step: Annotated[int, Field(ge=0)] | None = None
     is_regularisation_data: bool = False
+    conditioning_data: Annotated[str | None, BeforeValidator(_only_one)] = None
     timestep_sampling_offset: float = 0.0
     vae_batch_size: Positive = 4
+
+
+class MaskDataset(Section):
+    """Masks for a masked loss (dataset_type conditioning); sizes and crops are those of the pictures they belong to."""
+
+    id: Annotated[str, Field(min_length=1)]
+    type: Literal["local"] = "local"
+    dataset_type: Literal["conditioning"]
+    conditioning_type: Literal["mask", "segmentation"]
+    instance_data_dir: Path
 
 
 class TextEmbedsDataset(Section):
@@ -88,6 +104,7 @@ class Datasets:
     train: tuple[ImageDataset, ...]
     eval: tuple[ImageDataset, ...]
     text_cache_dir: Path
+    masks: Mapping[str, MaskDataset] = field(default_factory=dict)
 
 
 FIELD_ALIASES: Mapping[str, str] = {
@@ -131,8 +148,9 @@ FIELD_CATALOGUE: Mapping[str, Known] = {
              "aws_access_key_id aws_secret_access_key aws_data_prefix csv_file csv_caption_column csv_cache_dir "
              "dataset_name dataset_config split revision streaming image_column caption_column huggingface "
              "fallback_caption_column width_column height_column quality_column filter composite_image_config"),
-    **_known("refused", "not yet: masks and conditioning come with the data sources", "conditioning conditioning_data "
-             "conditioning_type source_dataset_id conditioning_image_embeds slider_strength"),
+    **_known("refused", "made conditioning is not planned; mask files in a dataset of their own work (conditioning_data)",
+             "conditioning source_dataset_id conditioning_image_embeds slider_strength"),
+    **_known("refused", "only a dataset with dataset_type conditioning has one", "conditioning_type"),
     **_known("refused", "pictures of the user are never deleted", "delete_problematic_images delete_unwanted_images"),
     **_known("refused", "unknown spelling; the key is vae_cache_disable", "disable_vae_cache"),
 }  # fmt: skip
@@ -143,7 +161,6 @@ OTHER_FIELD_VALUES: Mapping[str, Mapping[str, str]] = {
         for name in ("aws", "csv", "huggingface", "memory", "webshart")
     },
     "dataset_type": {
-        "conditioning": "not yet: masks and conditioning come with the data sources",
         "image_embeds": "not needed: latents are kept in cache_dir_vae; remove this entry",
         "video": "Sana makes pictures, not video",
         "audio": "Sana makes pictures, not sound",
@@ -151,6 +168,10 @@ OTHER_FIELD_VALUES: Mapping[str, Mapping[str, str]] = {
         "distillation_cache": "not yet: distillation is not planned for Sana",
     },
     "crop_style": {"face": "finding faces needs a detector that this program does not carry; use center"},
+    "conditioning_type": {
+        name: "Sana is trained here without ControlNet or reference pictures; mask and segmentation work"
+        for name in ("controlnet", "reference_strict", "reference_loose")
+    },
     "caption_strategy": {
         name: "not yet: it comes with the data sources" for name in ("parquet", "csv", "huggingface", "webshart")
     },
@@ -159,3 +180,8 @@ OTHER_FIELD_VALUES: Mapping[str, Mapping[str, str]] = {
         for name in ("parquet", "huggingface", "webshart")
     },
 }
+
+# Keys that a mask dataset takes over from the pictures it belongs to.
+MASK_SATISFIED = Known(
+    "satisfied", "masks are resized and cropped exactly as the pictures they belong to", (*OFF, "local", "conditioning")
+)

@@ -154,6 +154,7 @@ class DataOptions(Section):
     )
     allow_dataset_oversubscription: bool = Field(False, description="Fill buckets that are too small by repeating.")
     caption_dropout_probability: Probability = Field(0.1, description="Share of captions replaced by the empty one.")
+    masked_loss_probability: Probability = Field(1.0, description="Share of draws in which a segmentation mask acts.")
     vae_batch_size: Positive = Field(4, description="Pictures per VAE call while caching.")
     cache_dir: Path | None = Field(None, description="Caches without a folder of their own; output_dir/cache.")
     cache_dir_vae: Path | None = Field(None, description="Latents of datasets without cache_dir_vae.")

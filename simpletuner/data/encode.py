@@ -10,11 +10,13 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from simpletuner.data.cache import TensorStore, content_key
 from simpletuner.data.images import cut
+from simpletuner.data.masks import MaskKind, weights
 from simpletuner.data.types import Placement, Sample, Skipped
 from simpletuner.errors import ImageError
 
@@ -24,11 +26,13 @@ DECODER = "pixels-1"  # raise it when data/images.py gives other pixels for the 
 
 @dataclass(frozen=True, slots=True)
 class PlacedSample:
-    """A sample with its place and the key of its latents."""
+    """A sample with its place and the key of its latents; its mask and that mask's key, if there is one."""
 
     sample: Sample
     placement: Placement
     key: str
+    mask: Path | None = None
+    mask_key: str = ""
 
 
 def latent_key(digest: str, placement: Placement) -> str:
@@ -102,6 +106,35 @@ def encode_latents(
                 for item, latent in zip(good, latents, strict=True):
                     writer.add(item.key, latent, str(item.sample.path))
             on_done(len(batch))
+
+
+def keep_masks(
+    placed: Sequence[PlacedSample],
+    store: TensorStore,
+    kind: MaskKind,
+    stride: int,
+    on_done: Callable[[int], None],
+) -> list[Skipped]:
+    """Loss weights of pictures whose masks are missing in ``store``.
+
+    Returns:
+        Pictures whose mask cannot be decoded, with the reason.
+    """
+    skipped: list[Skipped] = []
+    with ThreadPoolExecutor(DECODE_THREADS) as pool, store.writer() as writer:
+        jobs = [(p, pool.submit(weights, p.mask, p.placement, kind, stride)) for p in placed if p.mask]
+        for item, job in jobs:
+            try:
+                writer.add(item.mask_key, job.result(), str(item.mask))
+            except ImageError as error:
+                skipped.append(Skipped(item.sample.path, f"its mask cannot be used: {error}"))
+            on_done(1)
+    return skipped
+
+
+def mask_key(digest: str, placement: Placement, kind: MaskKind, stride: int) -> str:
+    """Content key of one mask's weights."""
+    return content_key(DECODER, "mask", digest, placement.resize_to, placement.crop_box, kind, stride)
 
 
 def encode_texts(

@@ -15,6 +15,7 @@ import torch
 
 from simpletuner.data.cache import TensorStore
 from simpletuner.data.encode import text_key
+from simpletuner.data.masks import stack
 from simpletuner.data.sampler import Plan
 from simpletuner.data.types import Batch
 
@@ -26,12 +27,21 @@ DROPPED = ""
 
 @dataclass(frozen=True, slots=True)
 class LatentRef:
-    """Where one sample's tensors are: a store, a key, and the captions to choose from."""
+    """Where one sample's tensors are.
+
+    Attributes:
+        name: Its path, for messages.
+        store: Holds its latents.
+        key: Their key.
+        captions: To choose from.
+        mask: Store, key and probability of its loss weights, or None.
+    """
 
     name: str
     store: TensorStore
     key: str
     captions: tuple[str, ...]
+    mask: tuple[TensorStore, str, float] | None = None
 
 
 class Loader:
@@ -74,13 +84,17 @@ class Loader:
         chosen = [self._samples[i] for i in spec.members]
         captions = [self._caption(sample, generator) for sample in chosen]
         text, mask = pad([self._texts.get(text_key(caption)) for caption in captions])
+        latents = torch.stack([sample.store.get(sample.key) for sample in chosen])
+        masked = random.Random(f"{self._seed}/masks/{position}")  # its own draws: masks change no caption
+        weights = [self._weights(sample, masked) for sample in chosen]
         return Batch(
-            latents=torch.stack([sample.store.get(sample.key) for sample in chosen]),
+            latents=latents,
             text=text,
             mask=mask,
             sample_ids=tuple(sample.name for sample in chosen),
             dataset_id=spec.dataset_id,
             timestep_offset=self._offsets.get(spec.dataset_id, 0.0),
+            loss_weights=stack(weights, (latents.shape[-2], latents.shape[-1])),
         )
 
     def stream(self, start: int, stop: int) -> Generator[Batch, None, None]:
@@ -92,6 +106,13 @@ class Loader:
                 if (ahead := position + READ_AHEAD) < stop:
                     pending.append(pool.submit(self.batch, ahead))
                 yield batch
+
+    def _weights(self, sample: LatentRef, generator: random.Random) -> torch.Tensor | None:
+        acts = generator.random()  # always drawn, so that one dataset's masks do not change another's
+        if sample.mask is None or acts >= sample.mask[2]:
+            return None
+        store, key, _ = sample.mask
+        return store.get(key)
 
     def _caption(self, sample: LatentRef, generator: random.Random) -> str:
         # Both draws are always made, so that dropout does not change which alternative others get.

@@ -69,6 +69,7 @@ class Batch:
         sample_ids: Path of each picture, for messages.
         dataset_id: The dataset all samples come from.
         timestep_offset: Added to the normal draw before the sigmoid (``timestep_sampling_offset``).
+        loss_weights: [B, 1, h, w] in [0, 1] for a masked loss, or None.
     """
 
     latents: torch.Tensor
@@ -77,3 +78,4 @@ class Batch:
     sample_ids: tuple[str, ...]
     dataset_id: str
     timestep_offset: float = 0.0
+    loss_weights: torch.Tensor | None = None

@@ -171,10 +171,11 @@ def _find(
     alignment = (
         translate.bucket_alignment(config, facts) if facts else config.options.data.aspect_bucket_alignment or 32
     )
+    stride = facts.stride if facts else 32
     found: list[tuple[prepare.Found, str]] = []
     for entry in (*config.datasets.train, *config.datasets.eval):
         try:
-            (item,) = prepare.find([translate.dataset_source(entry, alignment)], reporter)
+            (item,) = prepare.find([translate.dataset_source(config, entry, alignment, stride)], reporter)
         except DataError as error:
             checked.problems.append(str(error))
         else:

@@ -127,7 +127,8 @@ def score(trainee: Trainee, recipe: Recipe, batch: Batch, noised: NoisedBatch) -
             batch.text.to(trainee.device),
             batch.mask.to(trainee.device),
         )
-    return mean_squared_error(prediction, noised.target)
+    weights = None if batch.loss_weights is None else batch.loss_weights.to(trainee.device)
+    return mean_squared_error(prediction, noised.target, weights)
 
 
 def clip(trainee: Trainee, recipe: Recipe) -> float:

@@ -6,8 +6,8 @@ In: dataset sources in plain values. Out: the samples of each role, by bucket, w
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,15 +17,26 @@ from simpletuner.data.cache import TensorStore, content_key
 from simpletuner.data.captions import CaptionRules
 from simpletuner.data.digests import digests
 from simpletuner.data.discover import Discovery, discover
-from simpletuner.data.encode import PlacedSample, encode_latents, encode_texts, latent_key, missing_latents, text_key
+from simpletuner.data.encode import (
+    PlacedSample,
+    encode_latents,
+    encode_texts,
+    keep_masks,
+    latent_key,
+    mask_key,
+    missing_latents,
+    text_key,
+)
 from simpletuner.data.loader import LatentRef
+from simpletuner.data.masks import MaskSource, by_name, check_size, mask_of
 from simpletuner.data.placement import PlacementRules, place
 from simpletuner.data.sampler import Bucket, Drawing, shortfalls
 from simpletuner.data.types import Sample, Size, Skipped
-from simpletuner.errors import DataError
+from simpletuner.errors import DataError, ImageError
 from simpletuner.reporting.progress import Reporter
 
 LISTED = 5
+MASKS = "masks"  # folder inside a dataset's cache
 Refs = dict[tuple[str, Path], LatentRef]
 
 
@@ -42,6 +53,8 @@ class DatasetSource:
         latent_dir: Where latents are kept.
         encode_batch: Pictures per VAE call.
         timestep_offset: Added to the normal draw before the sigmoid.
+        mask: Where its masks are, or None.
+        stride: Pixels per latent cell, for masks.
         max_samples: At most this many pictures are used, always the same ones; None for all.
     """
 
@@ -54,6 +67,8 @@ class DatasetSource:
     encode_batch: int
     timestep_offset: float = 0.0
     max_samples: int | None = None
+    mask: MaskSource | None = None
+    stride: int = 32
 
 
 @dataclass(slots=True)
@@ -72,6 +87,8 @@ def _place_all(
     samples, surplus = _subset(source, discovery.samples)
     paths = [sample.path for sample in samples]
     known = digests(paths, source.latent_dir, partial(reporter.track, f"Reading pictures [{source.id}]"))
+    masks = by_name(source.mask.folder) if source.mask else {}
+    known_masks = digests(list(masks.values()), source.latent_dir / MASKS) if masks else {}
     placed, skipped = [], surplus
     for sample in samples:
         if sample.path not in known:
@@ -80,7 +97,11 @@ def _place_all(
         # A random crop depends on dataset and file name alone, so that every run finds its cache again.
         seed = int(content_key(source.id, sample.path.relative_to(source.folder))[:12], 16)
         placement = place(sample.size, source.placement, seed)
-        placed.append(PlacedSample(sample, placement, latent_key(known[sample.path], placement)))
+        found = PlacedSample(sample, placement, latent_key(known[sample.path], placement))
+        try:
+            placed.append(_with_mask(found, source, masks, known_masks))
+        except ImageError as error:
+            skipped.append(Skipped(sample.path, str(error)))
     return placed, skipped
 
 
@@ -93,6 +114,21 @@ def _subset(source: DatasetSource, samples: Sequence[Sample]) -> tuple[list[Samp
     chosen = {sample.path for sample in ranked[:limit]}
     left_out = [Skipped(s.path, f"left out by max_num_samples {limit}") for s in samples if s.path not in chosen]
     return [s for s in samples if s.path in chosen], left_out
+
+
+def _with_mask(
+    placed: PlacedSample, source: DatasetSource, masks: Mapping[tuple[str, ...], Path], known: Mapping[Path, str]
+) -> PlacedSample:
+    """The sample with its mask. Raises ImageError if the dataset has masks and this picture's is missing or unfit."""
+    if source.mask is None:
+        return placed
+    mask = mask_of(placed.sample.path, source.folder, masks)
+    if mask is None or mask not in known:
+        raise ImageError(
+            f"it has no mask of the same name in {source.mask.folder} (conditioning_data {source.mask.id})"
+        )
+    check_size(mask, placed.sample.size)
+    return replace(placed, mask=mask, mask_key=mask_key(known[mask], placed.placement, source.mask.kind, source.stride))
 
 
 def find(sources: Sequence[DatasetSource], reporter: Reporter) -> list[Found]:
@@ -215,11 +251,28 @@ def keep_latents(
             item.placed = [p for p in item.placed if p.key in store]
         else:
             reporter.say(f"[{item.source.id}] all {len(item.placed)} latents are in the cache")
+        masks = _keep_masks(item, reporter)
         for p in item.placed:
-            refs[item.source.id, p.sample.path] = LatentRef(str(p.sample.path), store, p.key, p.sample.captions)
+            mask = (masks, p.mask_key, item.source.mask.probability) if masks and item.source.mask else None
+            refs[item.source.id, p.sample.path] = LatentRef(str(p.sample.path), store, p.key, p.sample.captions, mask)
         if not item.placed:
             raise DataError(f"[{item.source.id}] none of its pictures could be decoded.")
     return refs
+
+
+def _keep_masks(item: Found, reporter: Reporter) -> TensorStore | None:
+    """The store of a dataset's loss weights, filled; None if it has no masks."""
+    if item.source.mask is None:
+        return None
+    store = TensorStore(item.source.latent_dir / MASKS)
+    missing = list({p.mask_key: p for p in item.placed if p.mask_key not in store}.values())
+    if missing:
+        with reporter.bar(f"Reading masks [{item.source.id}]", len(missing), quiet_s=1.0) as bar:
+            skipped = keep_masks(missing, store, item.source.mask.kind, item.source.stride, bar.advance)
+        tell_skipped(item.source.id, skipped, reporter)
+        item.skipped += skipped
+        item.placed = [p for p in item.placed if p.mask_key in store]
+    return store
 
 
 def keep_texts(

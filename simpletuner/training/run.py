@@ -6,15 +6,13 @@ The only module besides the command line that sees the options.
 from __future__ import annotations
 
 import json
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
+from simpletuner.config.datasets import ImageDataset
 from simpletuner.config.read import RunConfig
 from simpletuner.data.cache import TensorStore, content_key, weights_digest, write_atomic
 from simpletuner.data.loader import DROPPED, Loader
@@ -31,6 +29,7 @@ from simpletuner.training import checkpoint, device, optimizers, prepare, resumi
 from simpletuner.training.check import short
 from simpletuner.training.ema import Ema
 from simpletuner.training.hooks import Checkpointing, HeldOutLoss, Progress, ValidationPictures
+from simpletuner.training.interrupt import stop_on_interrupt
 from simpletuner.training.loop import Hook, Recipe, Trainee, score
 from simpletuner.training.loop import train as train_loop
 from simpletuner.training.precision import Precision, choose
@@ -150,8 +149,12 @@ def find_pictures(session: Session) -> tuple[list[prepare.Found], list[prepare.F
     """Rooms 1 and 2 for training and held-out sets; too small buckets are refused before any weights are loaded."""
     alignment = translate.bucket_alignment(session.config, session.facts)
     datasets = session.config.datasets
-    training = prepare.find([translate.dataset_source(e, alignment) for e in datasets.train], session.reporter)
-    held_out = prepare.find([translate.dataset_source(e, alignment) for e in datasets.eval], session.reporter)
+
+    def found(entries: Sequence[ImageDataset]) -> list[prepare.Found]:
+        sources = [translate.dataset_source(session.config, e, alignment, session.facts.stride) for e in entries]
+        return prepare.find(sources, session.reporter)
+
+    training, held_out = found(datasets.train), found(datasets.eval)
     check_sizes(session, training)
     return training, held_out
 
@@ -322,28 +325,6 @@ def make_hooks(
             )
         )
     return hooks
-
-
-@contextmanager
-def stop_on_interrupt(reporter: Reporter) -> Iterator[threading.Event]:
-    """The first Ctrl-C or SIGTERM asks for a clean stop; a second Ctrl-C interrupts at once."""
-    asked = threading.Event()
-
-    def ask(number: int, frame: object) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-        reporter.say("Stopping after this step and its checkpoint (interrupt again to stop at once)")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def run_steps(

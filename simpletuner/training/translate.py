@@ -12,6 +12,7 @@ from simpletuner.config.read import RunConfig
 from simpletuner.data.cache import content_key
 from simpletuner.data.captions import CaptionRules, Shuffle
 from simpletuner.data.encode import PlacedSample
+from simpletuner.data.masks import MaskSource
 from simpletuner.data.placement import PlacementRules
 from simpletuner.data.sampler import Drawing, Plan, Turn
 from simpletuner.data.types import Size
@@ -145,7 +146,7 @@ def check_validation_sizes(config: RunConfig, facts: Facts) -> None:
         raise ConfigError(problems)
 
 
-def dataset_source(entry: ImageDataset, alignment: int) -> DatasetSource:
+def dataset_source(config: RunConfig, entry: ImageDataset, alignment: int, stride: int = 32) -> DatasetSource:
     """One dataloader entry in plain values."""
     prompts = entry.instance_prompt
     return DatasetSource(
@@ -178,10 +179,22 @@ def dataset_source(entry: ImageDataset, alignment: int) -> DatasetSource:
         ),
         repeats=entry.repeats,
         max_samples=entry.max_num_samples,
+        mask=_mask_source(config, entry),
+        stride=stride,
         latent_dir=Path(entry.cache_dir_vae).expanduser(),
         encode_batch=entry.vae_batch_size,
         timestep_offset=entry.timestep_sampling_offset,
     )
+
+
+def _mask_source(config: RunConfig, entry: ImageDataset) -> MaskSource | None:
+    """The masks of a training dataset; the held-out loss is never masked."""
+    if not entry.conditioning_data or entry.dataset_type == "eval":
+        return None
+    found = config.datasets.masks[entry.conditioning_data]
+    always = found.conditioning_type == "mask"
+    share = 1.0 if always else config.options.data.masked_loss_probability
+    return MaskSource(found.id, found.instance_data_dir.expanduser(), found.conditioning_type, share)
 
 
 def _shuffle(entry: ImageDataset) -> Shuffle | None:
