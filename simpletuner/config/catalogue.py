@@ -106,8 +106,7 @@ _NOT_YET = {
                "quantization_config", ("no_change",)),
     **_not_yet("quantised bases come with adapters", "quantize_via", ("accelerator", "cpu")),
     **_not_yet("previews while generating come with the live page", "validation_preview"),
-    "vae_cache_preprocess": Known("refused", "not yet: false, caching while training, comes with the data sources; "
-                                  "leave it out", (True, "true")),
+    "vae_cache_preprocess": Known("refused", "its newer name is vae_cache_ondemand: set that to true", (True, "true")),
     **_satisfied("it acts only with validation_preview", "validation_preview_steps"),
     **_not_yet("trackers come with the live page; metrics.jsonl is always written", "report_to"),
     **_not_yet("the webhook comes with the live page", "webhook_config"),
@@ -131,8 +130,8 @@ _NOT_YET = {
     **_not_yet("gradients are kept as they come", "gradient_precision", ("unmodified",)),
     **_not_yet("l2 works", "loss_type", ("l2",)),
     **_not_yet("it comes with the training methods", "vae_enable_tiling vae_enable_slicing"),
-    **_not_yet("it comes with the data sources; latents are cached on disk", "vae_cache_ondemand vae_cache_disable "
-               "text_cache_ondemand text_cache_disable"),
+    **_not_yet("it comes with the data sources; latents are cached on disk", "text_cache_ondemand "
+               "text_cache_disable"),
     **_not_yet("it comes with speed work", "fuse_qkv_projections dynamo_backend gradient_checkpointing_segment_stride "
                "gradient_checkpointing_offload_attention enable_group_offload ramtorch musubi_blocks_to_swap "
                "context_parallel_size", ("no", 1)),

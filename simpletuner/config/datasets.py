@@ -75,6 +75,8 @@ class ImageDataset(Section):
     conditioning_data: Annotated[str | None, BeforeValidator(_only_one)] = None
     timestep_sampling_offset: float = 0.0
     vae_batch_size: Positive = 4
+    vae_cache_ondemand: bool = False
+    vae_cache_disable: bool = False
 
 
 class MaskDataset(Section):
@@ -125,6 +127,8 @@ FILLED_FROM_OPTIONS = (
     "only_instance_prompt",
     "vae_batch_size",
     "max_upscale_threshold",
+    "vae_cache_ondemand",
+    "vae_cache_disable",
 )
 
 
@@ -143,7 +147,7 @@ FIELD_CATALOGUE: Mapping[str, Known] = {
     ),
     **_known("satisfied", "looking at pictures reads headers only, and caches know what they hold", "skip_file_discovery"),
     **_known("refused", "not yet: it comes with the data sources", "parquet "
-             "disable_after_epoch_step vae_cache_clear_each_epoch vae_cache_ondemand vae_cache_disable text_cache_ondemand "
+             "disable_after_epoch_step vae_cache_clear_each_epoch text_cache_ondemand "
              "text_cache_disable aws_bucket_name aws_region_name aws_endpoint_url "
              "aws_access_key_id aws_secret_access_key aws_data_prefix csv_file csv_caption_column csv_cache_dir "
              "dataset_name dataset_config split revision streaming image_column caption_column huggingface "

@@ -156,6 +156,8 @@ class DataOptions(Section):
     caption_dropout_probability: Probability = Field(0.1, description="Share of captions replaced by the empty one.")
     masked_loss_probability: Probability = Field(1.0, description="Share of draws in which a segmentation mask acts.")
     vae_batch_size: Positive = Field(4, description="Pictures per VAE call while caching.")
+    vae_cache_ondemand: bool = Field(False, description="Encode latents when first needed, not all ahead; keep them.")
+    vae_cache_disable: bool = Field(False, description="Encode latents whenever needed; keep nothing on disk.")
     cache_dir: Path | None = Field(None, description="Caches without a folder of their own; output_dir/cache.")
     cache_dir_vae: Path | None = Field(None, description="Latents of datasets without cache_dir_vae.")
     cache_dir_text: Path | None = Field(None, description="Text embeds where no text_embeds entry says otherwise.")

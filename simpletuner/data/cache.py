@@ -253,6 +253,10 @@ class ShardWriter:
         if self._bytes >= FLUSH_BYTES or len(self._buffer) >= FLUSH_COUNT:
             self.flush()
 
+    def pending(self, key: str) -> torch.Tensor | None:
+        """A tensor that is not written yet."""
+        return self._buffer.get(key)
+
     def flush(self) -> None:
         """Write the buffer as one shard, synced and renamed."""
         if not self._buffer:

@@ -7,14 +7,14 @@ k gives the same batch in every run. One thread reads ahead.
 from __future__ import annotations
 
 import random
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
 
 from simpletuner.data.cache import TensorStore
-from simpletuner.data.encode import text_key
+from simpletuner.data.encode import PlacedSample, text_key
 from simpletuner.data.masks import stack
 from simpletuner.data.sampler import Plan
 from simpletuner.data.types import Batch
@@ -31,17 +31,28 @@ class LatentRef:
 
     Attributes:
         name: Its path, for messages.
-        store: Holds its latents.
+        store: Holds its latents, or will; None where they are never kept.
         key: Their key.
         captions: To choose from.
         mask: Store, key and probability of its loss weights, or None.
+        placed: What it is made from, for encoding on demand; None where it is in the store.
     """
 
     name: str
-    store: TensorStore
+    store: TensorStore | None
     key: str
     captions: tuple[str, ...]
     mask: tuple[TensorStore, str, float] | None = None
+    placed: PlacedSample | None = None
+
+
+def read_latents(samples: Sequence[LatentRef]) -> torch.Tensor:
+    """[B, C, h, w] latents of samples of one bucket, all of them encoded ahead.
+
+    Raises:
+        CacheError: One is missing or damaged.
+    """
+    return torch.stack([sample.store.get(sample.key) for sample in samples if sample.store is not None])
 
 
 class Loader:
@@ -55,6 +66,7 @@ class Loader:
         seed: int,
         caption_dropout: float,
         timestep_offsets: Mapping[str, float],
+        latents_of: Callable[[Sequence[LatentRef]], torch.Tensor] = read_latents,
     ) -> None:
         """Read ``samples`` in the order of ``plan``.
 
@@ -65,7 +77,9 @@ class Loader:
             seed: For caption choice and dropout.
             caption_dropout: Probability in [0, 1] that a caption becomes the empty one.
             timestep_offsets: By dataset id; 0 where absent.
+            latents_of: Gives the latents of samples of one bucket.
         """
+        self._latents_of = latents_of
         self._samples = samples
         self._texts = texts
         self._plan = plan
@@ -84,7 +98,7 @@ class Loader:
         chosen = [self._samples[i] for i in spec.members]
         captions = [self._caption(sample, generator) for sample in chosen]
         text, mask = pad([self._texts.get(text_key(caption)) for caption in captions])
-        latents = torch.stack([sample.store.get(sample.key) for sample in chosen])
+        latents = self._latents_of(chosen)
         masked = random.Random(f"{self._seed}/masks/{position}")  # its own draws: masks change no caption
         weights = [self._weights(sample, masked) for sample in chosen]
         return Batch(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from simpletuner.data.encode import text_key
-from simpletuner.data.loader import LatentRef, pad
+from simpletuner.data.loader import LatentRef, pad, read_latents
 from simpletuner.data.types import Batch
 from simpletuner.flow.path import NoisedBatch, add_noise
 
@@ -43,17 +43,25 @@ def fixed_noise(key: str, index: int, shape: torch.Size) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def batches(samples: Sequence[LatentRef], texts_of: Callable[[str], torch.Tensor]) -> list[tuple[Batch, list[str]]]:
+def batches(
+    samples: Sequence[LatentRef],
+    texts_of: Callable[[str], torch.Tensor],
+    latents_of: Callable[[Sequence[LatentRef]], torch.Tensor] = read_latents,
+) -> list[tuple[Batch, list[str]]]:
     """Stack held-out samples of equal shape, first caption each, with their keys."""
     shapes: dict[tuple[int, ...], list[LatentRef]] = {}
     for sample in samples:
-        shapes.setdefault(sample.store.shape(sample.key), []).append(sample)
+        if sample.placed is not None:
+            shape: tuple[int, ...] = tuple(sample.placed.placement.bucket)
+        elif sample.store is not None:
+            shape = sample.store.shape(sample.key)
+        shapes.setdefault(shape, []).append(sample)
     stacked = []
     for group in shapes.values():
         for start in range(0, len(group), MICRO_BATCH):
             part = group[start : start + MICRO_BATCH]
             text, mask = pad([texts_of(text_key(s.captions[0])) for s in part])
-            latents = torch.stack([s.store.get(s.key) for s in part])
+            latents = latents_of(part)
             batch = Batch(latents, text, mask, tuple(s.name for s in part), "eval")
             stacked.append((batch, [s.key for s in part]))
     return stacked

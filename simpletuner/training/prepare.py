@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -53,6 +54,8 @@ class DatasetSource:
         latent_dir: Where latents are kept.
         encode_batch: Pictures per VAE call.
         timestep_offset: Added to the normal draw before the sigmoid.
+        caching: ``ahead``: all latents are encoded before training. ``ondemand``: when first needed, and kept.
+            ``never``: whenever needed, and not kept.
         mask: Where its masks are, or None.
         stride: Pixels per latent cell, for masks.
         max_samples: At most this many pictures are used, always the same ones; None for all.
@@ -67,6 +70,7 @@ class DatasetSource:
     encode_batch: int
     timestep_offset: float = 0.0
     max_samples: int | None = None
+    caching: Literal["ahead", "ondemand", "never"] = "ahead"
     mask: MaskSource | None = None
     stride: int = 32
 
@@ -231,13 +235,18 @@ def keep_latents(
     stores: dict[Path, TensorStore] = {}
     refs: Refs = {}
     for item in found:
+        if item.source.caching == "never":
+            _refer(item, None, refs, reporter)
+            continue
         folder = item.source.latent_dir / fingerprint
         store = stores.get(folder) or stores.setdefault(folder, TensorStore(folder))
         for shard in store.dropped:
             reporter.say(f"{shard} was damaged and is encoded anew")
         store.dropped.clear()
         missing = missing_latents(item.placed, store)
-        if missing:
+        if missing and item.source.caching == "ondemand":
+            reporter.say(f"[{item.source.id}] {len(missing)} latents will be encoded when they are first needed")
+        elif missing:
             with reporter.bar(f"Encoding pictures [{item.source.id}]", len(missing)) as bar:
                 skipped = encode_latents(missing, store, encode, dtype, item.source.encode_batch, bar.advance)
             tell_skipped(item.source.id, skipped, reporter)
@@ -251,13 +260,19 @@ def keep_latents(
             item.placed = [p for p in item.placed if p.key in store]
         else:
             reporter.say(f"[{item.source.id}] all {len(item.placed)} latents are in the cache")
-        masks = _keep_masks(item, reporter)
-        for p in item.placed:
-            mask = (masks, p.mask_key, item.source.mask.probability) if masks and item.source.mask else None
-            refs[item.source.id, p.sample.path] = LatentRef(str(p.sample.path), store, p.key, p.sample.captions, mask)
+        _refer(item, store, refs, reporter)
         if not item.placed:
             raise DataError(f"[{item.source.id}] none of its pictures could be decoded.")
     return refs
+
+
+def _refer(item: Found, store: TensorStore | None, refs: Refs, reporter: Reporter) -> None:
+    """Enter a dataset's samples, with their masks, into ``refs``."""
+    masks = _keep_masks(item, reporter)
+    for p in item.placed:
+        mask = (masks, p.mask_key, item.source.mask.probability) if masks and item.source.mask else None
+        name = str(p.sample.path)
+        refs[item.source.id, p.sample.path] = LatentRef(name, store, p.key, p.sample.captions, mask, p)
 
 
 def _keep_masks(item: Found, reporter: Reporter) -> TensorStore | None:

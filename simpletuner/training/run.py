@@ -16,6 +16,7 @@ from simpletuner.config.datasets import ImageDataset
 from simpletuner.config.read import RunConfig
 from simpletuner.data.cache import TensorStore, content_key, weights_digest, write_atomic
 from simpletuner.data.loader import DROPPED, Loader
+from simpletuner.data.ondemand import OnDemand
 from simpletuner.data.sampler import Plan
 from simpletuner.data.survey import Survey, picture_of
 from simpletuner.evaluation import eval_loss
@@ -86,10 +87,11 @@ def _train(session: Session) -> None:
     check_sizes(session, training)  # again: pictures that could not be decoded are out now
     validator = make_validator(session, parts)
     parts.text_encoder.to("cpu")  # not needed until export: its memory belongs to training now
-    if validator is None:
+    if validator is None and all(item.source.caching == "ahead" for item in training):
         parts.vae.to("cpu")
     parts.transformer.to(session.device)
 
+    latents_of = on_demand(session, parts)
     buckets, samples = prepare.buckets_of(training)
     options = config.options
     plan = Plan(buckets, translate.drawing(config), options.training.seed)
@@ -101,6 +103,7 @@ def _train(session: Session) -> None:
         options.training.seed,
         options.data.caption_dropout_probability,
         {item.source.id: item.source.timestep_offset for item in training},
+        latents_of,
     )
     total = translate.total_steps(config, plan)
     drawn = translate.density(options, session.facts)
@@ -110,8 +113,11 @@ def _train(session: Session) -> None:
     trainee = make_trainee(session, parts)
     identity = translate.identity(config, samples, session.precision, session.text, drawn, sketch)
     start = resume(session, trainee, resume_from, identity, total)
-    hooks = make_hooks(session, trainee, recipe, validator, held_out, refs, texts, identity)
-    done = run_steps(session, trainee, recipe, loader, start, total, hooks)
+    hooks = make_hooks(session, trainee, recipe, validator, held_out, refs, texts, latents_of, identity)
+    try:
+        done = run_steps(session, trainee, recipe, loader, start, total, hooks)
+    finally:
+        latents_of.close()
     finish(session, parts, trainee, hooks, done, total)
 
 
@@ -201,6 +207,16 @@ def fill_caches(session: Session, parts: Components, found: list[prepare.Found])
         found, store, lambda captions: encode_trimmed(session, parts, captions), dtype, [DROPPED], session.reporter
     )
     return refs, store
+
+
+def on_demand(session: Session, parts: Components) -> OnDemand:
+    """Latents by reference: from the cache, or encoded now wherever the VAE is."""
+    return OnDemand(
+        lambda pixels: session.family.encode_pixels(parts.vae, pixels.to(next(parts.vae.parameters()).device)),
+        session.precision.cache,
+        session.config.options.data.vae_batch_size,
+        session.reporter.say,
+    )
 
 
 def encode_trimmed(session: Session, parts: Components, captions: list[str]) -> list[torch.Tensor]:
@@ -294,6 +310,7 @@ def make_hooks(
     held_out: list[prepare.Found],
     refs: prepare.Refs,
     texts: TensorStore,
+    latents_of: OnDemand,
     identity: resuming.Identity,
 ) -> list[Hook]:
     """Checkpoint first: a failing validation must not cost what was learned."""
@@ -305,7 +322,7 @@ def make_hooks(
     wanted = [refs[item.source.id, p.sample.path] for item in held_out for p in item.placed]
     wanted = wanted[: options.evaluation.num_eval_images or None]
     if wanted and not options.evaluation.eval_loss_disable:
-        stacked = eval_loss.batches(wanted, texts.get)
+        stacked = eval_loss.batches(wanted, texts.get, latents_of)
 
         def measure() -> eval_loss.EvalResult:
             return eval_loss.measure(stacked, lambda b, n: score(trainee, recipe, b, n), trainee.device)

@@ -179,6 +179,7 @@ def dataset_source(config: RunConfig, entry: ImageDataset, alignment: int, strid
         ),
         repeats=entry.repeats,
         max_samples=entry.max_num_samples,
+        caching="never" if entry.vae_cache_disable else "ondemand" if entry.vae_cache_ondemand else "ahead",
         mask=_mask_source(config, entry),
         stride=stride,
         latent_dir=Path(entry.cache_dir_vae).expanduser(),

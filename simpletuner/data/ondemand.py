@@ -1,0 +1,102 @@
+"""Room 4 at training time: latents that were not encoded ahead are encoded when a batch asks for them.
+
+In: references to samples. Out: their latents in the same order, the very ones that caching ahead would have kept (same
+pixels, same encoder, same dtype). Where a dataset has a cache, what was encoded is kept in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+from simpletuner.data.cache import ShardWriter, TensorStore
+from simpletuner.data.encode import DECODE_THREADS
+from simpletuner.data.images import cut
+from simpletuner.data.loader import LatentRef
+from simpletuner.errors import CacheError, DataError, ImageError
+
+
+class OnDemand:
+    """Reads latents from their store, and encodes what no store holds."""
+
+    def __init__(
+        self,
+        encode: Callable[[torch.Tensor], torch.Tensor],
+        dtype: torch.dtype,
+        encode_batch: int,
+        tell: Callable[[str], None],
+    ) -> None:
+        """Encode with ``encode``.
+
+        Args:
+            encode: [B, 3, H, W] in [-1, 1] → [B, C, h, w].
+            dtype: Of the latents, as in the cache.
+            encode_batch: Pictures per call of ``encode``.
+            tell: For the sentence about a picture that cannot be decoded.
+        """
+        self._encode, self._dtype, self._encode_batch, self._tell = encode, dtype, encode_batch, tell
+        self._writers: dict[int, ShardWriter] = {}
+        self._pool = ThreadPoolExecutor(DECODE_THREADS, thread_name_prefix="decode")
+        self._broken: set[str] = set()
+
+    def __call__(self, samples: Sequence[LatentRef]) -> torch.Tensor:
+        """[B, C, h, w] latents of samples of one bucket, in their order.
+
+        A picture that cannot be decoded is told once, and another of the batch stands in for it.
+
+        Raises:
+            DataError: No picture of the batch can be decoded.
+        """
+        found = [self._kept(sample) for sample in samples]
+        missing = [i for i, latent in enumerate(found) if latent is None]
+        jobs = {i: self._pool.submit(self._pixels, samples[i]) for i in missing}
+        readable = [(i, pixels) for i, job in jobs.items() if (pixels := job.result()) is not None]
+        for start in range(0, len(readable), self._encode_batch):
+            part = readable[start : start + self._encode_batch]
+            latents = self._encode(torch.stack([pixels for _, pixels in part])).to(self._dtype).cpu()
+            for (i, _), latent in zip(part, latents, strict=True):
+                found[i] = self._keep(samples[i], latent)
+        good = [latent for latent in found if latent is not None]
+        if not good:
+            raise DataError(f"no picture of this batch can be decoded: {', '.join(s.name for s in samples)}")
+        return torch.stack([good[i % len(good)] if latent is None else latent for i, latent in enumerate(found)])
+
+    def close(self) -> None:
+        """Write what is still buffered."""
+        self._pool.shutdown()
+        for writer in self._writers.values():
+            writer.flush()
+
+    def _kept(self, sample: LatentRef) -> torch.Tensor | None:
+        if sample.store is None:
+            return None
+        writer = self._writers.get(id(sample.store))
+        pending = writer.pending(sample.key) if writer else None
+        if pending is not None:
+            return pending
+        if sample.key not in sample.store:
+            return None
+        try:
+            return sample.store.get(sample.key)
+        except CacheError as error:  # damaged on disk: encode it anew
+            self._tell(str(error))
+            return None
+
+    def _keep(self, sample: LatentRef, latent: torch.Tensor) -> torch.Tensor:
+        store: TensorStore | None = sample.store
+        if store is not None:
+            self._writers.setdefault(id(store), store.writer()).add(sample.key, latent, sample.name)
+        return latent
+
+    def _pixels(self, sample: LatentRef) -> torch.Tensor | None:
+        if sample.placed is None:
+            raise CacheError(f"{sample.name} is not in the cache and cannot be encoded here.")
+        try:
+            return cut(sample.placed.sample.path, sample.placed.placement)
+        except ImageError as error:
+            if sample.name not in self._broken:
+                self._broken.add(sample.name)
+                self._tell(f"{sample.name} cannot be used: {error}; others of its bucket stand in for it")
+            return None
