@@ -14,6 +14,7 @@ from simpletuner.errors import TunerError
 
 # name → (where it is, its line in --help: asking the command itself would load it)
 _LAZY = {
+    "cache": ("simpletuner.cli.cache:cache", "Build, verify, tidy or count the caches of latents and text embeds."),
     "check": (
         "simpletuner.cli.check:check",
         "Look at the data: what is used, skipped, cut; with a page of all pictures.",

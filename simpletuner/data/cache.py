@@ -198,6 +198,26 @@ class TensorStore:
             self._files[entry.shard] = descriptor  # last in the order: used last
             return os.pread(descriptor, entry.length, entry.offset)
 
+    @staticmethod
+    def keys_of(shard: Path) -> set[str]:
+        """Keys of the tensors in one shard file; none if it is damaged."""
+        return set(_read_header(shard) or {})
+
+    @staticmethod
+    def problem_with(shard: Path) -> str | None:
+        """Why a shard file cannot be trusted, or None: reads and checks every tensor in it."""
+        entries = _read_header(shard)
+        if entries is None:
+            return "it is no whole shard"
+        data = shard.read_bytes()
+        for key, entry in entries.items():
+            part = bytearray(data[entry.offset : entry.offset + entry.length])
+            if zlib.crc32(part) != entry.crc32:
+                return f"the checksum of {key[:12]}… differs"
+            if part and not torch.isfinite(torch.frombuffer(part, dtype=entry.dtype)).all():
+                return f"{key[:12]}… holds NaN or infinity"
+        return None
+
     def writer(self) -> ShardWriter:
         """A context manager that adds tensors."""
         return ShardWriter(self)

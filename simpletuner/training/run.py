@@ -6,50 +6,27 @@ The only module besides the command line that sees the options.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
-from simpletuner.config.datasets import ImageDataset
 from simpletuner.config.read import RunConfig
-from simpletuner.data.cache import TensorStore, content_key, weights_digest, write_atomic
-from simpletuner.data.loader import DROPPED, Loader
+from simpletuner.data.cache import TensorStore, write_atomic
+from simpletuner.data.loader import Loader
 from simpletuner.data.ondemand import OnDemand
 from simpletuner.data.sampler import Plan
-from simpletuner.data.survey import Survey, picture_of
 from simpletuner.evaluation import eval_loss
 from simpletuner.evaluation.validation import Validator
-from simpletuner.models.base import Components, EncodedText, Facts, Family, LoadSource, TextSettings
-from simpletuner.models.families import FAMILIES
-from simpletuner.models.sana.prompts import trim
-from simpletuner.reporting.metrics import MetricsFile
+from simpletuner.models.base import Components, EncodedText
 from simpletuner.reporting.progress import Reporter
-from simpletuner.training import checkpoint, device, optimizers, prepare, resuming, translate
-from simpletuner.training.check import short
+from simpletuner.training import checkpoint, optimizers, prepare, resuming, translate
+from simpletuner.training.caching import fill_caches, on_demand
 from simpletuner.training.ema import Ema
 from simpletuner.training.hooks import Checkpointing, HeldOutLoss, Progress, ValidationPictures
 from simpletuner.training.interrupt import stop_on_interrupt
 from simpletuner.training.loop import Hook, Recipe, Trainee, score
 from simpletuner.training.loop import train as train_loop
-from simpletuner.training.precision import Precision, choose
-
-
-@dataclass(slots=True)
-class Session:
-    """Everything one run holds, joined step by step in ``train``."""
-
-    config: RunConfig
-    reporter: Reporter
-    output_dir: Path
-    metrics: MetricsFile
-    family: Family
-    facts: Facts
-    source: LoadSource
-    precision: Precision
-    device: torch.device
-    text: TextSettings
+from simpletuner.training.session import Session, check_sizes, find_pictures, open_session, tell_data
 
 
 def train(config: RunConfig, reporter: Reporter | None = None) -> None:
@@ -119,115 +96,6 @@ def _train(session: Session) -> None:
     finally:
         latents_of.close()
     finish(session, parts, trainee, hooks, done, total)
-
-
-def open_session(config: RunConfig, reporter: Reporter) -> Session:
-    """Print what was derived, look at the model's configuration, choose dtypes and device."""
-    options = config.options
-    for notice in config.notices:
-        reporter.say(notice)
-    output_dir = Path(options.checkpoints.output_dir).expanduser()
-    entry = optimizers.OPTIMIZERS[options.training.optimizer]
-    precision = choose(options.precision.mixed_precision, entry.low_precision_safe)
-    where = device.choose(disable_tf32=options.precision.disable_tf32)
-    source = translate.load_source(options, precision)
-    family = FAMILIES[options.model.model_family]
-    facts = family.peek(source)
-    reporter.say(
-        f"Training on {device.describe(where)}: {precision.describe()}, optimizer {options.training.optimizer}"
-    )
-    translate.check_validation_sizes(config, facts)
-    return Session(
-        config=config,
-        reporter=reporter,
-        output_dir=output_dir,
-        metrics=MetricsFile(output_dir / "metrics.jsonl"),
-        family=family,
-        facts=facts,
-        source=source,
-        precision=precision,
-        device=where,
-        text=translate.text_settings(options, family.default_instruction()),
-    )
-
-
-def find_pictures(session: Session) -> tuple[list[prepare.Found], list[prepare.Found]]:
-    """Rooms 1 and 2 for training and held-out sets; too small buckets are refused before any weights are loaded."""
-    alignment = translate.bucket_alignment(session.config, session.facts)
-    datasets = session.config.datasets
-
-    def found(entries: Sequence[ImageDataset]) -> list[prepare.Found]:
-        sources = [translate.dataset_source(session.config, e, alignment, session.facts.stride) for e in entries]
-        return prepare.find(sources, session.reporter)
-
-    training, held_out = found(datasets.train), found(datasets.eval)
-    check_sizes(session, training)
-    return training, held_out
-
-
-def tell_data(session: Session, parts: Components, training: list[prepare.Found]) -> None:
-    """The short form of ``simpletuner check``: what a person should know before the first step."""
-    for item in training:
-        cut = {
-            c: session.family.cut_off(parts.tokenizer, c, session.text) for p in item.placed for c in p.sample.captions
-        }
-        pictures = [picture_of(p, max((cut[c] for c in p.sample.captions), key=len)) for p in item.placed]
-        for line in short(Survey(item.source.id, item.source.folder, "image", pictures, item.skipped)):
-            session.reporter.say(line)
-
-
-def check_sizes(session: Session, training: list[prepare.Found]) -> None:
-    """Refuse buckets that are too small for one step. Raises DataError naming all of them."""
-    options = session.config.options
-    prepare.check_sizes(
-        training,
-        translate.drawing(session.config),
-        options.data.allow_dataset_oversubscription,
-        session.reporter,
-    )
-
-
-def fill_caches(session: Session, parts: Components, found: list[prepare.Found]) -> tuple[prepare.Refs, TensorStore]:
-    """Room 4: latents and text embeds on disk, in folders named by everything that went into them."""
-    family, dtype = session.family, session.precision.cache
-    vae_print = content_key(
-        "latents", weights_digest(parts.vae), json.dumps(dict(parts.vae.config), default=str), dtype
-    )
-    refs = prepare.keep_latents(
-        found,
-        vae_print[:16],
-        lambda pixels: family.encode_pixels(parts.vae, pixels.to(session.device)),
-        dtype,
-        session.reporter,
-    )
-    tokenizer = json.dumps(sorted(parts.tokenizer.get_vocab().items()))
-    text_print = content_key("text", weights_digest(parts.text_encoder), tokenizer, asdict(session.text), dtype)
-    store = TensorStore(session.config.datasets.text_cache_dir / text_print[:16])
-    prepare.keep_texts(
-        found, store, lambda captions: encode_trimmed(session, parts, captions), dtype, [DROPPED], session.reporter
-    )
-    return refs, store
-
-
-def on_demand(session: Session, parts: Components) -> OnDemand:
-    """Latents by reference: from the cache, or encoded now wherever the VAE is."""
-    return OnDemand(
-        lambda pixels: session.family.encode_pixels(parts.vae, pixels.to(next(parts.vae.parameters()).device)),
-        session.precision.cache,
-        session.config.options.data.vae_batch_size,
-        session.reporter.say,
-    )
-
-
-def encode_trimmed(session: Session, parts: Components, captions: list[str]) -> list[torch.Tensor]:
-    """Text embeds of each caption, real tokens only; the empty caption never has the instruction prefix."""
-    encoded: dict[str, torch.Tensor] = {}
-    for with_instruction in (True, False):
-        group = [c for c in captions if bool(c) is with_instruction]
-        if group:
-            text = session.family.encode_captions(parts, group, session.text, with_instruction)
-            encoded.update(zip(group, trim(text), strict=True))
-    return [encoded[c] for c in captions]
 
 
 def make_validator(session: Session, parts: Components) -> Validator | None:

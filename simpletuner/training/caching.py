@@ -1,0 +1,157 @@
+"""Room 4 for a configuration: fill, look at and tidy the caches of latents and text embeds."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from simpletuner.config.read import RunConfig
+from simpletuner.data.cache import TensorStore, content_key, weights_digest
+from simpletuner.data.encode import text_key
+from simpletuner.data.loader import DROPPED
+from simpletuner.data.ondemand import OnDemand
+from simpletuner.models.base import Components
+from simpletuner.models.sana.prompts import trim
+from simpletuner.reporting.progress import Reporter
+from simpletuner.training import prepare
+from simpletuner.training.session import Session, check_sizes, find_pictures, open_session
+
+
+def fill_caches(session: Session, parts: Components, found: list[prepare.Found]) -> tuple[prepare.Refs, TensorStore]:
+    """Room 4: latents and text embeds on disk, in folders named by everything that went into them."""
+    family, dtype = session.family, session.precision.cache
+    vae_print = content_key(
+        "latents", weights_digest(parts.vae), json.dumps(dict(parts.vae.config), default=str), dtype
+    )
+    refs = prepare.keep_latents(
+        found,
+        vae_print[:16],
+        lambda pixels: family.encode_pixels(parts.vae, pixels.to(session.device)),
+        dtype,
+        session.reporter,
+    )
+    tokenizer = json.dumps(sorted(parts.tokenizer.get_vocab().items()))
+    text_print = content_key("text", weights_digest(parts.text_encoder), tokenizer, asdict(session.text), dtype)
+    store = TensorStore(session.config.datasets.text_cache_dir / text_print[:16])
+    prepare.keep_texts(
+        found, store, lambda captions: encode_trimmed(session, parts, captions), dtype, [DROPPED], session.reporter
+    )
+    return refs, store
+
+
+def on_demand(session: Session, parts: Components) -> OnDemand:
+    """Latents by reference: from the cache, or encoded now wherever the VAE is."""
+    return OnDemand(
+        lambda pixels: session.family.encode_pixels(parts.vae, pixels.to(next(parts.vae.parameters()).device)),
+        session.precision.cache,
+        session.config.options.data.vae_batch_size,
+        session.reporter.say,
+    )
+
+
+def encode_trimmed(session: Session, parts: Components, captions: list[str]) -> list[torch.Tensor]:
+    """Text embeds of each caption, real tokens only; the empty caption never has the instruction prefix."""
+    encoded: dict[str, torch.Tensor] = {}
+    for with_instruction in (True, False):
+        group = [c for c in captions if bool(c) is with_instruction]
+        if group:
+            text = session.family.encode_captions(parts, group, session.text, with_instruction)
+            encoded.update(zip(group, trim(text), strict=True))
+    return [encoded[c] for c in captions]
+
+
+def build(config: RunConfig, reporter: Reporter) -> None:
+    """Rooms 1 to 4 and no further: everything is cached, nothing trained. Raises TunerError as training would."""
+    session = open_session(config, reporter)
+    training, held_out = find_pictures(session)
+    parts = session.family.load(session.source)
+    for module in (parts.vae, parts.text_encoder):
+        module.to(session.device)
+    fill_caches(session, parts, [*training, *held_out])
+    check_sizes(session, training)
+    reporter.say("The caches are complete: training starts without encoding.")
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """One folder of shards.
+
+    Attributes:
+        folder: Where the shards are.
+        title: The dataset it belongs to, or "captions".
+        used: Keys that the configuration asks for, under any fingerprint.
+    """
+
+    folder: Path
+    title: str
+    used: frozenset[str]
+
+
+def homes(config: RunConfig, reporter: Reporter) -> list[Home]:
+    """Every folder of shards of this configuration, also those of other fingerprints (another VAE, prefix or dtype)."""
+    session = open_session(config, reporter)
+    training, held_out = find_pictures(session)
+    latents: dict[Path, tuple[list[str], set[str]]] = {}
+    captions = {text_key(DROPPED)}
+    for item in (*training, *held_out):
+        ids, keys = latents.setdefault(item.source.latent_dir, ([], set()))
+        ids.append(item.source.id)
+        keys |= {key for p in item.placed for key in (p.key, p.mask_key) if key}
+        captions |= {text_key(c) for p in item.placed for c in p.sample.captions}
+    places = [(root, ", ".join(ids), frozenset(keys)) for root, (ids, keys) in latents.items()]
+    places.append((Path(config.datasets.text_cache_dir).expanduser(), "captions", frozenset(captions)))
+    return [Home(f, title, keys) for root, title, keys in places for f in sorted(_shard_folders(root))]
+
+
+def _shard_folders(root: Path) -> set[Path]:
+    return {shard.parent for shard in root.glob("*/shard-*.safetensors")}
+
+
+def stats(found: list[Home], reporter: Reporter) -> None:
+    """Print what each folder holds and how much of it the configuration uses."""
+    for home in found:
+        store = TensorStore(home.folder, read_only=True)
+        used = sum(key in store for key in home.used)
+        size = sum(shard.stat().st_size for shard in home.folder.glob("shard-*.safetensors"))
+        reporter.say(
+            f"[{home.title}] {home.folder}: {len(store)} tensors, {size / 2**20:.1f} MiB; "
+            f"{used} of {len(home.used)} that the configuration needs"
+        )
+    if not found:
+        reporter.say("Nothing is cached yet.")
+
+
+def verify(found: list[Home], reporter: Reporter) -> bool:
+    """Read every tensor; shards with a wrong checksum or NaN are removed, so that only their samples are encoded anew.
+
+    Returns:
+        Whether everything was whole.
+    """
+    whole = True
+    for home in found:
+        for shard in reporter.track(f"Reading [{home.title}]", sorted(home.folder.glob("shard-*.safetensors"))):
+            problem = TensorStore.problem_with(shard)
+            if problem:
+                whole = False
+                shard.unlink()
+                reporter.say(f"{shard}: {problem}; removed, its samples are encoded anew by the next run")
+    reporter.say("Every cached tensor is whole." if whole else "Damaged shards were removed; the others are whole.")
+    return whole
+
+
+def collect(found: list[Home], reporter: Reporter, delete: bool) -> int:
+    """Find shards of which the configuration uses no tensor, and remove them with ``delete``; returns their bytes."""
+    total = 0
+    for home in found:
+        for shard in sorted(home.folder.glob("shard-*.safetensors")):
+            if home.used.isdisjoint(TensorStore.keys_of(shard)):
+                total += shard.stat().st_size
+                reporter.say(f"[{home.title}] {'removed' if delete else 'unused'}: {shard}")
+                if delete:
+                    shard.unlink()
+    verb = "removed" if delete else "could be removed with --delete"
+    reporter.say(f"{total / 2**20:.1f} MiB {verb}")
+    return total

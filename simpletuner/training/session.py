@@ -1,0 +1,102 @@
+"""What every command that works on a configuration stands on: model facts, dtypes, device, and the pictures found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from simpletuner.config.datasets import ImageDataset
+from simpletuner.config.read import RunConfig
+from simpletuner.data.survey import Survey, picture_of
+from simpletuner.models.base import Components, Facts, Family, LoadSource, TextSettings
+from simpletuner.models.families import FAMILIES
+from simpletuner.reporting.metrics import MetricsFile
+from simpletuner.reporting.progress import Reporter
+from simpletuner.training import device, optimizers, prepare, translate
+from simpletuner.training.check import short
+from simpletuner.training.precision import Precision, choose
+
+
+@dataclass(slots=True)
+class Session:
+    """Everything one run holds, joined step by step in ``train``."""
+
+    config: RunConfig
+    reporter: Reporter
+    output_dir: Path
+    metrics: MetricsFile
+    family: Family
+    facts: Facts
+    source: LoadSource
+    precision: Precision
+    device: torch.device
+    text: TextSettings
+
+
+def open_session(config: RunConfig, reporter: Reporter) -> Session:
+    """Print what was derived, look at the model's configuration, choose dtypes and device."""
+    options = config.options
+    for notice in config.notices:
+        reporter.say(notice)
+    output_dir = Path(options.checkpoints.output_dir).expanduser()
+    entry = optimizers.OPTIMIZERS[options.training.optimizer]
+    precision = choose(options.precision.mixed_precision, entry.low_precision_safe)
+    where = device.choose(disable_tf32=options.precision.disable_tf32)
+    source = translate.load_source(options, precision)
+    family = FAMILIES[options.model.model_family]
+    facts = family.peek(source)
+    reporter.say(
+        f"Training on {device.describe(where)}: {precision.describe()}, optimizer {options.training.optimizer}"
+    )
+    translate.check_validation_sizes(config, facts)
+    return Session(
+        config=config,
+        reporter=reporter,
+        output_dir=output_dir,
+        metrics=MetricsFile(output_dir / "metrics.jsonl"),
+        family=family,
+        facts=facts,
+        source=source,
+        precision=precision,
+        device=where,
+        text=translate.text_settings(options, family.default_instruction()),
+    )
+
+
+def find_pictures(session: Session) -> tuple[list[prepare.Found], list[prepare.Found]]:
+    """Rooms 1 and 2 for training and held-out sets; too small buckets are refused before any weights are loaded."""
+    alignment = translate.bucket_alignment(session.config, session.facts)
+    datasets = session.config.datasets
+
+    def found(entries: Sequence[ImageDataset]) -> list[prepare.Found]:
+        sources = [translate.dataset_source(session.config, e, alignment, session.facts.stride) for e in entries]
+        return prepare.find(sources, session.reporter)
+
+    training, held_out = found(datasets.train), found(datasets.eval)
+    check_sizes(session, training)
+    return training, held_out
+
+
+def check_sizes(session: Session, training: list[prepare.Found]) -> None:
+    """Refuse buckets that are too small for one step. Raises DataError naming all of them."""
+    options = session.config.options
+    prepare.check_sizes(
+        training,
+        translate.drawing(session.config),
+        options.data.allow_dataset_oversubscription,
+        session.reporter,
+    )
+
+
+def tell_data(session: Session, parts: Components, training: list[prepare.Found]) -> None:
+    """The short form of ``simpletuner check``: what a person should know before the first step."""
+    for item in training:
+        cut = {
+            c: session.family.cut_off(parts.tokenizer, c, session.text) for p in item.placed for c in p.sample.captions
+        }
+        pictures = [picture_of(p, max((cut[c] for c in p.sample.captions), key=len)) for p in item.placed]
+        for line in short(Survey(item.source.id, item.source.folder, "image", pictures, item.skipped)):
+            session.reporter.say(line)
