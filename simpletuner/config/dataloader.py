@@ -145,6 +145,14 @@ def _check_image(entry: ImageDataset, own: Mapping[str, Any], file: str, options
         value = entry.timestep_sampling_offset
         problem("timestep_sampling_offset", value, "flow_use_uniform_schedule has no normal draw to move", "remove one")
     _check_apart(entry, options, problem)
+    if entry.caption_strategy == "parquet" and entry.parquet is None:
+        problem("parquet", None, "caption_strategy parquet needs it", 'for example {"path": "captions.parquet"}')
+    table = entry.parquet
+    sizes = table and (table.width_column or table.height_column or table.aspect_ratio_column)
+    if sizes:
+        findings.notices.append(f"{prefix}parquet.{sizes}: not needed, sizes are read from the pictures' own headers")
+    if entry.parquet is not None and entry.caption_strategy != "parquet":
+        findings.notices.append(f"{prefix}parquet: not used, since caption_strategy is {entry.caption_strategy}")
     if entry.crop and entry.crop_aspect in ("closest", "random") and not entry.crop_aspect_buckets:
         problem(
             "crop_aspect_buckets",

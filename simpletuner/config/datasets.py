@@ -36,6 +36,19 @@ class CaptionShuffle(Section):
     include_original: bool = True
 
 
+class CaptionTableOptions(Section):
+    """``parquet``: a table of captions (.parquet, .jsonl, .json or .csv)."""
+
+    path: Path
+    filename_column: str = "filename"
+    caption_column: str = "caption"
+    fallback_caption_column: str | None = None
+    identifier_includes_extension: bool = False
+    width_column: str | None = None
+    height_column: str | None = None
+    aspect_ratio_column: str | None = None
+
+
 class ImageDataset(Section):
     """Pictures to train on (dataset_type image) or to measure held-out loss on (eval)."""
 
@@ -57,10 +70,11 @@ class ImageDataset(Section):
     maximum_aspect_ratio: Nonnegative | None = None
     max_upscale_threshold: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
     max_num_samples: Positive | None = None
-    caption_strategy: Literal["filename", "textfile", "instanceprompt", "null"]
+    caption_strategy: Literal["filename", "textfile", "instanceprompt", "parquet", "null"]
     instance_prompt: str | tuple[str, ...] | None = None
     prepend_instance_prompt: bool = False
     only_instance_prompt: bool = False
+    parquet: CaptionTableOptions | None = None
     caption_filter_list: Annotated[tuple[str, ...], BeforeValidator(parse_filter)] = ()
     caption_shuffle: CaptionShuffle | None = None
     disable_multiline_split: bool = False
@@ -137,7 +151,7 @@ def _known(status: str, text: str, keys: str, off: tuple[Any, ...] = ()) -> dict
 
 
 FIELD_CATALOGUE: Mapping[str, Known] = {
-    **_known("satisfied", "discovery is how pictures are found", "metadata_backend", ("discovery", "json")),
+    **_known("satisfied", "discovery is how pictures are found", "metadata_backend", ("discovery", "json", "parquet")),
     **_known(
         "satisfied",
         "caching needs no tuning",
@@ -146,8 +160,7 @@ FIELD_CATALOGUE: Mapping[str, Known] = {
         "aspect_bucket_worker_count metadata_update_interval compress_disk_cache",
     ),
     **_known("satisfied", "looking at pictures reads headers only, and caches know what they hold", "skip_file_discovery"),
-    **_known("refused", "not yet: it comes with the data sources", "parquet "
-             "disable_after_epoch_step vae_cache_clear_each_epoch text_cache_ondemand "
+    **_known("refused", "not yet: it comes with the data sources", "disable_after_epoch_step vae_cache_clear_each_epoch text_cache_ondemand "
              "text_cache_disable aws_bucket_name aws_region_name aws_endpoint_url "
              "aws_access_key_id aws_secret_access_key aws_data_prefix csv_file csv_caption_column csv_cache_dir "
              "dataset_name dataset_config split revision streaming image_column caption_column huggingface "
@@ -177,11 +190,10 @@ OTHER_FIELD_VALUES: Mapping[str, Mapping[str, str]] = {
         for name in ("controlnet", "reference_strict", "reference_loose")
     },
     "caption_strategy": {
-        name: "not yet: it comes with the data sources" for name in ("parquet", "csv", "huggingface", "webshart")
+        name: "not yet: it comes with the data sources" for name in ("csv", "huggingface", "webshart")
     },
     "metadata_backend": {
-        name: "not yet: it comes with the data sources; use discovery"
-        for name in ("parquet", "huggingface", "webshart")
+        name: "not yet: it comes with the data sources; use discovery" for name in ("huggingface", "webshart")
     },
 }
 

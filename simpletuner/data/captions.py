@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from simpletuner.data.tables import CaptionTable
 from simpletuner.errors import DataError
 
-Strategy = Literal["filename", "textfile", "instanceprompt", "null"]
+Strategy = Literal["filename", "textfile", "instanceprompt", "parquet", "null"]
 _SEPARATORS = {"comma": (r"\s*,\s*", ", "), "period": (r"\s*\.\s*", ". "), "space": (r"\s+", " ")}
 
 
@@ -43,13 +44,14 @@ class CaptionRules:
     """How captions are found.
 
     Attributes:
-        strategy: ``filename``, ``textfile``, ``instanceprompt``, or ``null`` for no caption at all.
+        strategy: ``filename``, ``textfile``, ``instanceprompt``, ``parquet`` for ``table``, or ``null`` for none at all.
         instance_prompts: One or more prompts for ``instanceprompt`` and for the two flags below.
         prepend_instance_prompt: Put each instance prompt and a space before the caption.
         only_instance_prompt: Use the instance prompts and nothing else, whatever the strategy.
         whole_file: With ``textfile``: the file is one caption; otherwise each line is an alternative.
         remove: Taken out of every caption, in order; see ``clean``.
         shuffle: Alternatives with shuffled parts, or None.
+        table: With ``parquet``: the table of captions, already read.
     """
 
     strategy: Strategy
@@ -59,6 +61,7 @@ class CaptionRules:
     whole_file: bool = False
     remove: tuple[str, ...] = ()
     shuffle: Shuffle | None = None
+    table: CaptionTable | None = None
 
     def __post_init__(self) -> None:
         """Refuse rules that ask for an instance prompt and have none."""
@@ -77,6 +80,8 @@ def captions_for(path: Path, rules: CaptionRules) -> tuple[str, ...]:
         return rules.instance_prompts
     if rules.strategy == "null":
         found: tuple[str, ...] = ("",)
+    elif rules.strategy == "parquet" and rules.table:
+        found = rules.table.captions(path)
     else:
         found = _from_file(path, rules) if rules.strategy == "textfile" else (path.stem.replace("_", " "),)
     found = tuple(dict.fromkeys(other for caption in found for other in _alternatives(clean(caption, rules), rules)))

@@ -32,6 +32,7 @@ from simpletuner.data.loader import LatentRef
 from simpletuner.data.masks import MaskSource, by_name, check_size, mask_of
 from simpletuner.data.placement import PlacementRules, place
 from simpletuner.data.sampler import Bucket, Drawing, shortfalls
+from simpletuner.data.tables import TableSource, read_table
 from simpletuner.data.types import Sample, Size, Skipped
 from simpletuner.errors import DataError, ImageError
 from simpletuner.reporting.progress import Reporter
@@ -57,6 +58,7 @@ class DatasetSource:
         caching: ``ahead``: all latents are encoded before training. ``ondemand``: when first needed, and kept.
             ``never``: whenever needed, and not kept.
         mask: Where its masks are, or None.
+        table: The table of its captions, or None.
         stride: Pixels per latent cell, for masks.
         max_samples: At most this many pictures are used, always the same ones; None for all.
     """
@@ -72,6 +74,7 @@ class DatasetSource:
     max_samples: int | None = None
     caching: Literal["ahead", "ondemand", "never"] = "ahead"
     mask: MaskSource | None = None
+    table: TableSource | None = None
     stride: int = 32
 
 
@@ -144,7 +147,10 @@ def find(sources: Sequence[DatasetSource], reporter: Reporter) -> list[Found]:
     found = []
     for source in sources:
         track = partial(reporter.track, f"Looking at pictures [{source.id}]")
-        discovery = discover(source.folder, source.captions, source.placement, track)
+        captions = source.captions
+        if source.table:
+            captions = replace(captions, table=read_table(source.table, source.folder))
+        discovery = discover(source.folder, captions, source.placement, track)
         placed, unread = _place_all(source, discovery, reporter)
         skipped = [*discovery.skipped, *unread]
         found.append(Found(source, placed, skipped))

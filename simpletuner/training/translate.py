@@ -15,6 +15,7 @@ from simpletuner.data.encode import PlacedSample
 from simpletuner.data.masks import MaskSource
 from simpletuner.data.placement import PlacementRules
 from simpletuner.data.sampler import Drawing, Plan, Turn
+from simpletuner.data.tables import TableSource
 from simpletuner.data.types import Size
 from simpletuner.errors import ConfigError, Problem
 from simpletuner.evaluation.validation import ValidationSettings
@@ -181,6 +182,7 @@ def dataset_source(config: RunConfig, entry: ImageDataset, alignment: int, strid
         max_samples=entry.max_num_samples,
         caching="never" if entry.vae_cache_disable else "ondemand" if entry.vae_cache_ondemand else "ahead",
         mask=_mask_source(config, entry),
+        table=_table_source(entry),
         stride=stride,
         latent_dir=Path(entry.cache_dir_vae).expanduser(),
         encode_batch=entry.vae_batch_size,
@@ -196,6 +198,20 @@ def _mask_source(config: RunConfig, entry: ImageDataset) -> MaskSource | None:
     always = found.conditioning_type == "mask"
     share = 1.0 if always else config.options.data.masked_loss_probability
     return MaskSource(found.id, found.instance_data_dir.expanduser(), found.conditioning_type, share)
+
+
+def _table_source(entry: ImageDataset) -> TableSource | None:
+    """The table of captions, where captions come from one. Sizes are read from the pictures themselves."""
+    asked = entry.parquet
+    if asked is None or entry.caption_strategy != "parquet":
+        return None
+    return TableSource(
+        path=asked.path.expanduser(),
+        filename_column=asked.filename_column,
+        caption_column=asked.caption_column,
+        fallback_caption_column=asked.fallback_caption_column,
+        includes_extension=asked.identifier_includes_extension,
+    )
 
 
 def _shuffle(entry: ImageDataset) -> Shuffle | None:

@@ -1,0 +1,26 @@
+"""Captions from a table, through the real command."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from conftest import Command
+
+
+def test_training_with_a_parquet_table(simpletuner: Command, pocket_run: Callable[..., Path], tmp_path: Path) -> None:
+    config = pocket_run(max_train_steps=1)
+    rows = [{"filename": f"picture_{n}", "caption": f"thing {n}", "width": 64} for n in range(3)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "captions.parquet")
+    entries = json.loads((tmp_path / "config" / "multidatabackend.json").read_text())
+    entries[0] |= {"caption_strategy": "parquet", "metadata_backend": "parquet"}
+    entries[0]["parquet"] = {"path": str(tmp_path / "captions.parquet"), "width_column": "width"}
+    (tmp_path / "config" / "multidatabackend.json").write_text(json.dumps(entries))
+    said = simpletuner("train", "--config", config).stdout
+    assert "4 pictures found, 3 used" in said and "picture_3.png has no row in captions.parquet" in said
+    assert "parquet.width: not needed" in said and "Done: 1 steps" in said
+    entries[0]["parquet"]["caption_colum"] = "x"
+    (tmp_path / "config" / "multidatabackend.json").write_text(json.dumps(entries))
+    failed = simpletuner("train", "--config", config, check=False)
+    assert failed.returncode == 1 and "parquet" in failed.stderr and "caption_colum" in failed.stderr

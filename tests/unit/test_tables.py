@@ -1,0 +1,92 @@
+import csv
+import json
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from simpletuner.data.captions import CaptionRules, captions_for
+from simpletuner.data.tables import TableSource, read_table
+from simpletuner.errors import DataError
+
+ROWS: list[dict[str, Any]] = [
+    {"file": "a.png", "text": "an apple", "short": "x"},
+    {"file": "deep\\b.jpg", "text": "", "short": "a boat"},
+    {"file": unicodedata.normalize("NFC", "é.png"), "text": " an accent ", "short": None},
+    {"file": "v1.5 cat.png", "text": "a cat", "short": None},
+    {"file": "a.png", "text": "another apple", "short": None},
+    {"file": "empty.png", "text": "", "short": ""},
+]
+
+
+def write(path: Path, rows: list[dict[str, Any]] = ROWS) -> Path:
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif path.suffix == ".jsonl":
+        path.write_text("\n".join(json.dumps(row) for row in rows) + "\n\n", encoding="utf-8")
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows), encoding="utf-8")
+    else:
+        with open(path, "w", newline="", encoding="utf-8-sig") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    return path
+
+
+def source(path: Path, **fields: Any) -> TableSource:
+    return TableSource(path, "file", "text", **{"fallback_caption_column": "short", **fields})
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".jsonl", ".json", ".csv"])
+@pytest.mark.parametrize("with_ending", [True, False])
+def test_every_kind_of_table_gives_the_same_captions(tmp_path: Path, ending: str, with_ending: bool) -> None:
+    table = read_table(source(write(tmp_path / f"t{ending}"), includes_extension=with_ending), tmp_path)
+    rules = CaptionRules("parquet", table=table)
+    assert captions_for(tmp_path / "a.png", rules) == ("an apple", "another apple")
+    assert captions_for(tmp_path / "deep" / "b.jpg", rules) == ("a boat",)
+    assert captions_for(tmp_path / unicodedata.normalize("NFD", "é.png"), rules) == ("an accent",)
+    assert captions_for(tmp_path / "v1.5 cat.png", rules) == ("a cat",)
+    with pytest.raises(DataError, match="no row"):
+        captions_for(tmp_path / "b.jpg", rules)  # the row is that of deep/b.jpg
+    with pytest.raises(DataError, match="no caption"):
+        captions_for(tmp_path / "empty.png", rules)
+    if with_ending:
+        with pytest.raises(DataError, match="no row"):
+            captions_for(tmp_path / "a.webp", rules)
+
+
+def test_names_without_ending_find_their_pictures(tmp_path: Path) -> None:
+    write(tmp_path / "t.jsonl", [{"file": "sub/a", "text": "an apple"}, {"file": "v1.5 cat", "text": "a cat"}])
+    table = read_table(TableSource(tmp_path / "t.jsonl", "file", "text"), tmp_path)
+    assert table.captions(tmp_path / "sub" / "a.webp") == ("an apple",)
+    assert table.captions(tmp_path / "v1.5 cat.png") == ("a cat",)
+
+
+def test_lists_are_alternatives(tmp_path: Path) -> None:
+    rows = [{"file": "a.png", "text": ["one", "", "two", "one"]}, {"file": "b.png", "text": ["three"]}]
+    for ending in (".parquet", ".jsonl"):
+        table = read_table(TableSource(write(tmp_path / f"t{ending}", rows), "file", "text"), tmp_path)
+        assert table.captions(tmp_path / "a.png") == ("one", "two")
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".jsonl", ".json", ".csv"])
+def test_a_wrong_column_is_named_with_those_that_exist(tmp_path: Path, ending: str) -> None:
+    path = write(tmp_path / f"t{ending}")
+    with pytest.raises(DataError, match=r"no column 'caption'; it has .*file"):
+        read_table(TableSource(path, "file", "caption"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("t.jsonl", "{broken"), ("t.json", '{"a": 1}'), ("t.parquet", "no parquet"), ("t.jsonl", "[1]")],
+)
+def test_a_broken_table_is_one_sentence(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match="cannot be read"):
+        read_table(source(tmp_path / name), tmp_path)
+    with pytest.raises(DataError, match="no table that can be read"):
+        read_table(source(tmp_path / "t.xlsx"), tmp_path)
