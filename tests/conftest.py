@@ -126,3 +126,7 @@ def pytest_configure() -> None:
 
     settings.register_profile("repeatable", deadline=None, derandomize=True)
     settings.load_profile("repeatable")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="Many more cases in the property tests of the data path.")
