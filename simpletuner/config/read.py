@@ -20,6 +20,7 @@ from simpletuner.config.checking import Findings, build, nearest, other_values, 
 from simpletuner.config.dataloader import load_datasets
 from simpletuner.config.datasets import Datasets
 from simpletuner.config.examples import EXAMPLES, example_folder
+from simpletuner.config.json_hints import hint
 from simpletuner.config.options import Options, Section, section_of, sections
 from simpletuner.config.rules import check, without_effect
 from simpletuner.errors import ConfigError, Problem
@@ -125,8 +126,7 @@ def read_file(path: Path) -> Any:
     except json.JSONDecodeError as error:
         lines = text.splitlines() or [""]
         line = lines[min(error.lineno, len(lines)) - 1].strip()
-        hint = "check for a comma too many or too few, and that the whole file is one {...} or [...]"
-        raise _one(f"{path}:{error.lineno}:{error.colno}", "JSON", line, error.msg, hint) from error
+        raise _one(f"{path}:{error.lineno}:{error.colno}", "JSON", line, error.msg, hint(text, error)) from error
     except tomllib.TOMLDecodeError as error:
         raise _one(str(path), "TOML", "", str(error)) from error
 
