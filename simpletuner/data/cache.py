@@ -17,6 +17,7 @@ import socket
 import struct
 import threading
 import time
+import weakref
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,6 +119,12 @@ def _read_header(shard: Path) -> dict[str, _Entry] | None:
     return entries if shard.stat().st_size == end else None
 
 
+def _close_all(files: dict[Path, int]) -> None:
+    for descriptor in files.values():
+        os.close(descriptor)
+    files.clear()
+
+
 class TensorStore:
     """A folder of shards, read by key. One process writes at a time through ``writer``."""
 
@@ -132,6 +139,7 @@ class TensorStore:
         self._entries: dict[str, _Entry] = {}
         self._files: dict[Path, int] = {}
         self._lock = threading.Lock()
+        weakref.finalize(self, _close_all, self._files)
         self.dropped: list[Path] = []
         if read_only:
             for shard in sorted(folder.glob("shard-*.safetensors")):
@@ -230,9 +238,8 @@ class TensorStore:
 
     def close(self) -> None:
         """Close the shard files."""
-        for descriptor in self._files.values():
-            os.close(descriptor)
-        self._files.clear()
+        with self._lock:
+            _close_all(self._files)
 
 
 class ShardWriter:

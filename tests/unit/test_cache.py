@@ -94,3 +94,12 @@ def test_many_shards_need_few_open_files(tmp_path: Path) -> None:
     for number in [*range(OPEN_FILES + 10), 3, 0]:
         assert store.get(f"{number:064x}")[0] == number
     assert len(store._files) == OPEN_FILES
+
+
+def test_a_store_that_is_gone_keeps_no_file_open(tmp_path: Path) -> None:
+    with TensorStore(tmp_path).writer() as writer:
+        writer.add("k", torch.ones(2), "x")
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(20):
+        TensorStore(tmp_path).get("k")
+    assert len(os.listdir("/proc/self/fd")) <= before + 1
