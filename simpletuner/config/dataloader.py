@@ -94,7 +94,8 @@ def _entry(entry: dict[str, Any], name: str, file: str, options: Options, findin
     if model is MaskDataset:
         theirs = set(ImageDataset.model_fields) - set(MaskDataset.model_fields)
         catalogue = {**FIELD_CATALOGUE, **dict.fromkeys(theirs, MASK_SATISFIED)}
-    values = sort_keys(entry, where, model.model_fields, catalogue, findings, prefix)
+    supported = set(model.model_fields) - {"source_url"}  # derived here, never written by a person
+    values = sort_keys(entry, where, supported, catalogue, findings, prefix)
     if model is MaskDataset:
         if "conditioning_type" in named:  # refused just now: do not call it missing as well
             values.setdefault("conditioning_type", "mask")
@@ -112,11 +113,34 @@ def _entry(entry: dict[str, Any], name: str, file: str, options: Options, findin
         if value is not None:
             values.setdefault(key, value)
     values.setdefault("cache_dir_vae", (options.data.cache_dir_vae or _cache(options) / "vae") / name)
+    _remote(values, name, file, options, findings)
     made = build(model, values, where, findings, prefix)
     if isinstance(made, ImageDataset):
         _check_image(made, entry, file, options, findings)
         return made
     return None
+
+
+def _remote(values: dict[str, Any], name: str, file: str, options: Options, findings: Findings) -> None:
+    """Pictures that are elsewhere: ``source_url`` says where, and instance_data_dir becomes their mirror here."""
+    place = str(values.get("instance_data_dir", ""))
+    bucket = values.get("aws_bucket_name")
+    if values.get("type") == "aws":
+        if not bucket:
+            key = f"[{name}].aws_bucket_name"
+            findings.problems.append(Problem(file, key, bucket, "type aws needs it", "name the bucket"))
+            values["instance_data_dir"] = "."
+            return
+        parts = [str(values.get("aws_data_prefix") or ""), "" if "://" in place else place]
+        values["source_url"] = "/".join(["s3:/", str(bucket), *(p.strip("/") for p in parts if p.strip("/"))])
+    elif "://" in place:
+        values["source_url"] = place
+    else:
+        unused = [key for key in values if key.startswith("aws_")]
+        if unused:
+            findings.notices.append(f"[{name}].{unused[0]}: it acts only with type aws")
+        return
+    values["instance_data_dir"] = str(_cache(options) / "files" / name)
 
 
 def _check_image(entry: ImageDataset, own: Mapping[str, Any], file: str, options: Options, findings: Findings) -> None:
@@ -126,7 +150,7 @@ def _check_image(entry: ImageDataset, own: Mapping[str, Any], file: str, options
     def problem(key: str, value: object, reason: str, remedy: str) -> None:
         findings.problems.append(Problem(file, prefix + key, value, reason, remedy))
 
-    if not entry.instance_data_dir.expanduser().is_dir():
+    if not entry.source_url and not entry.instance_data_dir.expanduser().is_dir():
         problem("instance_data_dir", str(entry.instance_data_dir), "there is no such folder", "make it or correct it")
     if entry.id in (".", "..") or "/" in entry.id or "\\" in entry.id:
         problem("id", entry.id, "it names folders and files, so it must not be a path", "use letters, digits, - and _")

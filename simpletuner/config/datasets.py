@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, SecretStr
 
 from simpletuner.config.catalogue import OFF, Known
 from simpletuner.config.options import Positive, Section
@@ -53,9 +53,16 @@ class ImageDataset(Section):
     """Pictures to train on (dataset_type image) or to measure held-out loss on (eval)."""
 
     id: Annotated[str, Field(min_length=1)]
-    type: Literal["local"] = "local"
+    type: Literal["local", "aws"] = "local"
     dataset_type: Literal["image", "eval"] = "image"
     instance_data_dir: Path
+    source_url: str = ""
+    aws_bucket_name: str | None = None
+    aws_data_prefix: str | None = None
+    aws_region_name: str | None = None
+    aws_endpoint_url: str | None = None
+    aws_access_key_id: SecretStr | None = None
+    aws_secret_access_key: SecretStr | None = None
     cache_dir_vae: Path
     resolution: Annotated[float, Field(gt=0.0)]
     resolution_type: Literal["pixel", "area", "pixel_area"]
@@ -161,8 +168,7 @@ FIELD_CATALOGUE: Mapping[str, Known] = {
     ),
     **_known("satisfied", "looking at pictures reads headers only, and caches know what they hold", "skip_file_discovery"),
     **_known("refused", "not yet: it comes with the data sources", "disable_after_epoch_step vae_cache_clear_each_epoch text_cache_ondemand "
-             "text_cache_disable aws_bucket_name aws_region_name aws_endpoint_url "
-             "aws_access_key_id aws_secret_access_key aws_data_prefix csv_file csv_caption_column csv_cache_dir "
+             "text_cache_disable csv_file csv_caption_column csv_cache_dir "
              "dataset_name dataset_config split revision streaming image_column caption_column huggingface "
              "fallback_caption_column width_column height_column quality_column filter composite_image_config"),
     **_known("refused", "made conditioning is not planned; mask files in a dataset of their own work (conditioning_data)",
@@ -174,8 +180,8 @@ FIELD_CATALOGUE: Mapping[str, Known] = {
 
 OTHER_FIELD_VALUES: Mapping[str, Mapping[str, str]] = {
     "type": {
-        name: "not yet: local folders work; other sources come with the data sources"
-        for name in ("aws", "csv", "huggingface", "memory", "webshart")
+        name: "not yet: local folders, aws and URLs in instance_data_dir work"
+        for name in ("csv", "huggingface", "memory", "webshart")
     },
     "dataset_type": {
         "image_embeds": "not needed: latents are kept in cache_dir_vae; remove this entry",

@@ -30,6 +30,7 @@ from simpletuner.data.encode import (
 )
 from simpletuner.data.loader import LatentRef
 from simpletuner.data.masks import MaskSource, by_name, check_size, mask_of
+from simpletuner.data.mirror import RemoteSource, mirror
 from simpletuner.data.placement import PlacementRules, place
 from simpletuner.data.sampler import Bucket, Drawing, shortfalls
 from simpletuner.data.tables import TableSource, read_table
@@ -59,6 +60,7 @@ class DatasetSource:
             ``never``: whenever needed, and not kept.
         mask: Where its masks are, or None.
         table: The table of its captions, or None.
+        remote: Where its files come from, if not from this machine; ``folder`` is then their mirror.
         stride: Pixels per latent cell, for masks.
         max_samples: At most this many pictures are used, always the same ones; None for all.
     """
@@ -75,6 +77,7 @@ class DatasetSource:
     caching: Literal["ahead", "ondemand", "never"] = "ahead"
     mask: MaskSource | None = None
     table: TableSource | None = None
+    remote: RemoteSource | None = None
     stride: int = 32
 
 
@@ -112,6 +115,18 @@ def _place_all(
     return placed, skipped
 
 
+def _bring(source: DatasetSource, reporter: Reporter) -> list[Skipped]:
+    """Fetch what is new of a remote dataset; returns what was left where it is."""
+    if source.remote is None:
+        return []
+    done = mirror(source.remote, source.folder, partial(reporter.track, f"Fetching [{source.id}]"))
+    reporter.say(
+        done.note
+        or f"[{source.id}] {source.remote.url}: {done.fetched} files fetched, {done.kept} were here, {done.removed} are gone"
+    )
+    return list(done.skipped)
+
+
 def _subset(source: DatasetSource, samples: Sequence[Sample]) -> tuple[list[Sample], list[Skipped]]:
     """``max_num_samples``: a random subset that depends on the dataset's id and the file names alone."""
     limit = source.max_samples
@@ -147,12 +162,13 @@ def find(sources: Sequence[DatasetSource], reporter: Reporter) -> list[Found]:
     found = []
     for source in sources:
         track = partial(reporter.track, f"Looking at pictures [{source.id}]")
+        elsewhere = _bring(source, reporter)
         captions = source.captions
         if source.table:
             captions = replace(captions, table=read_table(source.table, source.folder))
         discovery = discover(source.folder, captions, source.placement, track)
         placed, unread = _place_all(source, discovery, reporter)
-        skipped = [*discovery.skipped, *unread]
+        skipped = [*elsewhere, *discovery.skipped, *unread]
         found.append(Found(source, placed, skipped))
         counts = Counter(p.placement.bucket for p in placed)
         buckets = ", ".join(f"{size} × {count}" for size, count in sorted(counts.items()))

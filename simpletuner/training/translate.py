@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from simpletuner.config.datasets import ImageDataset
 from simpletuner.config.options import Options
@@ -13,6 +14,7 @@ from simpletuner.data.cache import content_key
 from simpletuner.data.captions import CaptionRules, Shuffle
 from simpletuner.data.encode import PlacedSample
 from simpletuner.data.masks import MaskSource
+from simpletuner.data.mirror import RemoteSource
 from simpletuner.data.placement import PlacementRules
 from simpletuner.data.sampler import Drawing, Plan, Turn
 from simpletuner.data.tables import TableSource
@@ -183,6 +185,7 @@ def dataset_source(config: RunConfig, entry: ImageDataset, alignment: int, strid
         caching="never" if entry.vae_cache_disable else "ondemand" if entry.vae_cache_ondemand else "ahead",
         mask=_mask_source(config, entry),
         table=_table_source(entry),
+        remote=_remote_source(entry),
         stride=stride,
         latent_dir=Path(entry.cache_dir_vae).expanduser(),
         encode_batch=entry.vae_batch_size,
@@ -198,6 +201,17 @@ def _mask_source(config: RunConfig, entry: ImageDataset) -> MaskSource | None:
     always = found.conditioning_type == "mask"
     share = 1.0 if always else config.options.data.masked_loss_probability
     return MaskSource(found.id, found.instance_data_dir.expanduser(), found.conditioning_type, share)
+
+
+def _remote_source(entry: ImageDataset) -> RemoteSource | None:
+    """Where a dataset's files come from, if not from this machine. Without keys the usual AWS sources of them count."""
+    if not entry.source_url:
+        return None
+    client = {"endpoint_url": entry.aws_endpoint_url, "region_name": entry.aws_region_name}
+    secrets = {"key": entry.aws_access_key_id, "secret": entry.aws_secret_access_key}
+    given: dict[str, Any] = {name: secret.get_secret_value() for name, secret in secrets.items() if secret}
+    kept = {name: value for name, value in client.items() if value}
+    return RemoteSource(entry.source_url, {**given, **({"client_kwargs": kept} if kept else {})})
 
 
 def _table_source(entry: ImageDataset) -> TableSource | None:
