@@ -125,14 +125,25 @@ def _remote(values: dict[str, Any], name: str, file: str, options: Options, find
     """Pictures that are elsewhere: ``source_url`` says where, and instance_data_dir becomes their mirror here."""
     place = str(values.get("instance_data_dir", ""))
     bucket = values.get("aws_bucket_name")
+    if values.get("type") == "huggingface":
+        if not values.get("dataset_name"):
+            key = f"[{name}].dataset_name"
+            findings.problems.append(Problem(file, key, None, "type huggingface needs it", "name the dataset"))
+        if values.get("caption_strategy") not in ("huggingface", "instanceprompt"):
+            given = values.get("caption_strategy")
+            reason = "a Hugging Face dataset has no caption files"
+            findings.problems.append(
+                Problem(file, f"[{name}].caption_strategy", given, reason, "use huggingface or instanceprompt")
+            )
+        values["source_url"] = f"hf://{values.get('dataset_name')}"
     if values.get("type") == "aws":
         if not bucket:
             key = f"[{name}].aws_bucket_name"
             findings.problems.append(Problem(file, key, bucket, "type aws needs it", "name the bucket"))
-            values["instance_data_dir"] = "."
-            return
         parts = [str(values.get("aws_data_prefix") or ""), "" if "://" in place else place]
         values["source_url"] = "/".join(["s3:/", str(bucket), *(p.strip("/") for p in parts if p.strip("/"))])
+    elif values.get("type") == "huggingface":
+        pass
     elif "://" in place:
         values["source_url"] = place
     else:

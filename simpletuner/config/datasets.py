@@ -53,10 +53,17 @@ class ImageDataset(Section):
     """Pictures to train on (dataset_type image) or to measure held-out loss on (eval)."""
 
     id: Annotated[str, Field(min_length=1)]
-    type: Literal["local", "aws"] = "local"
+    type: Literal["local", "aws", "huggingface"] = "local"
     dataset_type: Literal["image", "eval"] = "image"
     instance_data_dir: Path
     source_url: str = ""
+    dataset_name: str | None = None
+    dataset_config: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    image_column: str = "image"
+    caption_column: str = "caption"
+    fallback_caption_column: str | None = None
     aws_bucket_name: str | None = None
     aws_data_prefix: str | None = None
     aws_region_name: str | None = None
@@ -77,7 +84,7 @@ class ImageDataset(Section):
     maximum_aspect_ratio: Nonnegative | None = None
     max_upscale_threshold: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
     max_num_samples: Positive | None = None
-    caption_strategy: Literal["filename", "textfile", "instanceprompt", "parquet", "null"]
+    caption_strategy: Literal["filename", "textfile", "instanceprompt", "parquet", "huggingface", "null"]
     instance_prompt: str | tuple[str, ...] | None = None
     prepend_instance_prompt: bool = False
     only_instance_prompt: bool = False
@@ -158,7 +165,7 @@ def _known(status: str, text: str, keys: str, off: tuple[Any, ...] = ()) -> dict
 
 
 FIELD_CATALOGUE: Mapping[str, Known] = {
-    **_known("satisfied", "discovery is how pictures are found", "metadata_backend", ("discovery", "json", "parquet")),
+    **_known("satisfied", "discovery is how pictures are found", "metadata_backend", ("discovery", "json", "parquet", "huggingface")),
     **_known(
         "satisfied",
         "caching needs no tuning",
@@ -166,11 +173,12 @@ FIELD_CATALOGUE: Mapping[str, Known] = {
         "preserve_data_backend_cache vae_cache_scan_behaviour text_embeds image_embeds scan_for_errors ignore_epochs "
         "aspect_bucket_worker_count metadata_update_interval compress_disk_cache",
     ),
+    **_known("satisfied", "sizes are read from the pictures' own headers", "width_column height_column"),
+    **_known("satisfied", "the dataset is kept on disk once, and read from there", "streaming"),
     **_known("satisfied", "looking at pictures reads headers only, and caches know what they hold", "skip_file_discovery"),
     **_known("refused", "not yet: it comes with the data sources", "disable_after_epoch_step vae_cache_clear_each_epoch text_cache_ondemand "
              "text_cache_disable csv_file csv_caption_column csv_cache_dir "
-             "dataset_name dataset_config split revision streaming image_column caption_column huggingface "
-             "fallback_caption_column width_column height_column quality_column filter composite_image_config"),
+             "huggingface quality_column filter composite_image_config"),
     **_known("refused", "made conditioning is not planned; mask files in a dataset of their own work (conditioning_data)",
              "conditioning source_dataset_id conditioning_image_embeds slider_strength"),
     **_known("refused", "only a dataset with dataset_type conditioning has one", "conditioning_type"),
@@ -180,8 +188,8 @@ FIELD_CATALOGUE: Mapping[str, Known] = {
 
 OTHER_FIELD_VALUES: Mapping[str, Mapping[str, str]] = {
     "type": {
-        name: "not yet: local folders, aws and URLs in instance_data_dir work"
-        for name in ("csv", "huggingface", "memory", "webshart")
+        name: "not yet: local folders, aws, huggingface and URLs in instance_data_dir work"
+        for name in ("csv", "memory", "webshart")
     },
     "dataset_type": {
         "image_embeds": "not needed: latents are kept in cache_dir_vae; remove this entry",
@@ -195,12 +203,8 @@ OTHER_FIELD_VALUES: Mapping[str, Mapping[str, str]] = {
         name: "Sana is trained here without ControlNet or reference pictures; mask and segmentation work"
         for name in ("controlnet", "reference_strict", "reference_loose")
     },
-    "caption_strategy": {
-        name: "not yet: it comes with the data sources" for name in ("csv", "huggingface", "webshart")
-    },
-    "metadata_backend": {
-        name: "not yet: it comes with the data sources; use discovery" for name in ("huggingface", "webshart")
-    },
+    "caption_strategy": {name: "not yet: it comes with the data sources" for name in ("csv", "webshart")},
+    "metadata_backend": {name: "not yet: it comes with the data sources; use discovery" for name in ("webshart",)},
 }
 
 # Keys that a mask dataset takes over from the pictures it belongs to.

@@ -139,7 +139,7 @@ class DataOptions(Section):
     target_downsample_size: Annotated[float, Field(gt=0.0)] | None = Field(
         None, description="Pictures above maximum_image_size are reduced to this before cropping."
     )
-    caption_strategy: Literal["filename", "textfile", "instanceprompt", "parquet", "null"] = Field(
+    caption_strategy: Literal["filename", "textfile", "instanceprompt", "parquet", "huggingface", "null"] = Field(
         "filename", description="Captions."
     )
     instance_prompt: str | None = Field(None, description="Default instance prompt of datasets.")

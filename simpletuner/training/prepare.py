@@ -28,6 +28,7 @@ from simpletuner.data.encode import (
     missing_latents,
     text_key,
 )
+from simpletuner.data.hub_dataset import HubDataset, bring
 from simpletuner.data.loader import LatentRef
 from simpletuner.data.masks import MaskSource, by_name, check_size, mask_of
 from simpletuner.data.mirror import RemoteSource, mirror
@@ -60,6 +61,7 @@ class DatasetSource:
             ``never``: whenever needed, and not kept.
         mask: Where its masks are, or None.
         table: The table of its captions, or None.
+        hub: The Hugging Face dataset its files come from, or None.
         remote: Where its files come from, if not from this machine; ``folder`` is then their mirror.
         stride: Pixels per latent cell, for masks.
         max_samples: At most this many pictures are used, always the same ones; None for all.
@@ -78,6 +80,7 @@ class DatasetSource:
     mask: MaskSource | None = None
     table: TableSource | None = None
     remote: RemoteSource | None = None
+    hub: HubDataset | None = None
     stride: int = 32
 
 
@@ -117,12 +120,16 @@ def _place_all(
 
 def _bring(source: DatasetSource, reporter: Reporter) -> list[Skipped]:
     """Fetch what is new of a remote dataset; returns what was left where it is."""
-    if source.remote is None:
+    track = partial(reporter.track, f"Fetching [{source.id}]")
+    if source.hub:
+        done, where = bring(source.hub, source.folder, track), source.hub.name
+    elif source.remote:
+        done, where = mirror(source.remote, source.folder, track), source.remote.url
+    else:
         return []
-    done = mirror(source.remote, source.folder, partial(reporter.track, f"Fetching [{source.id}]"))
     reporter.say(
         done.note
-        or f"[{source.id}] {source.remote.url}: {done.fetched} files fetched, {done.kept} were here, {done.removed} are gone"
+        or f"[{source.id}] {where}: {done.fetched} files fetched, {done.kept} were here, {done.removed} are gone"
     )
     return list(done.skipped)
 

@@ -13,6 +13,7 @@ from simpletuner.config.read import RunConfig
 from simpletuner.data.cache import content_key
 from simpletuner.data.captions import CaptionRules, Shuffle
 from simpletuner.data.encode import PlacedSample
+from simpletuner.data.hub_dataset import HubDataset
 from simpletuner.data.masks import MaskSource
 from simpletuner.data.mirror import RemoteSource
 from simpletuner.data.placement import PlacementRules
@@ -156,7 +157,7 @@ def dataset_source(config: RunConfig, entry: ImageDataset, alignment: int, strid
         id=entry.id,
         folder=Path(entry.instance_data_dir).expanduser(),
         captions=CaptionRules(
-            strategy=entry.caption_strategy,
+            strategy="parquet" if entry.caption_strategy == "huggingface" else entry.caption_strategy,
             instance_prompts=(prompts,) if isinstance(prompts, str) else tuple(prompts or ()),
             prepend_instance_prompt=entry.prepend_instance_prompt,
             only_instance_prompt=entry.only_instance_prompt,
@@ -186,6 +187,7 @@ def dataset_source(config: RunConfig, entry: ImageDataset, alignment: int, strid
         mask=_mask_source(config, entry),
         table=_table_source(entry),
         remote=_remote_source(entry),
+        hub=_hub_dataset(entry),
         stride=stride,
         latent_dir=Path(entry.cache_dir_vae).expanduser(),
         encode_batch=entry.vae_batch_size,
@@ -205,7 +207,7 @@ def _mask_source(config: RunConfig, entry: ImageDataset) -> MaskSource | None:
 
 def _remote_source(entry: ImageDataset) -> RemoteSource | None:
     """Where a dataset's files come from, if not from this machine. Without keys the usual AWS sources of them count."""
-    if not entry.source_url:
+    if not entry.source_url or entry.type == "huggingface":
         return None
     client = {"endpoint_url": entry.aws_endpoint_url, "region_name": entry.aws_region_name}
     secrets = {"key": entry.aws_access_key_id, "secret": entry.aws_secret_access_key}
@@ -214,8 +216,26 @@ def _remote_source(entry: ImageDataset) -> RemoteSource | None:
     return RemoteSource(entry.source_url, {**given, **({"client_kwargs": kept} if kept else {})})
 
 
+def _hub_dataset(entry: ImageDataset) -> HubDataset | None:
+    """The Hugging Face dataset, if the pictures are in one."""
+    if entry.type != "huggingface" or not entry.dataset_name:
+        return None
+    return HubDataset(
+        name=entry.dataset_name,
+        config=entry.dataset_config,
+        split=entry.split,
+        revision=entry.revision,
+        image_column=entry.image_column,
+        caption_column=entry.caption_column if entry.caption_strategy == "huggingface" else None,
+        fallback_caption_column=entry.fallback_caption_column,
+    )
+
+
 def _table_source(entry: ImageDataset) -> TableSource | None:
     """The table of captions, where captions come from one. Sizes are read from the pictures themselves."""
+    hub = _hub_dataset(entry)
+    if hub and entry.caption_strategy == "huggingface":
+        return hub.table(Path(entry.instance_data_dir).expanduser())
     asked = entry.parquet
     if asked is None or entry.caption_strategy != "parquet":
         return None
