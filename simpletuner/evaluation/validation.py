@@ -18,6 +18,7 @@ from PIL import Image
 from simpletuner.data.types import Size
 from simpletuner.models.base import EncodedText
 
+NAME_BYTES = 100  # of the 255 that file systems give a name; step, size and label come beside it
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{d}{i}" for d in ("com", "lpt") for i in range(1, 10))}
 
 
@@ -49,7 +50,7 @@ def file_names(nicknames: Sequence[str]) -> dict[str, str]:
     names: dict[str, str] = {}
     taken: set[str] = set()
     for nickname in nicknames:
-        base = re.sub(r"[^\w.-]+", "_", nickname).strip("._-")[:80] or "prompt"
+        base = re.sub(r"[^\w.-]+", "_", nickname).strip("._-").encode()[:NAME_BYTES].decode(errors="ignore") or "prompt"
         base = re.sub(r"_{2,}", "_", base)
         if base.split(".")[0].lower() in _RESERVED:
             base = f"prompt_{base}"

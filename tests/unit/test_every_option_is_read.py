@@ -1,0 +1,93 @@
+"""Nothing is accepted and ignored: every field of the option and dataset models is read by the program.
+
+The scan looks for attributes of that name in the modules that see the options at all: those that import
+simpletuner.config (design, rule 5), leaving out the config room itself, which only checks.
+"""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import simpletuner
+from simpletuner.config.datasets import (
+    FILLED_FROM_OPTIONS,
+    CaptionShuffle,
+    CaptionTableOptions,
+    ImageDataset,
+    MaskDataset,
+    TextEmbedsDataset,
+)
+from simpletuner.config.options import Section, section_of
+
+PACKAGE = Path(simpletuner.__file__).parent
+
+# These become datasets, prompts and folders while the configuration is read, and are spent with that.
+SPENT_IN_READING = {
+    "config/read.py": {"data_backend_config", "validation_prompt", "user_prompt_library", "model_flavour"},
+    "config/dataloader.py": {"cache_dir", "cache_dir_vae", "cache_dir_text", "default"},
+    # optimizer_arguments(), which run.py calls
+    "config/options.py": {"optimizer_config", "optimizer_beta1", "optimizer_beta2"},
+}
+# A printed line says that they have no effect.
+TOLD = {
+    "is_regularisation_data": "config/dataloader.py",
+    "width_column": "config/dataloader.py",
+    "height_column": "config/dataloader.py",
+    "aspect_ratio_column": "config/dataloader.py",
+}
+# Their type admits a single value.
+ONE_VALUE = {"model_type", "type"}
+# Joined to source_url while the dataloader file is read (test_s3.py trains from such a bucket).
+JOINED = {"aws_bucket_name", "aws_data_prefix"}
+
+MODELS = (ImageDataset, MaskDataset, TextEmbedsDataset, CaptionShuffle, CaptionTableOptions)
+FIELDS = sorted({(model.__name__, field) for model in MODELS for field in model.model_fields})
+
+
+def reads(source: str) -> set[str]:
+    """Names of all attributes that some Python source reads."""
+    nodes = ast.walk(ast.parse(source))
+    return {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
+
+
+def imports_config(source: str) -> bool:
+    modules = [n.module or "" for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ImportFrom)]
+    return any(module.startswith("simpletuner.config") for module in modules)
+
+
+SOURCES = {str(path.relative_to(PACKAGE)): path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")}
+ACTING = {name for name, source in SOURCES.items() if imports_config(source) and not name.startswith("config/")}
+READ: set[str] = set().union(*(reads(SOURCES[name]) for name in ACTING))
+
+
+def is_read(field: str) -> bool:
+    spent = any(field in names and field in reads(SOURCES[module]) for module, names in SPENT_IN_READING.items())
+    told = field in TOLD and field in reads(SOURCES[TOLD[field]])
+    return field in READ or spent or told
+
+
+def test_the_scan_sees_who_acts() -> None:
+    assert {"training/run.py", "training/translate.py"} <= ACTING
+    assert "training/loop.py" not in ACTING and "optimizer_arguments" in READ
+
+
+@pytest.mark.parametrize("option", sorted(section_of()))
+def test_every_option_is_read(option: str) -> None:
+    assert option in ONE_VALUE or is_read(option)
+
+
+@pytest.mark.parametrize(("model", "field"), FIELDS)
+def test_every_field_of_a_dataset_is_read(model: str, field: str) -> None:
+    assert field in ONE_VALUE | JOINED or is_read(field)
+
+
+def test_what_fills_in_datasets_is_a_field_of_them() -> None:
+    assert set(FILLED_FROM_OPTIONS) <= set(ImageDataset.model_fields) & set(section_of())
+
+
+def test_a_lost_option_would_be_noticed() -> None:
+    class Lost(Section):
+        never_looked_at: int = 0
+
+    assert not any(is_read(field) for field in Lost.model_fields)
