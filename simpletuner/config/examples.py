@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from simpletuner.errors import ConfigError, Problem
@@ -55,5 +54,8 @@ def copy(name: str, destination: Path, force: bool = False) -> list[Path]:
         raise ConfigError([Problem("command line", "examples copy", t, "it exists already", remedy) for t in taken])
     destination.mkdir(parents=True, exist_ok=True)
     for target, source in zip(targets, files.values(), strict=True):
-        shutil.copyfile(folder / source, target)
+        text = (folder / source).read_text(encoding="utf-8")
+        for copied, packaged in files.items():  # the copy reads the copies beside it, so that editing them acts
+            text = text.replace(f"{{example:{name}}}/{packaged}", (destination / copied).as_posix())
+        target.write_text(text, encoding="utf-8")
     return targets

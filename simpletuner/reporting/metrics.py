@@ -8,13 +8,18 @@ import time
 from pathlib import Path
 from typing import Any
 
+from simpletuner.errors import TunerError
+
 
 class MetricsFile:
     """Appends to ``metrics.jsonl``."""
 
     def __init__(self, path: Path) -> None:
         """Append to ``path``, made if missing."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise TunerError(f"cannot make {path.parent} (output_dir): {error.strerror}. Choose another.") from error
         self._path = path
 
     def write(self, kind: str, values: dict[str, Any]) -> None:

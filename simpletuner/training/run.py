@@ -251,6 +251,7 @@ def finish(session: Session, parts: Components, trainee: Trainee, hooks: list[Ho
         session.family.pipeline(parts, with_text=True).save_pretrained(staging)
     say()
     say(f"Done: {done} steps.")
+    _warn_if_skipped(session)
     for hook in hooks:
         if isinstance(hook, HeldOutLoss):
             figures = hook.figures()
@@ -265,5 +266,17 @@ def finish(session: Session, parts: Components, trainee: Trainee, hooks: list[Ho
     if session.device.type == "cuda":
         say(f"  peak GPU memory  {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
     say("Next: look at the pictures; then use the model:")
-    say(f'  pipe = diffusers.SanaPipeline.from_pretrained("{final}")')
+    for line in translate.usage(session.config, session.text, session.facts, final):
+        say(f"  {line}")
     say("  or train on: raise max_train_steps and start again, it resumes from the last checkpoint.")
+
+
+def _warn_if_skipped(session: Session) -> None:
+    """Say plainly that the run ended on steps that were skipped: such a model has most likely diverged."""
+    steps = session.metrics.read("step")
+    last = len(steps) - max((i + 1 for i, step in enumerate(steps) if not step["skipped"]), default=0)
+    if last:
+        session.reporter.say(
+            f"  WARNING: the last {last} steps were skipped (NaN or infinity), so the weights have most likely diverged "
+            "and the pictures will show it. What to do: train again with a lower learning_rate."
+        )

@@ -321,3 +321,21 @@ def identity(
             "caption_dropout_probability": config.options.data.caption_dropout_probability,
         },
     )
+
+
+def usage(config: RunConfig, text: TextSettings, facts: Facts, pipeline: Path) -> list[str]:
+    """Python lines that draw from the exported pipeline exactly as validation does."""
+    options = config.options.validation
+    width, height = options.validation_resolution[0]
+    prompt = config.prompts[0][1] if config.prompts else "a prompt"
+    arguments = [f"width={width}, height={height}, guidance_scale={options.validation_guidance:g}"]
+    if facts.native_resolution < 512 or (width, height) != (facts.native_resolution,) * 2:
+        arguments.append("use_resolution_binning=False")
+    if not text.instruction:
+        arguments.append("complex_human_instruction=None")
+    if text.max_tokens != 300:
+        arguments.append(f"max_sequence_length={text.max_tokens}")
+    return [
+        f'pipe = diffusers.SanaPipeline.from_pretrained("{pipeline}")',
+        f"image = pipe({prompt!r}, {', '.join(arguments)}).images[0]",
+    ]

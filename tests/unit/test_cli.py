@@ -63,7 +63,10 @@ def test_examples_can_be_listed_copied_and_are_not_overwritten(simpletuner: Comm
     again = simpletuner("examples", "copy", "pocket", check=False)
     assert again.returncode == 1 and "--force" in again.stderr
     simpletuner("examples", "copy", "pocket", "--force")
-    assert "example:pocket" in (tmp_path / "config" / "config.json").read_text()
+    config = (tmp_path / "config" / "config.json").read_text()
+    assert "{example:pocket}/model" in config
+    # Editing the copies must act: the copied configuration names them, not the packaged ones.
+    assert '"config/multidatabackend.json"' in config and '"config/user_prompt_library.json"' in config
 
 
 def test_the_sana_example_runs_with_only_its_paths_replaced(
