@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import random
 import re
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Literal
 from simpletuner.data.tables import CaptionTable
 from simpletuner.errors import DataError
 
+MAX_CAPTION_BYTES = 1_000_000
 Strategy = Literal["filename", "textfile", "instanceprompt", "parquet", "null"]
 _SEPARATORS = {"comma": (r"\s*,\s*", ", "), "period": (r"\s*\.\s*", ". "), "space": (r"\s+", " ")}
 
@@ -74,7 +76,8 @@ def captions_for(path: Path, rules: CaptionRules) -> tuple[str, ...]:
     """The captions of one picture, distinct alternatives in a stable order.
 
     Raises:
-        DataError: ``textfile`` and the file beside the picture is missing or is not UTF-8 text.
+        DataError: ``textfile`` and the file beside the picture is missing or is not UTF-8 text; ``filename`` and the
+            name is not UTF-8.
     """
     if rules.only_instance_prompt or rules.strategy == "instanceprompt":
         return rules.instance_prompts
@@ -83,7 +86,7 @@ def captions_for(path: Path, rules: CaptionRules) -> tuple[str, ...]:
     elif rules.strategy == "parquet" and rules.table:
         found = rules.table.captions(path)
     else:
-        found = _from_file(path, rules) if rules.strategy == "textfile" else (path.stem.replace("_", " "),)
+        found = _from_file(path, rules) if rules.strategy == "textfile" else _from_name(path)
     found = tuple(dict.fromkeys(other for caption in found for other in _alternatives(clean(caption, rules), rules)))
     if rules.prepend_instance_prompt:
         return tuple(f"{prompt} {caption}".strip() for prompt in rules.instance_prompts for caption in found)
@@ -126,11 +129,20 @@ def _alternatives(caption: str, rules: CaptionRules) -> Iterable[str]:
         yield joint.join([*kept, *generator.sample(free, len(free))])
 
 
+def _from_name(path: Path) -> tuple[str, ...]:
+    """The file's name without its ending, underscores being spaces."""
+    try:
+        path.stem.encode()
+    except UnicodeEncodeError as error:
+        raise DataError("its name is not UTF-8 and cannot be a caption: rename it") from error
+    return (path.stem.replace("_", " "),)
+
+
 def _from_file(path: Path, rules: CaptionRules) -> tuple[str, ...]:
     """Non-empty lines of the text file beside the picture, or all of it; an empty file is one empty caption."""
     file = path.with_suffix(".txt")
     try:
-        text = file.read_text(encoding="utf-8-sig")  # with or without BOM, any line ends
+        text = _read_text(path, file)
     except FileNotFoundError as error:
         raise DataError(f"{path.name} has no caption: {file.name} does not exist beside it") from error
     except UnicodeDecodeError as error:
@@ -142,3 +154,23 @@ def _from_file(path: Path, rules: CaptionRules) -> tuple[str, ...]:
         return (" ".join(text.split()),)
     # Not splitlines(): it also breaks at characters that may stand inside a caption, such as U+2028.
     return tuple(line.strip() for line in text.split("\n") if line.strip()) or ("",)
+
+
+def _read_text(path: Path, file: Path) -> str:
+    """UTF-8 with or without BOM, any line ends. Looks at the kind of file first: reading a pipe would never end.
+
+    Raises:
+        DataError: It is no ordinary file, or far too large for a caption.
+        OSError: It is missing or cannot be read.
+        UnicodeDecodeError: It is not UTF-8, or holds zeros, as UTF-16 without a mark does.
+    """
+    status = file.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise DataError(f"the caption of {path.name}, {file.name}, cannot be read (it is not an ordinary file)")
+    if status.st_size > MAX_CAPTION_BYTES:
+        size = f"{status.st_size / 1e6:.1f} MB"
+        raise DataError(f"the caption of {path.name}, {file.name}, is {size} large: is that really a caption?")
+    data = file.read_bytes()
+    if (at := data.find(b"\0")) >= 0:
+        raise UnicodeDecodeError("utf-8", data, at, at + 1, "zeros in the text")
+    return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")

@@ -68,9 +68,11 @@ def find_pictures(folder: Path) -> tuple[list[Path], list[Skipped]]:
 
 
 def _why_no_picture(path: Path) -> str:
-    if path.suffix.lower() in (".heic", ".heif"):
+    if path.suffix.lower() in (".heic", ".heif", ".hif"):
         return "HEIC cannot be read here: convert it to JPEG or PNG"
-    return f"{path.suffix or 'a file without ending'} is not a picture format"
+    if path.suffix in ("", "."):
+        return "its name has no ending: if it is a picture, add the right one (.jpg, .png …)"
+    return f"{path.suffix} is not a picture format that is read here"
 
 
 def _look_at(path: Path, caption_rules: CaptionRules, placement_rules: PlacementRules) -> Sample | Skipped:

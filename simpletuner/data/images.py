@@ -8,23 +8,28 @@ size itself and writes nothing.
 from __future__ import annotations
 
 import io
+import re
+import stat
 import threading
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError, features
 
 from simpletuner.data.types import Placement, Size
 from simpletuner.errors import ImageError
 
 MAX_PIXELS = 100_000_000
-# Named, so that no file can reach the decoders that start other programs (EPS) or that few people audit.
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "AVIF", "JPEG2000", "PPM", "TGA", "ICO")
+# Larger pictures are first averaged to about twice the wanted size, so that they are not held in memory several times.
+LARGE_PIXELS = 25_000_000
+# Named, so that no file can reach the decoders that start other programs (EPS) or that few people audit. TGA has no
+# signature and takes others for its own, so it comes last.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "AVIF", "JPEG2000", "PPM", "ICO", "TGA")
 _SWAPS_SIDES = (5, 6, 7, 8)
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -36,12 +41,30 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _PNG_TAIL = 1 << 17  # bytes; EXIF with its thumbnail is at most half of this
+_GONE = "not a file (any more)"
+# First bytes of what Pillow does not open. These are pictures, so converting them helps:
+_FOREIGN = (
+    (rb".{4}ftyp.{0,60}avi[fs]", "AVIF"),
+    (rb".{4}ftyp.{0,60}(hei[cxms]|hev[cxms]|mif1|msf1)", "HEIC"),
+    (rb"\0\0\0\x0cJXL |\xff\x0a", "JPEG XL"),
+    (rb"8BPS", "a Photoshop file"),
+    (rb"II[*+]\0|MM\0[*+]", "a raw photograph or a TIFF of a rare kind"),
+)
+# And these are not:
+_NO_PICTURE = (
+    (rb".{4}ftyp", "a film"),
+    (rb"%PDF", "a PDF"),
+    (rb"%!PS", "PostScript"),
+    (rb"PK\x03\x04", "a zip archive"),
+    (rb"version https://git-lfs", "only Git LFS's pointer to one (git lfs pull fetches it)"),
+    (rb"([\t\n\r -~]|[\xc2-\xf4][\x80-\xbf]+)+[\xc2-\xf4]?\Z", "text"),
+)
 # Warning filters belong to the whole process and pictures are opened by several threads.
 _filters = threading.Lock()
 
 
 @contextmanager
-def _plain_reasons(doing: str) -> Iterator[None]:
+def _plain_reasons(doing: str, path: Path) -> Iterator[None]:
     """Whatever a decoder raises for a broken file becomes an ImageError with a plain reason."""
     too_large = f"it is larger than {MAX_PIXELS // 10**6} megapixels"
     try:
@@ -51,10 +74,47 @@ def _plain_reasons(doing: str) -> Iterator[None]:
     except Image.DecompressionBombError as error:
         raise ImageError(too_large) from error
     except UnidentifiedImageError as error:
-        raise ImageError("it is not a picture that can be read, whatever its name says") from error
+        raise ImageError(_what_it_is(path)) from error
     except Exception as error:  # one unreadable picture: decoders raise nearly anything
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise ImageError(f"it cannot be {doing}: the file is damaged or cut short ({reason})") from error
+
+
+def _what_it_is(path: Path) -> str:
+    """Why nothing here opens this file, from its first bytes."""
+    head = b""
+    with suppress(OSError), path.open("rb") as file:
+        head = file.read(512)
+    for start, what in _FOREIGN:
+        if re.match(start, head, re.DOTALL):
+            if what == "AVIF" and features.check("avif"):
+                return "it cannot be opened: the file is damaged or cut short (AVIF)"
+            return f"it is {what}, which cannot be read here: convert it to JPEG or PNG"
+    for start, what in _NO_PICTURE:
+        if re.match(start, head, re.DOTALL):
+            return f"it is not a picture, whatever its name says: it is {what}"
+    return "it is not a picture that can be read, whatever its name says"
+
+
+def _refuse_what_is_no_file(path: Path) -> None:
+    """Before anything is opened: opening a pipe waits for ever.
+
+    Raises:
+        ImageError: It is no ordinary file, or an empty one.
+    """
+    try:
+        status = path.stat()
+    except PermissionError as error:
+        raise ImageError("it cannot be opened: no permission to read it") from error
+    except OSError as error:
+        link = path.is_symlink()
+        raise ImageError(f"it is {'a link to something that does not exist' if link else _GONE}") from error
+    if stat.S_ISDIR(status.st_mode):
+        raise ImageError(f"it is {_GONE}")
+    if not stat.S_ISREG(status.st_mode):
+        raise ImageError("it is not a file but a pipe, socket or device")
+    if status.st_size == 0:
+        raise ImageError("the file is empty")
 
 
 def _open(path: Path) -> Image.Image:
@@ -63,16 +123,16 @@ def _open(path: Path) -> Image.Image:
     Raises:
         ImageError: With a plain reason.
     """
-    if not path.is_file():  # also a pipe, which would block
-        raise ImageError("it is not a file (any more)")
-    if path.stat().st_size == 0:
-        raise ImageError("the file is empty")
+    _refuse_what_is_no_file(path)
     try:
         with _filters, warnings.catch_warnings():
             # Pillow warns below our own limit; ours decides.
             warnings.simplefilter("ignore")
-            with _plain_reasons("opened"):
+            with _plain_reasons("opened", path):
                 picture = Image.open(path, formats=FORMATS)
+                # A file with a name may be mapped into memory: then Pillow leaves a TIFF sideways, and a file that
+                # gets shorter meanwhile kills the process.
+                picture.filename = ""
     except ImageError as error:
         if isinstance(error.__cause__, PermissionError):
             raise ImageError("it cannot be opened: no permission to read it") from error
@@ -105,7 +165,7 @@ def _orientation(picture: Image.Image, path: Path) -> int:
     if picture.format == "TIFF":
         return 1
     try:
-        with _plain_reasons("opened"), _filters, warnings.catch_warnings():
+        with _plain_reasons("opened", path), _filters, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if picture.format == "PNG" and "exif" not in picture.info and (exif := _late_exif(path)):
                 picture.info["exif"] = exif
@@ -132,8 +192,9 @@ def open_rgb(path: Path, at_least: Size | None = None) -> Image.Image:
 
     Args:
         path: The picture; its first frame is used.
-        at_least: If given, a JPEG may be decoded at a half, quarter or eighth of its size as long as both sides stay
-            at least twice this (after rotation): same result after resizing, many times faster.
+        at_least: If given, a JPEG may be decoded at a half, quarter or eighth of its size, and a picture of more than
+            ``LARGE_PIXELS`` at any whole part of it, as long as both sides stay at least twice this (after rotation):
+            same result after resizing, many times faster.
 
     Raises:
         ImageError: It cannot be decoded.
@@ -146,22 +207,39 @@ def _decode(path: Path, at_least: Size | None) -> tuple[Image.Image, bytes | Non
     """Upright RGB, and the ICC profile that is still to be applied, if any."""
     with _open(path) as picture:
         orientation = _orientation(picture, path)
-        with _plain_reasons("decoded"):
+        with _plain_reasons("decoded", path):
+            wanted = at_least or Size(*picture.size)
+            if orientation in _SWAPS_SIDES:
+                wanted = Size(wanted.height, wanted.width)
             if at_least and picture.format in ("JPEG", "MPO"):
-                wanted = at_least[::-1] if orientation in _SWAPS_SIDES else tuple(at_least)
-                picture.draft(None, (wanted[0] * 2, wanted[1] * 2))
+                picture.draft(None, (wanted.width * 2, wanted.height * 2))
             picture.load()
             profile = picture.info.get("icc_profile")
+            part = min(picture.width // (wanted.width * 2), picture.height // (wanted.height * 2))
+            part = max(1, part) if picture.width * picture.height > LARGE_PIXELS else 1
             if picture.mode == "RGB" and not picture.has_transparency_data:
-                rgb = picture  # the common case: its profile costs less after the resize
+                # The common case: its profile costs less after the resize.
+                rgb = picture.reduce(part) if part > 1 else picture.copy()
             else:
-                rgb, profile = _to_srgb(picture, profile), None
-            return (rgb.transpose(_UPRIGHT[orientation]) if orientation != 1 else rgb.copy()), profile
+                rgb, profile = _to_srgb_in_bands(_to_eight_bits(picture), profile, part), None
+            return (rgb.transpose(_UPRIGHT[orientation]) if orientation != 1 else rgb), profile
+
+
+def _to_srgb_in_bands(picture: Image.Image, profile: bytes | None, part: int) -> Image.Image:
+    """``_to_srgb``, then averaged to one part of its size; from top to bottom, to need little memory."""
+    if part == 1:
+        return _to_srgb(picture, profile)
+    result = Image.new("RGB", (-(-picture.width // part), -(-picture.height // part)))
+    rows = part * max(1, 2_000_000 // (picture.width * part))
+    for top in range(0, picture.height, rows):
+        band = picture.crop((0, top, picture.width, min(top + rows, picture.height)))
+        result.paste(_to_srgb(band, profile).reduce(part), (0, top // part))
+    return result
 
 
 def _to_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
-    """Any mode → RGB: depth first, then colour, then transparency over white."""
-    picture, alpha = _split_alpha(_to_eight_bits(picture))
+    """Any mode of 8 bits → RGB: colour first, then transparency over white."""
+    picture, alpha = _split_alpha(picture)
     converted = _apply_profile(picture, profile)
     if alpha is None:
         return converted
@@ -185,6 +263,8 @@ def _to_eight_bits(picture: Image.Image) -> Image.Image:
         grey = np.clip(values.astype(np.int64) >> 23, 0, 255).astype(np.uint8)
     else:
         grey = ((np.clip(values, 0, 65535).astype(np.uint32) + 128) // 257).astype(np.uint8)
+        if getattr(picture, "tag_v2", {}).get(ExifTags.Base.PhotometricInterpretation) == 0:
+            grey = 255 - grey  # a TIFF in which white is zero: Pillow turns it at 8 bits, not at 16
     result = Image.fromarray(grey)
     key = picture.info.get("transparency")
     if isinstance(key, int):  # the one grey that stands for nothing, in the depth of the file

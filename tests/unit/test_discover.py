@@ -93,7 +93,8 @@ def test_what_only_looks_like_a_picture_file_is_skipped(tmp_path: Path) -> None:
     found = discover(tmp_path, CaptionRules("filename"), RULES)
     assert names(found, tmp_path) == ["a.png"]
     assert {s.path.name: s.reason for s in found.skipped} == {
-        name: "it is not a file (any more)" for name in ("gone.png", "pipe.png")
+        "gone.png": "it is a link to something that does not exist",
+        "pipe.png": "it is not a file but a pipe, socket or device",
     }
 
 
