@@ -73,7 +73,7 @@ def build(
 
 def arguments_of(name: str, overrides: Mapping[str, Any]) -> set[str]:
     """Names of the arguments that ``build`` sets: the configuration decides them, also on resume."""
-    return {*OPTIMIZERS[name].defaults, *overrides, "lr", "fused"}
+    return {*OPTIMIZERS[name].defaults, *overrides, "lr", "fused", "beta1", "beta2"}  # optimi splits the betas
 
 
 def pack(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
