@@ -83,9 +83,19 @@ def test_pixels_and_latents_are_float32_repeatable_and_independent_of_the_batch(
     torch.testing.assert_close(family.encode_pixels(parts.vae, pixels[1:]), latents[1:], rtol=1e-3, atol=1e-4)
     back = family.decode_latents(parts.vae, latents)
     assert back.shape == pixels.shape and back.dtype == torch.float32 and back.abs().max() <= 1
-    flat = torch.full((1, 3, 64, 64), 0.5)
-    again = family.decode_latents(parts.vae, family.encode_pixels(parts.vae, flat))
-    assert (again - flat).abs().mean() < 0.1, "decode is the inverse of encode, up to what the VAE loses"
+
+
+def test_decode_is_the_inverse_of_encode_and_latents_are_scaled(family: Family, parts: Components) -> None:
+    """A gradient with a square comes back best from the very latents, not from smaller or larger ones."""
+    slope = torch.linspace(-1, 1, 64)
+    picture = torch.stack([slope[:, None].expand(64, 64)] * 3)[None].clone()
+    picture[..., 8:30, 8:40] = torch.tensor([0.6, -0.5, -0.3])[:, None, None]
+    latents = family.encode_pixels(parts.vae, picture)
+
+    def error(scale: float) -> float:
+        return (family.decode_latents(parts.vae, latents * scale) - picture).square().mean().item()
+
+    assert error(1.0) < min(error(0.85), error(1.15)) and error(1.0) < 0.01
 
 
 def test_text_embeds_have_their_length_a_mask_and_do_not_depend_on_the_batch(family: Family, parts: Components) -> None:

@@ -127,9 +127,10 @@ def test_saved_and_put_back_it_goes_on_to_the_same_bits(name: str, dtype: torch.
 @pytest.mark.parametrize(("key", "value"), [("weight_decay", 0.25), ("eps", 0.1), ("betas", (0.5, 0.6))])
 @pytest.mark.parametrize("name", NAMES)
 def test_on_resume_the_configuration_wins_and_says_so(name: str, key: str, value: object) -> None:
-    first, second = fresh(name), fresh(name, **{key: value})
+    given: dict[str, Any] = {key: value}
+    first, second = fresh(name), fresh(name, **given)
     steps(first, 0, 2)
-    notes = unpack(second[1], *pack(first[1]), arguments_of(name, {key: value}))
+    notes = unpack(second[1], *pack(first[1]), arguments_of(name, given))
     assert arguments(second[1])[key] == value
     # optimi keeps and tells its betas one by one
     assert len(notes) == (2 if (name, key) == ("optimi-adamw", "betas") else 1)
