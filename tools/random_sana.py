@@ -108,6 +108,11 @@ def _shapes(size: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     return transformer, vae, text
 
 
+def vae_config(size: str) -> dict[str, Any]:
+    """Arguments of AutoencoderDC for ``tiny`` or ``1.6b``."""
+    return _shapes(size)[1]
+
+
 def write(folder: Path, size: str = "tiny", device: str = "cpu", seed: int = 0) -> Path:
     """Write the pipeline folder; float32 for ``tiny``, bf16 transformer and text encoder for ``1.6b``."""
     import diffusers

@@ -1,11 +1,13 @@
 """Room 4, Encode: pixels become latents, captions become text embeds, both kept in a TensorStore.
 
 In: samples with placements; captions; two encoding functions. Out: filled stores. Only what is missing is encoded;
-decoding runs ahead on threads while the encoder works. Knows no model: the functions are handed in.
+decoding runs ahead on threads, and writing behind,
+while the encoder works. Knows no model: the functions are handed in.
 """
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,13 +16,15 @@ from pathlib import Path
 
 import torch
 
-from simpletuner.data.cache import TensorStore, content_key
+from simpletuner.data.cache import ShardWriter, TensorStore, content_key
 from simpletuner.data.images import cut
 from simpletuner.data.masks import MaskKind, weights
 from simpletuner.data.types import Placement, Sample, Skipped
 from simpletuner.errors import ImageError
 
-DECODE_THREADS = 4
+# Decoding leaves the interpreter free (Pillow and torch release its lock), so threads do what processes would, without
+# copying pixels between them; figures in bench/RESULTS.md. One for each core, and some for waiting on the disk.
+DECODE_THREADS = min(32, 2 + (os.cpu_count() or 1))
 DECODER = "pixels-1"  # raise it when data/images.py gives other pixels for the same file
 
 
@@ -85,27 +89,74 @@ def encode_latents(
     """
     skipped: list[Skipped] = []
     with ThreadPoolExecutor(DECODE_THREADS) as pool, store.writer() as writer:
-        waiting: deque[tuple[list[PlacedSample], list[Future[torch.Tensor]]]] = deque()
-        batches = _batches(placed, batch_size)
-        while True:
-            while len(waiting) < 2 and (batch := next(batches, None)):
-                waiting.append((batch, [pool.submit(cut, p.sample.path, p.placement) for p in batch]))
-            if not waiting:
-                return skipped
-            batch, futures = waiting.popleft()
-            good: list[PlacedSample] = []
-            pixels: list[torch.Tensor] = []
-            for item, future in zip(batch, futures, strict=True):
-                try:
-                    pixels.append(future.result())
-                    good.append(item)
-                except ImageError as error:
-                    skipped.append(Skipped(item.sample.path, str(error)))
-            if good:
-                latents = encode(torch.stack(pixels)).to(dtype)
-                for item, latent in zip(good, latents, strict=True):
-                    writer.add(item.key, latent, str(item.sample.path))
-            on_done(len(batch))
+        before: _Encoded | None = None
+        for good, pixels, broken in _decoded_ahead(pool, placed, batch_size):
+            skipped += broken
+            # A GPU works on this batch while the one before is checked and written, and the next are decoded.
+            now = _Encoded.start(good, encode(torch.stack(pixels)).to(dtype), broken) if good else None
+            if before:
+                before.keep(writer, on_done)
+            before = now
+            if not good:
+                on_done(len(broken))
+        if before:
+            before.keep(writer, on_done)
+    return skipped
+
+
+def _decoded_ahead(
+    pool: ThreadPoolExecutor, placed: Sequence[PlacedSample], batch_size: int
+) -> Iterator[tuple[list[PlacedSample], list[torch.Tensor], list[Skipped]]]:
+    """Batches in order, decoded: samples, their pixels [3, H, W], and those that could not be decoded.
+
+    Enough batches wait that no thread ever does; a batch of 1024 px pictures takes 12 MB a picture.
+    """
+    waiting: deque[tuple[list[PlacedSample], list[Future[torch.Tensor]]]] = deque()
+    batches = _batches(placed, batch_size)
+    ahead = 1 + -(-2 * DECODE_THREADS // batch_size)
+    while True:
+        while len(waiting) < ahead and (batch := next(batches, None)):
+            waiting.append((batch, [pool.submit(cut, p.sample.path, p.placement) for p in batch]))
+        if not waiting:
+            return
+        good: list[PlacedSample] = []
+        pixels: list[torch.Tensor] = []
+        broken: list[Skipped] = []
+        for item, future in zip(*waiting.popleft(), strict=True):
+            try:
+                pixels.append(future.result())
+                good.append(item)
+            except ImageError as error:
+                broken.append(Skipped(item.sample.path, str(error)))
+        yield good, pixels, broken
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    """One batch of latents on its way from the device to the disk."""
+
+    samples: list[PlacedSample]
+    latents: torch.Tensor
+    arrived: torch.cuda.Event | None
+    finished: int
+
+    @classmethod
+    def start(cls, samples: list[PlacedSample], latents: torch.Tensor, broken: Sequence[Skipped]) -> _Encoded:
+        """Begin the copy to main memory; behind the next batch's work in the queue it would wait for that."""
+        arrived = None
+        if latents.is_cuda:
+            latents = latents.to("cpu", non_blocking=True)
+            arrived = torch.cuda.Event()
+            arrived.record()
+        return cls(samples, latents, arrived, len(samples) + len(broken))
+
+    def keep(self, writer: ShardWriter, on_done: Callable[[int], None]) -> None:
+        """Hand the latents to the writer, once they are here."""
+        if self.arrived:
+            self.arrived.synchronize()
+        for item, latent in zip(self.samples, self.latents, strict=True):
+            writer.add(item.key, latent, str(item.sample.path))
+        on_done(self.finished)
 
 
 def keep_masks(
