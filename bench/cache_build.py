@@ -17,12 +17,14 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from simpletuner.data import encode
 from simpletuner.data.cache import TensorStore
 from simpletuner.data.captions import CaptionRules
 from simpletuner.data.placement import PlacementRules
@@ -74,9 +76,7 @@ def program(vae: Any, pictures: Path, cache: Path, device: str, batch: int) -> i
     )
     reporter = Reporter()
     found = prepare.find([source], reporter)
-    prepare.keep_latents(
-        found, "bench", lambda x: FAMILY.encode_pixels(vae, x.to(device)), torch.bfloat16, reporter
-    )
+    prepare.keep_latents(found, "bench", lambda x: FAMILY.encode_pixels(vae, x.to(device)), torch.bfloat16, reporter)
     return len(TensorStore(cache / "bench", read_only=True))
 
 
@@ -97,7 +97,9 @@ def decode_rates(paths: list[Path]) -> None:
         for workers in (1, 4, 16):
             with ThreadPoolExecutor(workers) as pool:
                 _print_rate(f"decode, {workers} threads, torch with {torch_threads} each", pool, paths)
-    with ProcessPoolExecutor(16, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as p:
+    with ProcessPoolExecutor(
+        16, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
+    ) as p:
         list(p.map(ours, paths[:32]))
         _print_rate("decode, 16 processes", p, paths)
     torch.set_num_threads(base)
@@ -116,7 +118,9 @@ def explore(vae: Any, device: str, batch: int, count: int, alone: float) -> None
     def tell(name: str, size: int) -> None:
         seconds = gpu_only(vae, device, size, count)
         off = ((FAMILY.encode_pixels(vae, pixels) - plain).norm() / plain.norm()).item()
-        print(f"{f'GPU only, {name}, batch {size}':44} {1 / seconds:7.1f} pictures/s ({alone / seconds:.2f}x), {off:.1e} off")
+        print(
+            f"{f'GPU only, {name}, batch {size}':44} {1 / seconds:7.1f} pictures/s ({alone / seconds:.2f}x), {off:.1e} off"
+        )
 
     vae.to(memory_format=torch.channels_last)
     for size in (1, batch):
@@ -128,13 +132,32 @@ def explore(vae: Any, device: str, batch: int, count: int, alone: float) -> None
     tell("compiled", batch)
 
 
+def end_to_end(vae: Any, scratch: Path, arguments: argparse.Namespace, device: str) -> None:
+    """The reference and ours, file to disk."""
+    make_pictures(scratch / "few", 8)
+    pictures = scratch / "pictures"
+    paths = sorted(pictures.glob("*.jpg"))
+    one_after_another(vae, paths[:4], scratch / "warm", device)
+    plain = timed(device, lambda: one_after_another(vae, paths, scratch / "plain", device)) / len(paths)
+    print(f"{'one after another':44} {1 / plain:7.1f} pictures/s", flush=True)
+    for threads, batch in product(arguments.threads, arguments.batch):
+        encode.DECODE_THREADS = threads
+        cache = scratch / f"cache{batch}-{threads}"
+        program(vae, scratch / "few", scratch / f"warm{batch}-{threads}", device, batch)
+        seconds = timed(device, lambda c=cache, b=batch: program(vae, pictures, c, device, b)) / len(paths)
+        name = f"ours, batch {batch}, {threads} decoding threads"
+        print(f"{name:44} {1 / seconds:7.1f} pictures/s ({plain / seconds:.2f}x)", flush=True)
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=240)
     parser.add_argument("--batch", type=int, nargs="+", default=[4, 8])
+    parser.add_argument("--threads", type=int, nargs="+", default=[encode.DECODE_THREADS], help="that decode")
     parser.add_argument("--rehearse", action="store_true")
-    parser.add_argument("--explore", action="store_true", help="other ways of running the encoder")
+    parser.add_argument("--decode", action="store_true", help="also decoding alone, on threads and on processes")
+    parser.add_argument("--explore", action="store_true", help="also other ways of running the encoder")
     arguments = parser.parse_args()
     device = "cpu" if arguments.rehearse else "cuda"
     from diffusers import AutoencoderDC
@@ -143,26 +166,18 @@ def main() -> None:
     with torch.device(device):
         vae = AutoencoderDC(**vae_config("tiny" if arguments.rehearse else "1.6b")).eval().requires_grad_(False)
     with tempfile.TemporaryDirectory() as scratch:
-        pictures = Path(scratch) / "pictures"
-        make_pictures(pictures, arguments.pictures)
-        make_pictures(Path(scratch) / "few", 8)
-        paths = sorted(pictures.glob("*.jpg"))
-        decode_rates(paths)
-        one_after_another(vae, paths[:4], Path(scratch) / "warm", device)
-        plain = timed(device, lambda: one_after_another(vae, paths, Path(scratch) / "plain", device)) / len(paths)
-        print(f"{'one after another':44} {1 / plain:7.1f} pictures/s", flush=True)
-        for batch in arguments.batch:
-            cache = Path(scratch) / f"cache{batch}"
-            program(vae, Path(scratch) / "few", Path(scratch) / f"warm{batch}", device, batch)
-            seconds = timed(device, lambda c=cache, b=batch: program(vae, pictures, c, device, b)) / len(paths)
-            print(f"{f'ours, batch {batch}':44} {1 / seconds:7.1f} pictures/s ({plain / seconds:.2f}x)", flush=True)
-        alone = gpu_only(vae, device, 1, len(paths))
-        print(f"{'GPU only, batch 1':44} {1 / alone:7.1f} pictures/s", flush=True)
-        for batch in arguments.batch:
-            many = gpu_only(vae, device, batch, len(paths))
-            print(f"{f'GPU only, batch {batch}':44} {1 / many:7.1f} pictures/s ({alone / many:.2f}x)", flush=True)
-        if arguments.explore:
-            explore(vae, device, arguments.batch[0], len(paths), alone)
+        make_pictures(Path(scratch) / "pictures", arguments.pictures)
+        if arguments.decode:
+            decode_rates(sorted((Path(scratch) / "pictures").glob("*.jpg")))
+        end_to_end(vae, Path(scratch), arguments, device)
+    count = arguments.pictures
+    alone = gpu_only(vae, device, 1, count)
+    print(f"{'GPU only, batch 1':44} {1 / alone:7.1f} pictures/s", flush=True)
+    for batch in arguments.batch:
+        many = gpu_only(vae, device, batch, count)
+        print(f"{f'GPU only, batch {batch}':44} {1 / many:7.1f} pictures/s ({alone / many:.2f}x)", flush=True)
+    if arguments.explore:
+        explore(vae, device, arguments.batch[0], count, alone)
 
 
 if __name__ == "__main__":

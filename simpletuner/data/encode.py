@@ -1,8 +1,7 @@
 """Room 4, Encode: pixels become latents, captions become text embeds, both kept in a TensorStore.
 
 In: samples with placements; captions; two encoding functions. Out: filled stores. Only what is missing is encoded;
-decoding runs ahead on threads, and writing behind,
-while the encoder works. Knows no model: the functions are handed in.
+decoding runs ahead on threads, and writing behind, while the encoder works. Knows no model: the functions are handed in.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from simpletuner.errors import ImageError
 
 # Decoding leaves the interpreter free (Pillow and torch release its lock), so threads do what processes would, without
 # copying pixels between them; figures in bench/RESULTS.md. One for each core, and some for waiting on the disk.
-DECODE_THREADS = min(32, 2 + (os.cpu_count() or 1))
+DECODE_THREADS = min(16, 2 + (os.cpu_count() or 1))
 DECODER = "pixels-1"  # raise it when data/images.py gives other pixels for the same file
 
 

@@ -8,7 +8,7 @@ import torch
 
 from simpletuner.models import checkpointing, load
 from simpletuner.models.base import Components, EncodedText, Facts, LoadSource, TextSettings
-from simpletuner.models.sana import attention, prompts
+from simpletuner.models.sana import attention, encoder, prompts
 
 # The official recipe's shift for a scheduler that names none (facts: NVlabs/Sana trains at 3.0).
 OFFICIAL_SHIFT = 3.0
@@ -72,7 +72,10 @@ class Sana:
 
         Source: NVlabs/Sana's training and diffusers' ``train_dreambooth_lora_sana.py``.
         """
-        latents = vae.encode(pixels.to(dtype=torch.float32), return_dict=False)[0]
+        pixels = pixels.to(dtype=torch.float32)
+        if pixels.is_cuda:  # cuDNN's fast convolutions and the norms want channels last; nothing is copied in between
+            pixels = pixels.to(memory_format=torch.channels_last)
+        latents = vae.encode(pixels, return_dict=False)[0].contiguous()
         return latents * vae.config.scaling_factor
 
     def encode_captions(
@@ -93,7 +96,7 @@ class Sana:
         """The VAE alone, in float32."""
         from diffusers import AutoencoderDC
 
-        return load.part(AutoencoderDC, source, "vae", torch.float32).eval().requires_grad_(False)
+        return encoder.quicken(load.part(AutoencoderDC, source, "vae", torch.float32).eval().requires_grad_(False))
 
     @torch.no_grad()
     def decode_latents(self, vae: Any, latents: torch.Tensor) -> torch.Tensor:
