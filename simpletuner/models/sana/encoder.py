@@ -49,9 +49,9 @@ def quicken(vae: Any) -> Any:
     for module in vae.encoder.modules():
         # On the object, not by another class: saving, moving and counting weights stay diffusers' own.
         if isinstance(module, RMSNorm):
-            module.forward = partial(rms_norm, module)
+            vars(module)["forward"] = partial(rms_norm, module)
         elif isinstance(module, nn.Conv2d) and _is_grouped_pointwise(module):
-            module.forward = partial(_pointwise_forward, module)
+            vars(module)["forward"] = partial(_pointwise_forward, module)
     return vae
 
 
