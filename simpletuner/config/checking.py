@@ -116,6 +116,8 @@ def build(
             remedy = ""
             if item["type"] == "missing":
                 message, remedy = "it is missing", f"add {key}"
+            elif item["type"] in _WANTED:
+                message = _WANTED[item["type"]]
             elif item["type"] == "literal_error" and isinstance(value, str):
                 expected = str(item.get("ctx", {}).get("expected", ""))
                 remedy = nearest(value, [word.strip(" '") for word in expected.replace(" or ", ",").split(",")])
@@ -124,6 +126,17 @@ def build(
                 remedy = field_info.description
             findings.problems.append(Problem(where.get(key, where.get("", "")), prefix + key, value, message, remedy))
         return None
+
+
+# pydantic's words for programmers → a person's
+_WANTED = {
+    **dict.fromkeys(("bool_parsing", "bool_type"), "it must be true or false"),
+    **dict.fromkeys(("int_parsing", "int_type", "int_from_float", "int_parsing_size"), "it must be a whole number"),
+    **dict.fromkeys(("float_parsing", "float_type"), "it must be a number"),
+    **dict.fromkeys(("string_type", "path_type"), "it must be text in quotes"),
+    **dict.fromkeys(("list_type", "tuple_type"), "it must be a list"),
+    **dict.fromkeys(("dict_type", "model_type"), "it must be an object: {…}"),
+}
 
 
 def _no_bool(model: type[BaseModel], key: str, value: Any) -> Any:

@@ -183,9 +183,10 @@ def _check_image(entry: ImageDataset, own: Mapping[str, Any], file: str, options
     if entry.caption_strategy == "parquet" and entry.parquet is None:
         problem("parquet", None, "caption_strategy parquet needs it", 'for example {"path": "captions.parquet"}')
     table = entry.parquet
-    sizes = table and (table.width_column or table.height_column or table.aspect_ratio_column)
-    if sizes:
-        findings.notices.append(f"{prefix}parquet.{sizes}: not needed, sizes are read from the pictures' own headers")
+    if table and (table.width_column or table.height_column or table.aspect_ratio_column):
+        sizes = [k for k in ("width_column", "height_column", "aspect_ratio_column") if getattr(table, k)]
+        keys = ", ".join(f"parquet.{key}" for key in sizes)
+        findings.notices.append(f"{prefix}{keys}: not needed, sizes are read from the pictures' own headers")
     if entry.parquet is not None and entry.caption_strategy != "parquet":
         findings.notices.append(f"{prefix}parquet: not used, since caption_strategy is {entry.caption_strategy}")
     if entry.crop and entry.crop_aspect in ("closest", "random") and not entry.crop_aspect_buckets:

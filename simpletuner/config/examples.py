@@ -22,7 +22,7 @@ EXAMPLES: dict[str, tuple[Path, dict[str, str], str]] = {
 }
 
 
-def example_folder(name: str) -> Path:
+def example_folder(name: str, asked_by: str = "--example") -> Path:
     """The folder of a packaged example.
 
     Raises:
@@ -30,7 +30,7 @@ def example_folder(name: str) -> Path:
     """
     if name not in EXAMPLES:
         remedy = f"packaged examples: {', '.join(EXAMPLES)}"
-        raise ConfigError([Problem("command line", "--example", name, "there is no such example", remedy)])
+        raise ConfigError([Problem("command line", asked_by, name, "there is no such example", remedy)])
     return EXAMPLES[name][0]
 
 
@@ -45,7 +45,7 @@ def copy(name: str, destination: Path, force: bool = False) -> list[Path]:
     Raises:
         ConfigError: No such example, or a file is there already.
     """
-    folder = example_folder(name)
+    folder = example_folder(name, "examples copy")
     files = EXAMPLES[name][1]
     targets = [destination / target for target in files]
     taken = [str(t) for t in targets if t.exists()]

@@ -47,7 +47,8 @@ def _length(options: Options) -> Iterator[Row]:
     if epochs and steps:
         yield ("max_train_steps", steps, f"num_train_epochs is {epochs} as well", "set one of them to 0")
     if not epochs and not steps:
-        yield ("max_train_steps", steps, "neither max_train_steps nor num_train_epochs is given", "set one of them")
+        reason = "there is nothing to train: max_train_steps and num_train_epochs are both 0 or not given"
+        yield ("max_train_steps", steps, reason, "set one of them")
 
 
 def _recipe(options: Options) -> Iterator[Row]:

@@ -7,6 +7,7 @@ per call of the pipeline with its own seed, so that anybody can make the same pi
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,8 @@ def file_names(nicknames: Sequence[str]) -> dict[str, str]:
     names: dict[str, str] = {}
     taken: set[str] = set()
     for nickname in nicknames:
-        base = re.sub(r"[^\w.-]+", "_", nickname).strip("._-").encode()[:NAME_BYTES].decode(errors="ignore") or "prompt"
+        composed = unicodedata.normalize("NFC", nickname)  # macOS takes both spellings of a letter for one name
+        base = re.sub(r"[^\w.-]+", "_", composed).strip("._-").encode()[:NAME_BYTES].decode(errors="ignore") or "prompt"
         base = re.sub(r"_{2,}", "_", base)
         if base.split(".")[0].lower() in _RESERVED:
             base = f"prompt_{base}"

@@ -27,6 +27,17 @@ def _explain(source: LoadSource, what: str, error: Exception) -> ModelError:
     return ModelError(f"cannot load the {what} of {source.path!r}: {first_line}. What to do: {remedy}.")
 
 
+def only_download_bars() -> None:
+    """Switch off the libraries' bars for work of a second ("Loading weights", "Writing model shards"), not for downloads."""
+    from diffusers.utils import logging as of_diffusers
+    from huggingface_hub.utils.tqdm import enable_progress_bars
+    from transformers.utils import logging as of_transformers
+
+    of_diffusers.disable_progress_bar()
+    of_transformers.disable_progress_bar()
+    enable_progress_bars()  # the two calls above switch these off as well
+
+
 def read_index(source: LoadSource) -> dict[str, Any]:
     """The pipeline's model_index.json, which names the class of each part.
 

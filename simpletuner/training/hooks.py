@@ -39,7 +39,7 @@ class Progress:
             self._smooth = SMOOTHING * before + (1 - SMOOTHING) * result.loss
         loss = "-" if self._smooth is None else f"{self._smooth:.3f}"
         speed = result.samples / result.seconds
-        self._bar.advance(1, f"loss {loss}  lr {result.learning_rate:.2e}  {speed:.1f} pictures/s")
+        self._bar.advance(1, f"smoothed loss {loss}  lr {result.learning_rate:.2e}  {speed:.1f} pictures/s")
 
     def on_stop(self, step: int, finished: bool) -> None:
         """Nothing to do."""

@@ -131,6 +131,27 @@ def score(trainee: Trainee, recipe: Recipe, batch: Batch, noised: NoisedBatch) -
     return mean_squared_error(prediction, noised.target, weights)
 
 
+def gradients(trainee: Trainee, recipe: Recipe, batches: Iterator[Batch], step: int) -> tuple[list[float], list[str]]:
+    """Forward and backward of every micro-batch of a step: the mean over its samples ends in ``.grad``.
+
+    Returns:
+        Loss and name of each sample.
+    """
+    losses: list[torch.Tensor] = []
+    names: list[str] = []
+    for micro in range(recipe.accumulation):
+        batch = next(batches)
+        noised = noise_batch(batch, trainee, recipe, step * recipe.accumulation + micro)
+        per_sample = score(trainee, recipe, batch, noised)
+        loss = per_sample.mean() / recipe.accumulation
+        (trainee.scaler.scale(loss) if trainee.scaler else loss).backward()
+        losses.append(per_sample.detach())
+        names += batch.sample_ids
+    if trainee.scaler:
+        trainee.scaler.unscale_(trainee.optimizer)
+    return torch.cat(losses).tolist(), names
+
+
 def clip(trainee: Trainee, recipe: Recipe) -> float:
     """Clip the gradients and return their global norm before clipping (infinite or NaN if any element is)."""
     if recipe.clip_norm and not recipe.clip_by_value:
@@ -140,6 +161,34 @@ def clip(trainee: Trainee, recipe: Recipe) -> float:
     if recipe.clip_norm:
         torch.nn.utils.clip_grad_value_(trainee.parameters, recipe.clip_norm)
     return norm
+
+
+def update(
+    trainee: Trainee, guard: Guard, step: int, losses: list[float], names: list[str], grad_norm: float
+) -> str | None:
+    """Step the optimizer and the EMA if everything is finite; otherwise return the sentence of the skipped step.
+
+    Raises:
+        NonFiniteError: Too many steps in a row were skipped.
+    """
+    skipped = None
+    if all(map(math.isfinite, losses)) and math.isfinite(grad_norm):
+        if trainee.scaler:
+            trainee.scaler.step(trainee.optimizer)
+        else:
+            trainee.optimizer.step()
+        if trainee.ema:
+            trainee.ema.update(step)
+        guard.good()
+    else:
+        culprits = [n for n, value in zip(names, losses, strict=True) if not math.isfinite(value)]
+        if trainee.scaler is None or culprits:
+            skipped = guard.skipped(step, "loss" if culprits else "gradient", culprits or names)
+        else:  # an overflowing scale is the scaler's business: it lowers the scale and training goes on
+            skipped = guard.scale_overflowed(step)
+    if trainee.scaler:
+        trainee.scaler.update()
+    return skipped
 
 
 def train(
@@ -170,6 +219,8 @@ def train(
     """
     guard = Guard()
     for hook in hooks:
+        if should_stop():  # asked while pictures were drawn: nothing is trained yet, so there is nothing to keep
+            return start
         hook.on_start(start)
     trainee.transformer.train()
     step = start
@@ -178,56 +229,22 @@ def train(
         learning_rate = recipe.schedule.at(step)
         for group in trainee.optimizer.param_groups:
             group["lr"] = learning_rate
-        losses: list[torch.Tensor] = []
-        names: list[str] = []
-        for micro in range(recipe.accumulation):
-            batch = next(batches)
-            noised = noise_batch(batch, trainee, recipe, step * recipe.accumulation + micro)
-            per_sample = score(trainee, recipe, batch, noised)
-            loss = per_sample.mean() / recipe.accumulation
-            (trainee.scaler.scale(loss) if trainee.scaler else loss).backward()
-            losses.append(per_sample.detach())
-            names += batch.sample_ids
-        if trainee.scaler:
-            trainee.scaler.unscale_(trainee.optimizer)
+        losses, names = gradients(trainee, recipe, batches, step)
         grad_norm = clip(trainee, recipe)
-        sample_losses = torch.cat(losses).tolist()
         step += 1
-        skipped = None
-        if all(map(math.isfinite, sample_losses)) and math.isfinite(grad_norm):
-            if trainee.scaler:
-                trainee.scaler.step(trainee.optimizer)
-            else:
-                trainee.optimizer.step()
-            if trainee.ema:
-                trainee.ema.update(step)
-            guard.good()
-        else:
-            culprits = [n for n, value in zip(names, sample_losses, strict=True) if not math.isfinite(value)]
-            what = "loss" if culprits else "gradient"
-            try:
-                if trainee.scaler is None or culprits:
-                    skipped = guard.skipped(step, what, culprits or names)
-                else:  # an overflowing scale is the scaler's business: it lowers the scale and training goes on
-                    skipped = guard.scale_overflowed(step)
-            except NonFiniteError:
-                for hook in hooks:  # what was learned until the last good step is saved
-                    hook.on_stop(step, False)
-                raise
-        if trainee.scaler:
-            trainee.scaler.update()
+        try:
+            skipped = update(trainee, guard, step, losses, names, grad_norm)
+        except NonFiniteError:
+            for hook in hooks:  # what was learned until the last good step is saved
+                hook.on_stop(step, False)
+            raise
         trainee.optimizer.zero_grad(set_to_none=True)
-        result = StepResult(
-            step=step,
-            loss=sum(sample_losses) / len(sample_losses),
-            grad_norm=grad_norm,
-            learning_rate=learning_rate,
-            seconds=time.perf_counter() - began,
-            samples=len(names),
-            skipped=skipped,
-        )
+        seconds = time.perf_counter() - began
+        mean = sum(losses) / len(losses)
+        result = StepResult(step, mean, grad_norm, learning_rate, seconds, samples=len(names), skipped=skipped)
         for hook in hooks:
             hook.on_step_end(result)
-    for hook in hooks:
-        hook.on_stop(step, step >= total)
+    if step > start:
+        for hook in hooks:
+            hook.on_stop(step, step >= total)
     return step

@@ -60,9 +60,11 @@ class Identity:
             ("recipe", self.recipe, "training goes on by the new recipe"),
         ):
             before = saved.get(title, {})
-            changed = [key for key, value in now.items() if before.get(key, value) != value]
-            if changed:
-                lines.append(f"Note: {', '.join(changed)} changed since {name}; {effect}")
+            changed = {key: (before[key], value) for key, value in now.items() if before.get(key, value) != value}
+            # Numbers are shown; digests and lists would tell nobody anything.
+            told = [f"{k} ({b:g} → {v:g})" if isinstance(v, float) else k for k, (b, v) in changed.items()]
+            if told:
+                lines.append(f"Note: {', '.join(told)} changed since {name}; {effect}")
         return lines
 
 

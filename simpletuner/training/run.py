@@ -84,12 +84,13 @@ def _train(session: Session) -> None:
     )
     total = translate.total_steps(config, plan)
     drawn = translate.density(options, session.facts)
-    for line in translate.describe_noise(drawn, training, session.facts):
-        session.reporter.say(line)
     recipe = translate.recipe(options, drawn, total, session.precision)
     trainee = make_trainee(session, parts)
     identity = translate.identity(config, samples, session.precision, session.text, drawn, sketch)
     start = resume(session, trainee, resume_from, identity, total)
+    if start < total:
+        for line in translate.describe_noise(drawn, training, session.facts):
+            session.reporter.say(line)
     hooks = make_hooks(session, trainee, recipe, validator, held_out, refs, texts, latents_of, identity)
     try:
         done = run_steps(session, trainee, recipe, loader, start, total, hooks)
@@ -162,7 +163,8 @@ def resume(session: Session, trainee: Trainee, folder: Path | None, identity: re
         )
         for note in notes:
             session.reporter.say(note)
-        session.reporter.say(f"Resuming from {folder.name}: {start} of {total} steps are done")
+        where = f"{start} of {total} steps are done" if start <= total else f"{start} steps are done"
+        session.reporter.say(f"Resuming from {folder.name}: {where}")
     moved = checkpoint.set_aside(session.output_dir, start)
     if moved:
         what = "later checkpoints" if start else "an earlier run's checkpoints, metrics and pictures"
@@ -227,7 +229,10 @@ def run_steps(
         KeyboardInterrupt: Stopped by the user; the checkpoint is on disk.
     """
     if start >= total:
-        session.reporter.say(f"Nothing left to train: {start} of {total} steps are done")
+        session.reporter.say(
+            f"Nothing left to train: the checkpoint is at step {start} and the run has {total} steps. "
+            f"To train on, set max_train_steps above {start}. The model is exported as it is."
+        )
         return start
     reporter, accumulation = session.reporter, recipe.accumulation
     with stop_on_interrupt(reporter) as asked, reporter.bar("Training", total, start) as bar:
@@ -250,7 +255,7 @@ def finish(session: Session, parts: Components, trainee: Trainee, hooks: list[Ho
     with checkpoint.staged_folder(final) as staging:
         session.family.pipeline(parts, with_text=True).save_pretrained(staging)
     say()
-    say(f"Done: {done} steps.")
+    say(f"Done: {done} steps." if done <= total else f"Exported as it was after {done} steps.")
     _warn_if_skipped(session)
     for hook in hooks:
         if isinstance(hook, HeldOutLoss):

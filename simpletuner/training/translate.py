@@ -313,6 +313,12 @@ def identity(
             "data_backend_sampling": config.options.data.data_backend_sampling,
         },
         recipe={
+            "learning_rate": settings.learning_rate,
+            "lr_scheduler": [
+                *(settings.lr_scheduler, settings.lr_warmup_steps),
+                *(settings.lr_power, settings.lr_end),
+            ],
+            "max_grad_norm": [settings.max_grad_norm, settings.grad_clip_method],
             "noise": drawn.describe(),
             "timestep_sampling_offset": {e.id: e.timestep_sampling_offset for e in config.datasets.train},
             "instruction": content_key(*text.instruction),

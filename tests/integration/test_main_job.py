@@ -102,8 +102,9 @@ def test_a_killed_run_resumes_to_the_same_bits(
     for part in ("transformer_ema/diffusion_pytorch_model.safetensors", "optimizer.safetensors"):
         first, second = (load_file(tmp_path / run / "checkpoint-9" / part) for run in ("whole", "killed"))
         assert same(first, second)
-    again = simpletuner("train", "--config", config)
-    assert "Nothing left to train" in again.stdout
+    again = simpletuner("train", "--config", config, "--learning_rate=1e-5")
+    assert "Nothing left to train: the checkpoint is at step 9 and the run has 9 steps" in again.stdout
+    assert "learning_rate (" in again.stdout and "1e-05) changed since checkpoint-9" in again.stdout
 
 
 def test_an_interrupt_saves_and_says_how_to_go_on(pocket_run: Callable[..., Path], tmp_path: Path) -> None:

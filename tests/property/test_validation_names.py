@@ -67,7 +67,6 @@ def test_a_plain_nickname_stays_as_it_is() -> None:
     }
 
 
-@pytest.mark.xfail(strict=True, reason="composed and decomposed Hangul are one file name on macOS")
 def test_composed_and_decomposed_letters_do_not_collide() -> None:
     check(["가", unicodedata.normalize("NFD", "가")])
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from simpletuner.config.catalogue import CATALOGUE, FLAVOURS, OTHER_OPTIMIZERS
+from simpletuner.config.examples import copy
 from simpletuner.config.options import section_of
 from simpletuner.config.read import RunConfig, load
 from simpletuner.errors import ConfigError
@@ -221,7 +222,7 @@ def test_variables_from_the_environment(write: Callable[..., RunConfig]) -> None
 
 def test_both_lengths_or_none_are_problems(write: Callable[..., RunConfig]) -> None:
     assert "num_train_epochs" in problems(lambda: write({"num_train_epochs": 2}))[0]
-    assert "neither" in problems(lambda: write({"max_train_steps": 0}))[0]
+    assert "both 0 or not given" in problems(lambda: write({"max_train_steps": 0}))[0]
     assert write({"max_train_steps": 0, "num_train_epochs": 2}).options.training.num_train_epochs == 2
 
 
@@ -262,3 +263,25 @@ def test_examples_in_the_repository_are_the_packaged_ones() -> None:
     assert len(files) == 3
     for file in files:
         assert file.read_text() == (ROOT / "simpletuner" / "config" / "examples" / file.name).read_text()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("use_ema", "perhaps", "it must be true or false"),
+        ("max_train_steps", "many", "it must be a whole number"),
+        ("max_train_steps", 2.5, "it must be a whole number"),
+        ("learning_rate", "quick", "it must be a number"),
+        ("output_dir", 5, "it must be text in quotes"),
+    ],
+)
+def test_a_wrong_kind_of_value_is_named_in_words(
+    write: Callable[..., RunConfig], key: str, value: object, said: str
+) -> None:
+    (text,) = problems(lambda: write({key: value}))
+    assert f"{key} = {value!r}: {said}" in text and "→" not in text
+
+
+def test_an_unknown_example_to_copy_is_called_so(tmp_path: Path) -> None:
+    (text,) = problems(lambda: copy("nonsense", tmp_path))
+    assert "examples copy = 'nonsense'" in text and "pocket" in text

@@ -185,6 +185,13 @@ def test_a_stop_is_clean_and_told_as_unfinished() -> None:
     assert done == 2 and notes.told[-1] == ("stop", 2, False)
 
 
+def test_a_stop_before_the_first_step_keeps_nothing() -> None:
+    """Ctrl-C while the first pictures are drawn: no more of them, and no checkpoint of untrained weights."""
+    first, second = Notes(), Notes()
+    done = train(toy.trainee(), toy.recipe(), iter([]), 0, 9, [first, second], lambda: bool(first.told))
+    assert done == 0 and first.told == [("start", 0)] and second.told == []
+
+
 def test_the_ema_follows_the_weights_and_the_model_is_in_training_mode() -> None:
     trainee = toy.trainee(lr=0.1, ema=True)
     assert trainee.ema is not None
