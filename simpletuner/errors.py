@@ -6,6 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 
+def printable(text: str) -> str:
+    """Text that a terminal can show: a file name may hold control characters, or bytes that are no Unicode.
+
+    Returns:
+        The text with these as escapes; line ends and tabs stay.
+    """
+    whole = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return "".join(c if (c >= " " and c != "\x7f") or c in "\n\t" else f"\\x{ord(c):02x}" for c in whole)
+
+
 class TunerError(Exception):
     """Base of all errors that are printed as one paragraph, without a traceback."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from simpletuner import __version__
-from simpletuner.errors import TunerError
+from simpletuner.errors import TunerError, printable
 
 # name → (where it is, its line in --help: asking the command itself would load it)
 _LAZY = {
@@ -95,14 +95,14 @@ def main() -> None:
     except TunerError as error:
         if debug:
             traceback.print_exc()
-        click.echo(f"Error: {error}", err=True)
+        click.echo(printable(f"Error: {error}"), err=True)
         sys.exit(1)
     except Exception as error:  # noqa: BLE001 - the border: a person gets a sentence, --debug the rest
         if debug:
             traceback.print_exc()
+        what = f"Error: something unforeseen happened ({type(error).__name__}: {error}). "
         click.echo(
-            f"Error: something unforeseen happened ({type(error).__name__}: {error}). "
-            "This is a fault of the program; run again with --debug and report what it prints.",
+            printable(what) + "This is a fault of the program; run again with --debug and report what it prints.",
             err=True,
         )
         sys.exit(1)

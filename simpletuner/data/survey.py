@@ -15,8 +15,10 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from simpletuner.data.duplicates import find_duplicates
 from simpletuner.data.encode import PlacedSample
 from simpletuner.data.images import open_rgb
+from simpletuner.data.quality import Quality, measure, warnings
 from simpletuner.data.types import Size, Skipped
 from simpletuner.errors import ImageError
 
@@ -30,10 +32,12 @@ class Look:
 
     Attributes:
         thumbnail: A JPEG of the whole upright picture, at most ``THUMBNAIL`` px wide and high.
+        quality: Its statistics, or None if it could not be decoded.
         problem: Why it could not be decoded, or "".
     """
 
     thumbnail: bytes = b""
+    quality: Quality | None = None
     problem: str = ""
 
 
@@ -69,6 +73,19 @@ class BucketLine:
     size: Size
     count: int
     enlarged: int
+
+
+@dataclass(frozen=True, slots=True)
+class Copies:
+    """Groups of at least two pictures each.
+
+    Attributes:
+        exact: The same pixels, whatever the file.
+        near: Another size, compression or shade of the same picture, most likely.
+    """
+
+    exact: list[list[Path]]
+    near: list[list[Path]]
 
 
 @dataclass(slots=True)
@@ -124,6 +141,25 @@ class Survey:
         return [p for p in self.pictures if p.cut]
 
     @property
+    def doubtful(self) -> dict[Path, tuple[str, ...]]:
+        """Sentences about pictures that look blurred, blocky, bordered or empty."""
+        seen = {p.path: self.looks[p.path].quality for p in self.pictures if p.path in self.looks}
+        return {path: found for path, quality in seen.items() if quality and (found := warnings(quality))}
+
+    @property
+    def copies(self) -> Copies:
+        """Pictures that are there more than once, exactly or nearly."""
+        measured = {p.path: q for p in self.pictures if (seen := self.looks.get(p.path)) and (q := seen.quality)}
+        paths, qualities = list(measured), list(measured.values())
+        found = find_duplicates(
+            [q.content for q in qualities], [None if q.one_colour else q.perceptual_hash for q in qualities]
+        )
+        return Copies(
+            exact=[[paths[i] for i in group] for group in found.exact],
+            near=[[paths[i] for i in group] for group in found.near],
+        )
+
+    @property
     def repeated_captions(self) -> list[tuple[str, int]]:
         """Captions that several pictures share, the most frequent first."""
         counts = Counter(caption for p in self.pictures for caption in set(p.captions) if caption)
@@ -151,15 +187,16 @@ def picture_of(placed: PlacedSample, cut: str = "") -> Picture:
 
 
 def look(path: Path) -> Look:
-    """Decode one picture as training would, for its thumbnail."""
+    """Decode one picture, in full: for its thumbnail and its statistics, which a draft would spoil."""
     try:
-        picture = open_rgb(path, at_least=Size(THUMBNAIL, THUMBNAIL))
+        picture = open_rgb(path, exact_colours=False)
     except ImageError as error:
         return Look(problem=str(error))
-    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    quality = measure(picture)
+    picture.thumbnail((THUMBNAIL, THUMBNAIL), reducing_gap=2.0)
     memory = io.BytesIO()
     picture.save(memory, format="JPEG", quality=72)
-    return Look(thumbnail=memory.getvalue())
+    return Look(memory.getvalue(), quality)
 
 
 def look_at(

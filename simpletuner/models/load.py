@@ -14,6 +14,8 @@ import torch
 from simpletuner.errors import ModelError
 from simpletuner.models.base import LoadSource
 
+HUB_SECONDS = 5.0  # to answer at all
+
 
 def _explain(source: LoadSource, what: str, error: Exception) -> ModelError:
     """One paragraph: what could not be loaded, from where, why, and what to do."""
@@ -59,13 +61,47 @@ def read_index(source: LoadSource) -> dict[str, Any]:
             "What to do: give an existing pipeline folder or a hub id such as "
             "'Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers'."
         )
+    if source.path.count("/") != 1:
+        raise ModelError(
+            f"{source.path!r} (pretrained_model_name_or_path) is neither a folder here nor a hub id, which is "
+            "owner/name. What to do: correct the path."
+        )
     from huggingface_hub import hf_hub_download
 
+    unreachable = _without_a_hub()
     try:
         file = Path(hf_hub_download(source.path, "model_index.json", revision=source.revision))
     except (OSError, ValueError) as error:
-        raise _explain(source, "model index", error) from error
+        if not unreachable:
+            raise _explain(source, "model index", error) from error
+        raise ModelError(
+            f"there is no folder {source.path!r} here, it was not downloaded earlier, and {unreachable}. What to do: "
+            "correct the path, or mend the network; HF_ENDPOINT names a mirror."
+        ) from error
     return _index(source, file)
+
+
+def _without_a_hub() -> str:
+    """Why the hub cannot be reached, or "". What was downloaded earlier is then used without asking it again.
+
+    The library would try six times for each file, half a minute and a line each.
+    """
+    import socket
+    from urllib.parse import urlsplit
+    from urllib.request import getproxies
+
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE or getproxies():
+        return "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else ""
+    address = urlsplit(constants.ENDPOINT)
+    port = address.port or (80 if address.scheme == "http" else 443)
+    try:
+        socket.create_connection((address.hostname or "", port), HUB_SECONDS).close()
+    except OSError as error:
+        constants.HF_HUB_OFFLINE = True
+        return f"{constants.ENDPOINT} cannot be reached ({error.strerror or error})"
+    return ""
 
 
 def _index(source: LoadSource, file: Path) -> dict[str, Any]:

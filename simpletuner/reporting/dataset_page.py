@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 
 from simpletuner.data.survey import Look, Picture, Survey, data_url
 
 LONGEST = 400  # characters of a caption
+GROUPS = 100  # of copies on the page
+GROUP = 6  # copies of one picture
 SHOWN = 3000  # pictures on the page, each about 6 kB
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _STYLE = """
@@ -54,6 +57,7 @@ def page(title: str, surveys: Sequence[Survey], lines: Sequence[str], problems: 
 
 
 def _dataset(survey: Survey, room: int) -> str:
+    copies, doubtful = survey.copies, survey.doubtful
     numbers = {
         "found": survey.found,
         "used": len(survey.pictures),
@@ -61,6 +65,9 @@ def _dataset(survey: Survey, room: int) -> str:
         "enlarged": len(survey.enlarged),
         "without caption": len(survey.without_caption),
         "captions cut": len(survey.cut_captions),
+        "doubtful": len(doubtful),
+        "copies": sum(map(len, copies.exact)),
+        "near copies": sum(map(len, copies.near)),
     }
     boxes = "".join(f"<div><b>{value}</b>{escape(name)}</div>" for name, value in numbers.items())
     rows = "".join(f"<tr><td>{b.size}</td><td>{b.count}</td><td>{b.enlarged}</td></tr>" for b in survey.buckets)
@@ -71,11 +78,13 @@ def _dataset(survey: Survey, room: int) -> str:
         f"<table><tr><th>bucket</th><th>pictures</th><th>enlarged</th></tr>{rows}</table>",
         _skipped(survey),
         _repeated(survey),
+        _groups(survey, copies.exact, "groups of pictures with the same pixels"),
+        _groups(survey, copies.near, "groups of pictures that are nearly the same"),
     ]
     for bucket in survey.buckets:
         pictures = [p for p in survey.pictures if p.bucket == bucket.size][: max(0, room)]
         room -= len(pictures)
-        figures = "".join(_figure(p, survey.looks.get(p.path)) for p in pictures)
+        figures = "".join(_figure(p, survey.looks.get(p.path), doubtful.get(p.path, ())) for p in pictures)
         missing = f' <span class="soft">(first {len(pictures)} shown)</span>' if len(pictures) < bucket.count else ""
         head = f"<summary>{bucket.size}: {bucket.count} pictures{missing}</summary>"
         parts.append(f'<details open>{head}<div class="sheet">{figures}</div></details>')
@@ -98,7 +107,21 @@ def _repeated(survey: Survey) -> str:
     return f"<details>{head}<table><tr><th>caption</th><th>pictures</th></tr>{rows}</table></details>"
 
 
-def _figure(picture: Picture, look: Look | None) -> str:
+def _groups(survey: Survey, groups: Sequence[Sequence[Path]], what: str) -> str:
+    """Copies side by side."""
+    if not groups:
+        return ""
+    rows = ""
+    for group in groups[:GROUPS]:
+        images = "".join(
+            f'<td><img alt="" src="{data_url(survey.looks[path].thumbnail)}"><br>{_name(path)}</td>'
+            for path in group[:GROUP]
+        )
+        rows += f"<tr>{images}</tr>"
+    return f"<details><summary>{len(groups)} {escape(what)}</summary><table>{rows}</table></details>"
+
+
+def _figure(picture: Picture, look: Look | None, doubts: Sequence[str]) -> str:
     left, top, width, height = (f"{100 * share:.2f}%" for share in picture.crop)
     image = ""
     if look and look.thumbnail:
@@ -108,7 +131,7 @@ def _figure(picture: Picture, look: Look | None) -> str:
         )
         image += "</span></div>"
     captions = "".join(f"<p>{escape(_short(c)) or '<em>no caption</em>'}</p>" for c in picture.captions[:4])
-    notes = []
+    notes = list(doubts)
     if picture.enlarged > 1.01:
         notes.append(f"enlarged {picture.enlarged:.2f} times")
     if picture.cut:

@@ -10,6 +10,8 @@ from typing import Protocol, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from simpletuner.errors import printable
+
 PLAIN_INTERVAL_S = 10.0
 Item = TypeVar("Item")
 
@@ -55,8 +57,8 @@ class Reporter:
         self.console = console or Console()
 
     def say(self, text: str = "") -> None:
-        """Print a sentence as it is: captions and file names are never read as markup."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        """Print a sentence: captions and file names are read neither as markup nor as commands to the terminal."""
+        self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
     def bar(self, label: str, total: int, done: int = 0, quiet_s: float = 0.0) -> Iterator[Bar]:

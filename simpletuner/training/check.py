@@ -136,8 +136,25 @@ def short(survey: Survey, listed: int = 3) -> list[str]:
         lines.append(
             f"{head} {len(repeated)} captions belong to several pictures, most often {caption[:80]!r} ({count})"
         )
+    lines += _copies(survey, listed)
+    doubtful = survey.doubtful
+    if doubtful:
+        lines.append(f"{head} {len(doubtful)} pictures look doubtful; the page shows each:")
+    lines += [f"{head}   {path.name}: {' '.join(found)}" for path, found in list(doubtful.items())[:listed]]
     broken = [s for s in survey.skipped if survey.looks.get(s.path)]
     lines += [f"{head} {s.path.name} cannot be used: {s.reason}" for s in broken[:listed]]
+    return lines
+
+
+def _copies(survey: Survey, listed: int) -> list[str]:
+    """Pictures that are there more than once: they are trained more often than the others."""
+    lines = []
+    copies = survey.copies
+    for groups, what in ((copies.exact, "exact copies"), (copies.near, "nearly the same picture")):
+        if groups:
+            count = sum(map(len, groups))
+            lines.append(f"[{survey.id}] {count} pictures are {what} of one another, in {len(groups)} groups:")
+            lines += [f"[{survey.id}]   {' = '.join(path.name for path in group[:6])}" for group in groups[:listed]]
     return lines
 
 

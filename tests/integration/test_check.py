@@ -1,15 +1,17 @@
 """The real `simpletuner check` on real picture files."""
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import Command
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from simpletuner.models.base import LoadSource, TextSettings
 from simpletuner.models.families import FAMILIES
@@ -85,3 +87,56 @@ def test_the_text_said_to_be_cut_is_what_the_model_does_not_see(
     assert torch.equal(whole[mask.bool()], rest[mask.bool()])
     if cut:
         assert mask.all(), "nothing is cut where there is room"
+
+
+def _scene(seed: int, size: tuple[int, int] = (640, 480)) -> Image.Image:
+    """Something like a photograph: coarse shapes, fine grain."""
+    generator = np.random.default_rng(seed)
+    coarse = Image.fromarray(generator.integers(0, 256, (9, 12, 3), dtype=np.uint8)).resize(
+        size, Image.Resampling.BICUBIC
+    )
+    grain = generator.normal(0, 14, (size[1], size[0], 1))
+    return Image.fromarray(np.clip(np.asarray(coarse) + grain, 0, 255).astype(np.uint8))
+
+
+def test_copies_and_doubtful_pictures_are_named(
+    simpletuner: Command, pocket_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    config = pocket_run(train_batch_size=1)
+    folder = tmp_path / "pictures"
+    for old in folder.iterdir():
+        old.unlink()
+    for index in range(4):
+        _scene(index).save(folder / f"scene_{index}.png")
+    (folder / "same.png").write_bytes((folder / "scene_0.png").read_bytes())
+    _scene(1).resize((320, 240)).save(folder / "smaller.jpg", quality=60)
+    _scene(7).filter(ImageFilter.GaussianBlur(4)).save(folder / "soft.png")
+    letterbox = Image.new("RGB", (640, 480), "black")
+    letterbox.paste(_scene(8, (640, 360)), (0, 60))
+    letterbox.save(folder / "bars.png")
+    Image.new("RGB", (640, 480), (90, 90, 92)).save(folder / "grey.png")
+    for file in list(folder.iterdir()):
+        file.with_suffix(".txt").write_text(f"a scene called {file.stem}")
+    said = simpletuner("check", "--config", config).stdout
+    assert "2 pictures are exact copies of one another, in 1 groups" in said and "same.png = scene_0.png" in said
+    assert "2 pictures are nearly the same picture of one another" in said and "scene_1.png = smaller.jpg" in said
+    assert "soft.png: It looks blurred" in said and "bars.png: It has a border of one colour: 60 px top" in said
+    assert "grey.png: It is nearly of one colour" in said and "3 pictures look doubtful" in said
+    page = (tmp_path / "out" / "dataset.html").read_text(encoding="utf-8")
+    assert "<b>3</b>doubtful" in page and "<b>2</b>copies" in page and "<b>2</b>near copies" in page
+    assert page.count("data:image/jpeg;base64,") == 9 + 4
+
+
+def test_names_that_are_no_plain_text(simpletuner: Command, pocket_run: Callable[..., Path], tmp_path: Path) -> None:
+    """Escape sequences, line ends and bytes that are no Unicode in file names: shown, never obeyed, never fatal."""
+    config = pocket_run(train_batch_size=1)
+    folder = tmp_path / "pictures"
+    for name in (b"\x1b[31mred.png", b"caf\xe9.png", b"two\nlines.png"):
+        for index, ending in enumerate((b".png", b".txt")):
+            source = (folder / f"picture_{index}{ending.decode()}").read_bytes()
+            (folder / os.fsdecode(name.replace(b".png", ending))).write_bytes(source)
+    (folder / os.fsdecode(b"caf\xe9.txt")).write_text("")
+    for command in ("check", "train"):
+        done = simpletuner(command, "--config", config, "--max_train_steps=1")
+        assert "\x1b" not in done.stdout and "\udce9" not in done.stdout
+    assert "\\x1b[31mred.png" in simpletuner("check", "--config", config).stdout

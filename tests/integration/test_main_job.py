@@ -304,3 +304,18 @@ def test_fp16_gradients_that_never_get_finite_stop_the_run() -> None:
         guard.scale_overflowed(SETTLING_PATIENCE)
     guard.good()
     assert "settles" in guard.scale_overflowed(1)
+
+
+def test_an_unreachable_hub_is_one_sentence_at_once(pocket_run: Callable[..., Path], simpletuner: Command) -> None:
+    config = pocket_run(pretrained_model_name_or_path="someone/model")
+    nobody = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"}
+    nobody |= {
+        name: "" for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
+    }
+    began = time.monotonic()
+    failed = simpletuner("train", "--config", config, check=False, **nobody)
+    assert failed.returncode == 1 and time.monotonic() - began < 20
+    (line,) = failed.stderr.strip().splitlines()
+    assert "no folder 'someone/model'" in line and "http://127.0.0.1:9 cannot be reached" in line
+    failed = simpletuner("train", "--config", config, "--pretrained_model_name_or_path=a/b/c", check=False)
+    assert "neither a folder here nor a hub id" in failed.stderr
