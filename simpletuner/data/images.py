@@ -220,7 +220,8 @@ def _decode(path: Path, at_least: Size | None) -> tuple[Image.Image, bytes | Non
             part = max(1, part) if picture.width * picture.height > LARGE_PIXELS else 1
             if picture.mode == "RGB" and not picture.has_transparency_data:
                 # The common case: its profile costs less after the resize.
-                rgb = picture.reduce(part) if part > 1 else picture.copy()
+                # Loaded, it outlives its file.
+                rgb = picture.reduce(part) if part > 1 else picture
             else:
                 rgb, profile = _to_srgb_in_bands(_to_eight_bits(picture), profile, part), None
             return (rgb.transpose(_UPRIGHT[orientation]) if orientation != 1 else rgb), profile

@@ -86,17 +86,23 @@ class Quality:
         return self.contrast < ONE_COLOUR
 
 
-def measure(picture: Image.Image) -> Quality:
+def reduced(picture: Image.Image) -> Image.Image:
+    """A copy of a whole part of its size, its longer side from ``WORKING`` to twice that where there is enough."""
+    return picture.reduce(max(1, max(picture.size) // WORKING))
+
+
+def measure(picture: Image.Image, small: Image.Image | None = None) -> Quality:
     """All statistics of one picture.
 
     Args:
         picture: RGB, upright, 8 bits, at full resolution. Its profile need not be applied (at 12 megapixels that
             would take longer than all the rest), but of exact copies all or none should have it applied.
+        small: Its ``reduced`` copy, if that is at hand.
     """
     if picture.mode != "RGB":
         raise ValueError(f"an RGB picture is measured, not {picture.mode}")
     grey = picture.convert("L")
-    small = picture.reduce(max(1, max(picture.size) // WORKING))
+    small = reduced(picture) if small is None else small
     content = _content(grey, small)
     if max(small.size) > WORKING:
         scale = WORKING / max(small.size)

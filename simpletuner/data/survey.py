@@ -18,7 +18,7 @@ from pathlib import Path
 from simpletuner.data.duplicates import find_duplicates
 from simpletuner.data.encode import PlacedSample
 from simpletuner.data.images import open_rgb
-from simpletuner.data.quality import Quality, measure, warnings
+from simpletuner.data.quality import Quality, measure, reduced, warnings
 from simpletuner.data.types import Size, Skipped
 from simpletuner.errors import ImageError
 
@@ -192,10 +192,11 @@ def look(path: Path) -> Look:
         picture = open_rgb(path, exact_colours=False)
     except ImageError as error:
         return Look(problem=str(error))
-    quality = measure(picture)
-    picture.thumbnail((THUMBNAIL, THUMBNAIL), reducing_gap=2.0)
+    small = reduced(picture)
+    quality = measure(picture, small)
+    small.thumbnail((THUMBNAIL, THUMBNAIL), reducing_gap=2.0)
     memory = io.BytesIO()
-    picture.save(memory, format="JPEG", quality=72)
+    small.save(memory, format="JPEG", quality=72)
     return Look(memory.getvalue(), quality)
 
 
