@@ -125,25 +125,16 @@ def _remote(values: dict[str, Any], name: str, file: str, options: Options, find
     """Pictures that are elsewhere: ``source_url`` says where, and instance_data_dir becomes their mirror here."""
     place = str(values.get("instance_data_dir", ""))
     bucket = values.get("aws_bucket_name")
-    if values.get("type") == "huggingface":
-        if not values.get("dataset_name"):
-            key = f"[{name}].dataset_name"
-            findings.problems.append(Problem(file, key, None, "type huggingface needs it", "name the dataset"))
-        if values.get("caption_strategy") not in ("huggingface", "instanceprompt"):
-            given = values.get("caption_strategy")
-            reason = "a Hugging Face dataset has no caption files"
-            findings.problems.append(
-                Problem(file, f"[{name}].caption_strategy", given, reason, "use huggingface or instanceprompt")
-            )
-        values["source_url"] = f"hf://{values.get('dataset_name')}"
+    if values.get("type") in ("huggingface", "csv"):
+        _listed(values, name, file, findings)
     if values.get("type") == "aws":
         if not bucket:
             key = f"[{name}].aws_bucket_name"
             findings.problems.append(Problem(file, key, bucket, "type aws needs it", "name the bucket"))
         parts = [str(values.get("aws_data_prefix") or ""), "" if "://" in place else place]
         values["source_url"] = "/".join(["s3:/", str(bucket), *(p.strip("/") for p in parts if p.strip("/"))])
-    elif values.get("type") == "huggingface":
-        pass
+    elif values.get("type") in ("huggingface", "csv"):
+        values["source_url"] = f"{values['type']}://{values.get('dataset_name') or values.get('csv_file')}"
     elif "://" in place:
         values["source_url"] = place
     else:
@@ -151,7 +142,23 @@ def _remote(values: dict[str, Any], name: str, file: str, options: Options, find
         if unused:
             findings.notices.append(f"[{name}].{unused[0]}: it acts only with type aws")
         return
-    values["instance_data_dir"] = str(_cache(options) / "files" / name)
+    values["instance_data_dir"] = str(values.get("csv_cache_dir") or _cache(options) / "files" / name)
+
+
+def _listed(values: dict[str, Any], name: str, file: str, findings: Findings) -> None:
+    """Datasets that are a table with a row for each picture."""
+    kind = str(values["type"])
+    key, what = ("csv_file", "name the file") if kind == "csv" else ("dataset_name", "name the dataset")
+    given = values.get(key)
+    if not given:
+        findings.problems.append(Problem(file, f"[{name}].{key}", None, f"type {kind} needs it", what))
+    elif kind == "csv" and not Path(str(given)).expanduser().is_file():
+        findings.problems.append(Problem(file, f"[{name}].{key}", given, "there is no such file", "correct the path"))
+    strategy = values.get("caption_strategy")
+    if strategy not in (kind, "instanceprompt"):
+        reason = "a dataset of this type has no caption files"
+        remedy = f"use {kind} or instanceprompt"
+        findings.problems.append(Problem(file, f"[{name}].caption_strategy", strategy, reason, remedy))
 
 
 def _check_image(entry: ImageDataset, own: Mapping[str, Any], file: str, options: Options, findings: Findings) -> None:

@@ -53,7 +53,7 @@ class ImageDataset(Section):
     """Pictures to train on (dataset_type image) or to measure held-out loss on (eval)."""
 
     id: Annotated[str, Field(min_length=1)]
-    type: Literal["local", "aws", "huggingface"] = "local"
+    type: Literal["local", "aws", "huggingface", "csv"] = "local"
     dataset_type: Literal["image", "eval"] = "image"
     instance_data_dir: Path
     source_url: str = ""
@@ -64,6 +64,9 @@ class ImageDataset(Section):
     image_column: str = "image"
     caption_column: str = "caption"
     fallback_caption_column: str | None = None
+    csv_file: Path | None = None
+    csv_caption_column: str = "caption"
+    csv_cache_dir: Path | None = None
     aws_bucket_name: str | None = None
     aws_data_prefix: str | None = None
     aws_region_name: str | None = None
@@ -84,7 +87,7 @@ class ImageDataset(Section):
     maximum_aspect_ratio: Nonnegative | None = None
     max_upscale_threshold: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
     max_num_samples: Positive | None = None
-    caption_strategy: Literal["filename", "textfile", "instanceprompt", "parquet", "huggingface", "null"]
+    caption_strategy: Literal["filename", "textfile", "instanceprompt", "parquet", "huggingface", "csv", "null"]
     instance_prompt: str | tuple[str, ...] | None = None
     prepend_instance_prompt: bool = False
     only_instance_prompt: bool = False
@@ -165,7 +168,7 @@ def _known(status: str, text: str, keys: str, off: tuple[Any, ...] = ()) -> dict
 
 
 FIELD_CATALOGUE: Mapping[str, Known] = {
-    **_known("satisfied", "discovery is how pictures are found", "metadata_backend", ("discovery", "json", "parquet", "huggingface")),
+    **_known("satisfied", "discovery is how pictures are found", "metadata_backend", ("discovery", "json", "parquet", "huggingface", "csv")),
     **_known(
         "satisfied",
         "caching needs no tuning",
@@ -177,7 +180,7 @@ FIELD_CATALOGUE: Mapping[str, Known] = {
     **_known("satisfied", "the dataset is kept on disk once, and read from there", "streaming"),
     **_known("satisfied", "looking at pictures reads headers only, and caches know what they hold", "skip_file_discovery"),
     **_known("refused", "not yet: it comes with the data sources", "disable_after_epoch_step vae_cache_clear_each_epoch text_cache_ondemand "
-             "text_cache_disable csv_file csv_caption_column csv_cache_dir "
+             "text_cache_disable "
              "huggingface quality_column filter composite_image_config"),
     **_known("refused", "made conditioning is not planned; mask files in a dataset of their own work (conditioning_data)",
              "conditioning source_dataset_id conditioning_image_embeds slider_strength"),
@@ -188,8 +191,8 @@ FIELD_CATALOGUE: Mapping[str, Known] = {
 
 OTHER_FIELD_VALUES: Mapping[str, Mapping[str, str]] = {
     "type": {
-        name: "not yet: local folders, aws, huggingface and URLs in instance_data_dir work"
-        for name in ("csv", "memory", "webshart")
+        name: "not yet: local folders, aws, huggingface, csv and URLs in instance_data_dir work"
+        for name in ("memory", "webshart")
     },
     "dataset_type": {
         "image_embeds": "not needed: latents are kept in cache_dir_vae; remove this entry",
@@ -203,7 +206,7 @@ OTHER_FIELD_VALUES: Mapping[str, Mapping[str, str]] = {
         name: "Sana is trained here without ControlNet or reference pictures; mask and segmentation work"
         for name in ("controlnet", "reference_strict", "reference_loose")
     },
-    "caption_strategy": {name: "not yet: it comes with the data sources" for name in ("csv", "webshart")},
+    "caption_strategy": {name: "not yet: it comes with the data sources" for name in ("webshart",)},
     "metadata_backend": {name: "not yet: it comes with the data sources; use discovery" for name in ("webshart",)},
 }
 

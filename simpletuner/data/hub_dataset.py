@@ -76,7 +76,7 @@ def bring(source: HubDataset, folder: Path, progress: Callable[[Sequence[int]], 
     for number in progress(range(len(rows))):
         row = rows[number]
         data = (row[source.image_column] or {}).get("bytes")
-        ending = _ending(data)
+        ending = picture_ending(data)
         if not data or not ending:
             skipped.append(
                 Skipped(Path(f"row {number}"), f"its {source.image_column} holds no picture that can be read")
@@ -118,7 +118,7 @@ def _load(source: HubDataset) -> Any:
         raise DataError(f"the column {source.image_column!r} of {source.name!r} holds no pictures.") from error
 
 
-def _ending(data: bytes | None) -> str:
+def picture_ending(data: bytes | None) -> str:
     """The file ending that fits these bytes, "" if they are no picture."""
     if not data:
         return ""

@@ -36,6 +36,7 @@ from simpletuner.data.placement import PlacementRules, place
 from simpletuner.data.sampler import Bucket, Drawing, shortfalls
 from simpletuner.data.tables import TableSource, read_table
 from simpletuner.data.types import Sample, Size, Skipped
+from simpletuner.data.url_list import UrlList, fetch
 from simpletuner.errors import DataError, ImageError
 from simpletuner.reporting.progress import Reporter
 
@@ -62,6 +63,7 @@ class DatasetSource:
         mask: Where its masks are, or None.
         table: The table of its captions, or None.
         hub: The Hugging Face dataset its files come from, or None.
+        listed: The CSV file that lists where its files are, or None.
         remote: Where its files come from, if not from this machine; ``folder`` is then their mirror.
         stride: Pixels per latent cell, for masks.
         max_samples: At most this many pictures are used, always the same ones; None for all.
@@ -81,6 +83,7 @@ class DatasetSource:
     table: TableSource | None = None
     remote: RemoteSource | None = None
     hub: HubDataset | None = None
+    listed: UrlList | None = None
     stride: int = 32
 
 
@@ -123,6 +126,8 @@ def _bring(source: DatasetSource, reporter: Reporter) -> list[Skipped]:
     track = partial(reporter.track, f"Fetching [{source.id}]")
     if source.hub:
         done, where = bring(source.hub, source.folder, track), source.hub.name
+    elif source.listed:
+        done, where = fetch(source.listed, source.folder, track), str(source.listed.file)
     elif source.remote:
         done, where = mirror(source.remote, source.folder, track), source.remote.url
     else:

@@ -20,6 +20,7 @@ from simpletuner.data.placement import PlacementRules
 from simpletuner.data.sampler import Drawing, Plan, Turn
 from simpletuner.data.tables import TableSource
 from simpletuner.data.types import Size
+from simpletuner.data.url_list import UrlList
 from simpletuner.errors import ConfigError, Problem
 from simpletuner.evaluation.validation import ValidationSettings
 from simpletuner.flow.schedules import Density, auto_shift, histogram
@@ -152,12 +153,14 @@ def check_validation_sizes(config: RunConfig, facts: Facts) -> None:
 
 def dataset_source(config: RunConfig, entry: ImageDataset, alignment: int, stride: int = 32) -> DatasetSource:
     """One dataloader entry in plain values."""
-    prompts = entry.instance_prompt
+    prompts, strategy = entry.instance_prompt, entry.caption_strategy
+    if strategy == "huggingface" or strategy == "csv":  # room 1 writes a table for them
+        strategy = "parquet"
     return DatasetSource(
         id=entry.id,
         folder=Path(entry.instance_data_dir).expanduser(),
         captions=CaptionRules(
-            strategy="parquet" if entry.caption_strategy == "huggingface" else entry.caption_strategy,
+            strategy=strategy,
             instance_prompts=(prompts,) if isinstance(prompts, str) else tuple(prompts or ()),
             prepend_instance_prompt=entry.prepend_instance_prompt,
             only_instance_prompt=entry.only_instance_prompt,
@@ -188,6 +191,7 @@ def dataset_source(config: RunConfig, entry: ImageDataset, alignment: int, strid
         table=_table_source(entry),
         remote=_remote_source(entry),
         hub=_hub_dataset(entry),
+        listed=_url_list(entry),
         stride=stride,
         latent_dir=Path(entry.cache_dir_vae).expanduser(),
         encode_batch=entry.vae_batch_size,
@@ -207,13 +211,21 @@ def _mask_source(config: RunConfig, entry: ImageDataset) -> MaskSource | None:
 
 def _remote_source(entry: ImageDataset) -> RemoteSource | None:
     """Where a dataset's files come from, if not from this machine. Without keys the usual AWS sources of them count."""
-    if not entry.source_url or entry.type == "huggingface":
+    if not entry.source_url or entry.type in ("huggingface", "csv"):
         return None
     client = {"endpoint_url": entry.aws_endpoint_url, "region_name": entry.aws_region_name}
     secrets = {"key": entry.aws_access_key_id, "secret": entry.aws_secret_access_key}
     given: dict[str, Any] = {name: secret.get_secret_value() for name, secret in secrets.items() if secret}
     kept = {name: value for name, value in client.items() if value}
     return RemoteSource(entry.source_url, {**given, **({"client_kwargs": kept} if kept else {})})
+
+
+def _url_list(entry: ImageDataset) -> UrlList | None:
+    """The CSV file of addresses, if the pictures are listed in one."""
+    if entry.type != "csv" or not entry.csv_file:
+        return None
+    captions = entry.csv_caption_column if entry.caption_strategy == "csv" else None
+    return UrlList(entry.csv_file.expanduser(), captions)
 
 
 def _hub_dataset(entry: ImageDataset) -> HubDataset | None:
@@ -233,9 +245,9 @@ def _hub_dataset(entry: ImageDataset) -> HubDataset | None:
 
 def _table_source(entry: ImageDataset) -> TableSource | None:
     """The table of captions, where captions come from one. Sizes are read from the pictures themselves."""
-    hub = _hub_dataset(entry)
-    if hub and entry.caption_strategy == "huggingface":
-        return hub.table(Path(entry.instance_data_dir).expanduser())
+    listed = _hub_dataset(entry) or _url_list(entry)
+    if listed and entry.caption_strategy == entry.type:
+        return listed.table(Path(entry.instance_data_dir).expanduser())
     asked = entry.parquet
     if asked is None or entry.caption_strategy != "parquet":
         return None

@@ -107,7 +107,7 @@ def test_all_problems_are_listed_at_once(write: Callable[..., RunConfig]) -> Non
 def test_options_and_datasets_are_checked_together(write: Callable[..., RunConfig]) -> None:
     entries = [
         {"id": "a", "instance_data_dir": "nowhere", "caption_strategy": "instanceprompt"},
-        {"id": "a", "instance_data_dir": "pictures", "crop_aspct": "square", "crop_style": "face", "type": "csv"},
+        {"id": "a", "instance_data_dir": "pictures", "crop_aspct": "square", "crop_style": "face", "type": "memory"},
     ]
     texts = "\n".join(problems(lambda: write({"flow_schedule_shift": 3, "flow_schedule_auto_shift": True}, entries)))
     for expected in ("[a].instance_data_dir", "instance_prompt", "crop_aspct", "'crop_aspect'", "crop_style", "[a].type",
