@@ -26,7 +26,7 @@ from simpletuner.models.base import Facts, Family, LoadSource, TextSettings
 from simpletuner.models.families import FAMILIES
 from simpletuner.reporting.dataset_page import page
 from simpletuner.reporting.progress import Reporter
-from simpletuner.training import prepare, translate
+from simpletuner.training import prepare, translate, translate_data
 from simpletuner.training.precision import choose
 
 PROCESSES = max(1, os.cpu_count() or 1)
@@ -192,7 +192,7 @@ def _find(
     found: list[tuple[prepare.Found, str]] = []
     for entry in (*config.datasets.train, *config.datasets.eval):
         try:
-            (item,) = prepare.find([translate.dataset_source(config, entry, alignment, stride)], reporter)
+            (item,) = prepare.find([translate_data.dataset_source(config, entry, alignment, stride)], reporter)
         except DataError as error:
             checked.problems.append(str(error))
         else:
@@ -229,7 +229,7 @@ def _plan(config: RunConfig, training: list[prepare.Found], checked: Checked) ->
     if not buckets:
         checked.problems.append("no picture of any training dataset can be decoded")
         return
-    drawing = translate.drawing(config)
+    drawing = translate_data.drawing(config)
     sentences = shortfalls(buckets, drawing)
     if sentences and not config.options.data.allow_dataset_oversubscription:
         checked.problems += [f"too few pictures: {sentence}" for sentence in sentences]

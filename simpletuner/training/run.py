@@ -19,7 +19,7 @@ from simpletuner.evaluation import eval_loss
 from simpletuner.evaluation.validation import Validator
 from simpletuner.models.base import Components, EncodedText
 from simpletuner.reporting.progress import Reporter
-from simpletuner.training import checkpoint, optimizers, prepare, resuming, translate
+from simpletuner.training import checkpoint, optimizers, prepare, resuming, translate, translate_data
 from simpletuner.training.caching import fill_caches, on_demand
 from simpletuner.training.ema import Ema
 from simpletuner.training.hooks import Checkpointing, HeldOutLoss, Progress, ValidationPictures
@@ -71,7 +71,7 @@ def _train(session: Session) -> None:
     latents_of = on_demand(session, parts)
     buckets, samples = prepare.buckets_of(training)
     options = config.options
-    plan = Plan(buckets, translate.drawing(config), options.training.seed)
+    plan = Plan(buckets, translate_data.drawing(config), options.training.seed)
     owners = {index: bucket.dataset_id for bucket in buckets for index in bucket.members}
     loader = Loader(
         [refs[owners[i], placed.sample.path] for i, placed in enumerate(samples)],

@@ -16,7 +16,7 @@ from simpletuner.models.base import Components, Facts, Family, LoadSource, TextS
 from simpletuner.models.families import FAMILIES
 from simpletuner.reporting.metrics import MetricsFile
 from simpletuner.reporting.progress import Reporter
-from simpletuner.training import device, optimizers, prepare, translate
+from simpletuner.training import device, optimizers, prepare, translate, translate_data
 from simpletuner.training.check import short
 from simpletuner.training.precision import Precision, choose
 
@@ -74,7 +74,7 @@ def find_pictures(session: Session) -> tuple[list[prepare.Found], list[prepare.F
     datasets = session.config.datasets
 
     def found(entries: Sequence[ImageDataset]) -> list[prepare.Found]:
-        sources = [translate.dataset_source(session.config, e, alignment, session.facts.stride) for e in entries]
+        sources = [translate_data.dataset_source(session.config, e, alignment, session.facts.stride) for e in entries]
         return prepare.find(sources, session.reporter)
 
     training, held_out = found(datasets.train), found(datasets.eval)
@@ -87,7 +87,7 @@ def check_sizes(session: Session, training: list[prepare.Found]) -> None:
     options = session.config.options
     prepare.check_sizes(
         training,
-        translate.drawing(session.config),
+        translate_data.drawing(session.config),
         options.data.allow_dataset_oversubscription,
         session.reporter,
     )

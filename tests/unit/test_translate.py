@@ -25,7 +25,7 @@ from simpletuner.data.sampler import Bucket, Plan
 from simpletuner.data.types import Size
 from simpletuner.errors import ConfigError
 from simpletuner.models.base import Facts
-from simpletuner.training import translate
+from simpletuner.training import translate, translate_data
 from simpletuner.training.precision import choose
 
 FACTS = Facts(alignment=32, stride=32, patch_size=1, shift=3.0, native_resolution=1024)
@@ -64,10 +64,10 @@ def plain(config: RunConfig) -> SimpleNamespace:
     precision = choose(options.precision.mixed_precision, low_precision_safe=True)
     drawn = translate.density(options, FACTS)
     alignment = translate.bucket_alignment(config, FACTS)
-    plan = Plan([Bucket("a", Size(64, 64), tuple(range(24)))], translate.drawing(config), options.training.seed)
+    plan = Plan([Bucket("a", Size(64, 64), tuple(range(24)))], translate_data.drawing(config), options.training.seed)
     total = translate.total_steps(config, plan)
-    dataset = translate.dataset_source(config, config.datasets.train[0], alignment, FACTS.stride)
-    drawing = translate.drawing(config)
+    dataset = translate_data.dataset_source(config, config.datasets.train[0], alignment, FACTS.stride)
+    drawing = translate_data.drawing(config)
     text = translate.text_settings(options, ("the family's own",))
     return SimpleNamespace(
         source=translate.load_source(options, precision),
@@ -295,7 +295,7 @@ def test_a_dataset_may_start_later(read: Read) -> None:
     for field, value in (("start_epoch", 3), ("start_step", 12)):
         later = first.model_copy(update={field: value, "id": "later"})
         datasets = type(config.datasets)((first, later), (), Path("texts"))
-        turn = translate.drawing(RunConfig(config.options, datasets, (), (), "")).turn("later")
+        turn = translate_data.drawing(RunConfig(config.options, datasets, (), (), "")).turn("later")
         assert getattr(turn, field) == value
 
 
@@ -313,7 +313,7 @@ def test_a_mask_acts_always(read: Read) -> None:
 def test_the_held_out_loss_is_never_masked(read: Read) -> None:
     config = read({}, {"conditioning_data": "m"})
     held_out = config.datasets.train[0].model_copy(update={"dataset_type": "eval"})
-    assert translate.dataset_source(config, held_out, 32).mask is None
+    assert translate_data.dataset_source(config, held_out, 32).mask is None
 
 
 def test_sizes_are_checked_only_where_something_is_drawn(read: Read) -> None:
