@@ -43,12 +43,14 @@ def rules(strategy: Strategy, picture: Path) -> CaptionRules:
 
 
 # Read as a table once the data set is a local folder: training/translate.py (tests/integration/test_hub_dataset.py).
-TRANSLATED = {"huggingface"}
+TRANSLATED = {"huggingface", "csv"}
+ONE_DATASET = {"csv"}  # names a file of one dataset, so it is no default for all
 
 
 def test_the_options_offer_exactly_the_strategies() -> None:
-    for model in (ImageDataset, DataOptions):
-        assert set(get_args(model.model_fields["caption_strategy"].annotation)) == {*STRATEGIES, *TRANSLATED}
+    offered = {m: set(get_args(m.model_fields["caption_strategy"].annotation)) for m in (ImageDataset, DataOptions)}
+    assert offered[ImageDataset] == {*STRATEGIES, *TRANSLATED}
+    assert offered[DataOptions] == offered[ImageDataset] - ONE_DATASET
 
 
 def test_every_strategy_is_expected_here() -> None:

@@ -49,6 +49,7 @@ def server(tmp_path: Path) -> Iterator[str]:
     threading.Thread(target=running.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{running.server_port}"
     running.shutdown()
+    running.server_close()
 
 
 def write(file: Path, rows: list[tuple[str, str]], header: tuple[str, str] = ("URL", "text")) -> None:
@@ -75,10 +76,12 @@ def test_training_from_a_list_of_addresses(
     entries = json.loads(path.read_text())
     del entries[0]["instance_data_dir"]
     entries[0] |= {"type": "csv", "csv_file": "list.csv", "csv_caption_column": "text", "caption_strategy": "csv"}
+    entries[0]["csv_cache_dir"] = "fetched"
     path.write_text(json.dumps(entries))
     said = simpletuner("train", "--config", config).stdout
     assert "4 files fetched" in said and "7 pictures found, 4 used" in said and "Done: 1 steps" in said
     assert "gone.png" in said and "404" in said and "broke off" in said and "no picture that can be read" in said
+    assert len(list((tmp_path / "fetched").glob("*.png"))) == 4
     assert asked["/flaky/picture_1.png"] == 2 and asked["/ok/gone.png"] == 1
     page = simpletuner("check", "--config", config)
     assert "0 files fetched, 4 were here" in page.stdout and asked["/ok/picture_0.png"] == 1

@@ -38,8 +38,8 @@ TOLD = {
 }
 # Their type admits a single value.
 ONE_VALUE = {"model_type", "type"}
-# Joined to source_url while the dataloader file is read (test_s3.py trains from such a bucket).
-JOINED = {"aws_bucket_name", "aws_data_prefix"}
+# Become source_url and instance_data_dir while the dataloader file is read (test_s3.py, test_csv_dataset.py).
+JOINED = {"aws_bucket_name", "aws_data_prefix", "csv_cache_dir"}
 
 MODELS = (ImageDataset, MaskDataset, TextEmbedsDataset, CaptionShuffle, CaptionTableOptions)
 FIELDS = sorted({(model.__name__, field) for model in MODELS for field in model.model_fields})

@@ -29,7 +29,7 @@ from simpletuner.training import translate, translate_data
 from simpletuner.training.precision import choose
 
 FACTS = Facts(alignment=32, stride=32, patch_size=1, shift=3.0, native_resolution=1024)
-TRANSLATE = Path(translate.__file__)
+TRANSLATE = (Path(translate.__file__), Path(translate_data.__file__))
 Read = Callable[..., RunConfig]
 
 
@@ -376,6 +376,7 @@ ELSEWHERE = {
     *("aws_access_key_id", "aws_secret_access_key", "aws_endpoint_url", "aws_region_name", "source_url"),  # test_s3.py
     *("dataset_name", "dataset_config", "split", "revision"),  # test_hub_dataset.py
     *("image_column", "caption_column", "fallback_caption_column", "type"),
+    *("csv_file", "csv_caption_column"),  # test_csv_dataset.py
     "masked_loss_probability",  # test_a_segmentation_acts_in_the_share_asked_for
 }
 
@@ -384,6 +385,7 @@ def test_every_translated_option_is_in_a_table() -> None:
     tested = {key for given, _, _ in [*OPTIONS, *DATASETS] for key in given}
     for given, _, _ in DATASETS:
         tested |= {key for value in given.values() if isinstance(value, dict) for key in value}
-    translated = attributes_read(TRANSLATE.read_text(encoding="utf-8")) & {*section_of(), *FIELDS}
+    read = set().union(*(attributes_read(file.read_text(encoding="utf-8")) for file in TRANSLATE))
+    translated = read & {*section_of(), *FIELDS}
     assert len(translated) > 60, "the scan finds nothing"
     assert not translated - tested - ELSEWHERE
