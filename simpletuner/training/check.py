@@ -22,6 +22,7 @@ from simpletuner.data.sampler import Plan, shortfalls
 from simpletuner.data.survey import Picture, Survey, look_at, picture_of
 from simpletuner.data.types import Skipped
 from simpletuner.errors import DataError, ModelError
+from simpletuner.models import imports
 from simpletuner.models.base import Facts, Family, LoadSource, TextSettings
 from simpletuner.models.families import FAMILIES
 from simpletuner.reporting.dataset_page import page
@@ -60,6 +61,7 @@ def check(config: RunConfig, reporter: Reporter, page_at: Path | None = None, re
     Returns:
         Whether training would start.
     """
+    imports.libraries()
     precision = choose(config.options.precision.mixed_precision, low_precision_safe=False)
     family, source = FAMILIES[config.options.model.model_family], translate.load_source(config.options, precision)
     checked = Checked([], [], [])

@@ -11,7 +11,7 @@ import torch
 from simpletuner.config.datasets import ImageDataset
 from simpletuner.config.read import RunConfig
 from simpletuner.data.survey import Survey, picture_of
-from simpletuner.models import load
+from simpletuner.models import imports, load
 from simpletuner.models.base import Components, Facts, Family, LoadSource, TextSettings
 from simpletuner.models.families import FAMILIES
 from simpletuner.reporting.metrics import MetricsFile
@@ -42,6 +42,7 @@ def open_session(config: RunConfig, reporter: Reporter) -> Session:
     options = config.options
     for notice in config.notices:
         reporter.say(notice)
+    imports.libraries()
     load.only_download_bars()
     output_dir = Path(options.checkpoints.output_dir).expanduser()
     entry = optimizers.OPTIMIZERS[options.training.optimizer]

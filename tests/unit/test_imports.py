@@ -1,0 +1,26 @@
+"""Optional packages that a run does not use are not imported by the libraries, and stay importable."""
+
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+
+CODE = """
+import sys
+from simpletuner.models.imports import libraries
+libraries()
+import diffusers, transformers
+from diffusers import SanaPipeline
+from transformers import Gemma2Config, Gemma2Model
+Gemma2Model(Gemma2Config(num_hidden_layers=1, hidden_size=8, intermediate_size=8, num_attention_heads=1,
+    num_key_value_heads=1, head_dim=8, vocab_size=8))
+assert not {"bitsandbytes", "torchao"} & set(sys.modules)
+import bitsandbytes
+assert bitsandbytes.nn.Linear4bit
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="nothing optional is installed")
+def test_only_what_is_needed_is_imported() -> None:
+    subprocess.run([sys.executable, "-c", CODE], check=True)
