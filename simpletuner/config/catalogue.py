@@ -243,5 +243,8 @@ OTHER_VALUES: Mapping[str, Mapping[str, str]] = {
         "cosine_with_restarts": "not yet: use cosine",
     },
     "optimizer": {name: "not yet: optimi-adamw and torch-adamw work" for name in OTHER_OPTIMIZERS},
-    "caption_strategy": {"csv": "it belongs to a dataset of type csv: set it in that entry of the dataloader file"},
+    "caption_strategy": {
+        kind: f"it belongs to a dataset of type {kind}: set it in that entry of the dataloader file"
+        for kind in ("csv", "webdataset")
+    },
 }

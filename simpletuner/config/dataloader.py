@@ -125,7 +125,7 @@ def _remote(values: dict[str, Any], name: str, file: str, options: Options, find
     """Pictures that are elsewhere: ``source_url`` says where, and instance_data_dir becomes their mirror here."""
     place = str(values.get("instance_data_dir", ""))
     bucket = values.get("aws_bucket_name")
-    if values.get("type") in ("huggingface", "csv"):
+    if values.get("type") in ("huggingface", "csv", "webdataset"):
         _listed(values, name, file, findings)
     if values.get("type") == "aws":
         if not bucket:
@@ -135,7 +135,7 @@ def _remote(values: dict[str, Any], name: str, file: str, options: Options, find
         values["source_url"] = "/".join(["s3:/", str(bucket), *(p.strip("/") for p in parts if p.strip("/"))])
     elif values.get("type") in ("huggingface", "csv"):
         values["source_url"] = f"{values['type']}://{values.get('dataset_name') or values.get('csv_file')}"
-    elif "://" in place:
+    elif "://" in place or values.get("type") == "webdataset":
         values["source_url"] = place
     else:
         unused = [key for key in values if key.startswith("aws_")]
@@ -146,18 +146,23 @@ def _remote(values: dict[str, Any], name: str, file: str, options: Options, find
 
 
 def _listed(values: dict[str, Any], name: str, file: str, findings: Findings) -> None:
-    """Datasets that are a table with a row for each picture."""
+    """Datasets whose pictures are listed or packed somewhere."""
     kind = str(values["type"])
-    key, what = ("csv_file", "name the file") if kind == "csv" else ("dataset_name", "name the dataset")
+    key, what = {
+        "csv": ("csv_file", "name the file"),
+        "huggingface": ("dataset_name", "name the dataset"),
+        "webdataset": ("instance_data_dir", "name a tar file, a folder of them, or a pattern such as a-{000..009}.tar"),
+    }[kind]
     given = values.get(key)
     if not given:
         findings.problems.append(Problem(file, f"[{name}].{key}", None, f"type {kind} needs it", what))
     elif kind == "csv" and not Path(str(given)).expanduser().is_file():
         findings.problems.append(Problem(file, f"[{name}].{key}", given, "there is no such file", "correct the path"))
     strategy = values.get("caption_strategy")
-    if strategy not in (kind, "instanceprompt"):
+    fitting = [kind, *(["filename", "null"] if kind == "webdataset" else []), "instanceprompt"]
+    if strategy not in fitting:
         reason = "a dataset of this type has no caption files"
-        remedy = f"use {kind} or instanceprompt"
+        remedy = f"use {', '.join(fitting[:-1])} or instanceprompt"
         findings.problems.append(Problem(file, f"[{name}].caption_strategy", strategy, reason, remedy))
 
 

@@ -53,7 +53,7 @@ class ImageDataset(Section):
     """Pictures to train on (dataset_type image) or to measure held-out loss on (eval)."""
 
     id: Annotated[str, Field(min_length=1)]
-    type: Literal["local", "aws", "huggingface", "csv"] = "local"
+    type: Literal["local", "aws", "huggingface", "csv", "webdataset"] = "local"
     dataset_type: Literal["image", "eval"] = "image"
     instance_data_dir: Path
     source_url: str = ""
@@ -87,7 +87,9 @@ class ImageDataset(Section):
     maximum_aspect_ratio: Nonnegative | None = None
     max_upscale_threshold: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
     max_num_samples: Positive | None = None
-    caption_strategy: Literal["filename", "textfile", "instanceprompt", "parquet", "huggingface", "csv", "null"]
+    caption_strategy: Literal[
+        "filename", "textfile", "instanceprompt", "parquet", "huggingface", "csv", "webdataset", "null"
+    ]
     instance_prompt: str | tuple[str, ...] | None = None
     prepend_instance_prompt: bool = False
     only_instance_prompt: bool = False
@@ -168,7 +170,7 @@ def _known(status: str, text: str, keys: str, off: tuple[Any, ...] = ()) -> dict
 
 
 FIELD_CATALOGUE: Mapping[str, Known] = {
-    **_known("satisfied", "discovery is how pictures are found", "metadata_backend", ("discovery", "json", "parquet", "huggingface", "csv")),
+    **_known("satisfied", "discovery is how pictures are found", "metadata_backend", ("discovery", "json", "parquet", "huggingface", "csv", "webdataset")),
     **_known(
         "satisfied",
         "caching needs no tuning",
@@ -191,8 +193,8 @@ FIELD_CATALOGUE: Mapping[str, Known] = {
 
 OTHER_FIELD_VALUES: Mapping[str, Mapping[str, str]] = {
     "type": {
-        name: "not yet: local folders, aws, huggingface, csv and URLs in instance_data_dir work"
-        for name in ("memory", "webshart")
+        "webshart": "its shards are tar files: use type webdataset with instance_data_dir naming them",
+        "memory": "pictures are read from files: local folders, aws, huggingface, csv, webdataset and URLs work",
     },
     "dataset_type": {
         "image_embeds": "not needed: latents are kept in cache_dir_vae; remove this entry",
@@ -206,8 +208,8 @@ OTHER_FIELD_VALUES: Mapping[str, Mapping[str, str]] = {
         name: "Sana is trained here without ControlNet or reference pictures; mask and segmentation work"
         for name in ("controlnet", "reference_strict", "reference_loose")
     },
-    "caption_strategy": {name: "not yet: it comes with the data sources" for name in ("webshart",)},
-    "metadata_backend": {name: "not yet: it comes with the data sources; use discovery" for name in ("webshart",)},
+    "caption_strategy": {"webshart": "captions of tar files come with type webdataset and caption_strategy webdataset"},
+    "metadata_backend": {"webshart": "no metadata is kept; use type webdataset, and leave this out"},
 }
 
 # Keys that a mask dataset takes over from the pictures it belongs to.

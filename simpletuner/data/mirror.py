@@ -73,16 +73,16 @@ def mirror(source: RemoteSource, folder: Path, progress: Callable[[Sequence[str]
     """
     known = _state(folder)
     try:
-        system, root = _open(source)
+        system, root = open_url(source)
         listed = _listing(system, root)
     except DataError:
         raise
     except Exception as error:  # every store has errors of its own
         if not known:
             raise DataError(
-                f"{source.url} cannot be read: {_plain(error)}. Check address, access and network."
+                f"{source.url} cannot be read: {plain(error)}. Check address, access and network."
             ) from error
-        return Mirrored(kept=len(known), note=f"{source.url} cannot be reached ({_plain(error)}): using what is here")
+        return Mirrored(kept=len(known), note=f"{source.url} cannot be reached ({plain(error)}): using what is here")
     wanted, skipped = _choose(listed, root)
     stale = [name for name in known if name not in wanted]
     for name in stale:
@@ -102,7 +102,8 @@ def mirror(source: RemoteSource, folder: Path, progress: Callable[[Sequence[str]
     return Mirrored(len(state) - len(fresh), len(fresh), len(stale), tuple(skipped))
 
 
-def _open(source: RemoteSource) -> tuple[Any, str]:
+def open_url(source: RemoteSource) -> tuple[Any, str]:
+    """The file system of a URL, and the path in it. Raises DataError if a package is missing."""
     import fsspec
 
     try:
@@ -132,13 +133,13 @@ def _choose(listed: Mapping[str, dict[str, Any]], root: str) -> tuple[dict[str, 
         if any(part.startswith(".") for part in parts):
             continue  # hidden, as in a local folder; also whatever would lead out of the folder
         if ending in (*PICTURES, *CAPTIONS):
-            wanted[name] = (path, _tag(facts))
+            wanted[name] = (path, tag_of(facts))
         elif ending not in SIDECARS:
             skipped.append(Skipped(Path(name), f"{ending or 'a file without ending'} is not a picture format"))
     return wanted, skipped
 
 
-def _tag(facts: Mapping[str, Any]) -> str:
+def tag_of(facts: Mapping[str, Any]) -> str:
     """What changes when the remote file does: size and content tag, or its time."""
     changing = next(
         (facts[k] for k in ("ETag", "etag", "md5Hash", "LastModified", "mtime", "created") if facts.get(k)), ""
@@ -158,7 +159,7 @@ def _fetch(system: Any, remote: str, local: Path) -> str:
         except Exception as error:  # noqa: BLE001 - every store has errors of its own
             with contextlib.suppress(OSError):
                 temporary.unlink()
-            problem = _plain(error)
+            problem = plain(error)
             if isinstance(error, FileNotFoundError) or (isinstance(error, OSError) and error.errno in _HOPELESS):
                 return problem
             time.sleep(0.2 * 2**attempt)
@@ -168,7 +169,8 @@ def _fetch(system: Any, remote: str, local: Path) -> str:
 _HOPELESS = (28, 30, 36)  # no space, read-only, name too long: another try changes nothing
 
 
-def _plain(error: Exception) -> str:
+def plain(error: Exception) -> str:
+    """The first line of what a store says went wrong."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 

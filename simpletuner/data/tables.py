@@ -28,6 +28,7 @@ class TableSource:
         caption_column: Its caption, or a list of alternatives.
         fallback_caption_column: Taken where the caption is empty, or None.
         includes_extension: Whether the file names have their ending.
+        missing: What to say of a picture without a caption, where the table is not the user's own; "" for the usual.
     """
 
     path: Path
@@ -35,6 +36,7 @@ class TableSource:
     caption_column: str
     fallback_caption_column: str | None = None
     includes_extension: bool = False
+    missing: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,8 @@ class CaptionTable:
         table = self.source.path.name
         if found is None:
             raise DataError(f"{picture.name} has no row in {table} ({self.source.filename_column} = {name!r})")
+        if not found and self.source.missing:
+            raise DataError(self.source.missing)
         if not found:
             raise DataError(f"{picture.name} has no caption in {table} ({self.source.caption_column} is empty)")
         return found
@@ -76,9 +80,9 @@ def read_table(source: TableSource, folder: Path) -> CaptionTable:
         name = row.get(source.filename_column)
         if not isinstance(name, str) or not name:
             continue
-        found = _texts(row.get(source.caption_column))
+        found = texts_of(row.get(source.caption_column))
         if not found and source.fallback_caption_column:
-            found = _texts(row.get(source.fallback_caption_column))
+            found = texts_of(row.get(source.fallback_caption_column))
         key = _key(name.replace("\\", "/"), keep_ending=source.includes_extension)
         rows[key] = tuple(dict.fromkeys((*rows.get(key, ()), *found)))  # several rows: several captions
     return CaptionTable(source, folder, rows)
@@ -92,7 +96,7 @@ def _key(name: str, keep_ending: bool) -> str:
     return str(path if keep_ending or not has_ending else path.with_suffix(""))
 
 
-def _texts(value: Any) -> tuple[str, ...]:
+def texts_of(value: Any) -> tuple[str, ...]:
     """A text, or a list or mapping of texts, as alternatives; empty ones are none."""
     if isinstance(value, Mapping):
         value = list(value.values())

@@ -35,6 +35,7 @@ from simpletuner.data.mirror import RemoteSource, mirror
 from simpletuner.data.placement import PlacementRules, place
 from simpletuner.data.sampler import Bucket, Drawing, shortfalls
 from simpletuner.data.tables import TableSource, read_table
+from simpletuner.data.tar_dataset import TarSource, unpack_all
 from simpletuner.data.types import Sample, Size, Skipped
 from simpletuner.data.url_list import UrlList, fetch
 from simpletuner.errors import DataError, ImageError
@@ -64,6 +65,7 @@ class DatasetSource:
         table: The table of its captions, or None.
         hub: The Hugging Face dataset its files come from, or None.
         listed: The CSV file that lists where its files are, or None.
+        tars: The tar files its files are in, or None.
         remote: Where its files come from, if not from this machine; ``folder`` is then their mirror.
         stride: Pixels per latent cell, for masks.
         max_samples: At most this many pictures are used, always the same ones; None for all.
@@ -84,6 +86,7 @@ class DatasetSource:
     remote: RemoteSource | None = None
     hub: HubDataset | None = None
     listed: UrlList | None = None
+    tars: TarSource | None = None
     stride: int = 32
 
 
@@ -128,6 +131,8 @@ def _bring(source: DatasetSource, reporter: Reporter) -> list[Skipped]:
         done, where = bring(source.hub, source.folder, track), source.hub.name
     elif source.listed:
         done, where = fetch(source.listed, source.folder, track), str(source.listed.file)
+    elif source.tars:
+        done, where = unpack_all(source.tars, source.folder, track), source.tars.place.partition("?")[0]
     elif source.remote:
         done, where = mirror(source.remote, source.folder, track), source.remote.url
     else:

@@ -14,6 +14,7 @@ from simpletuner.data.mirror import RemoteSource
 from simpletuner.data.placement import PlacementRules
 from simpletuner.data.sampler import Drawing, Turn
 from simpletuner.data.tables import TableSource
+from simpletuner.data.tar_dataset import TarSource
 from simpletuner.data.url_list import UrlList
 from simpletuner.training.prepare import DatasetSource
 
@@ -21,8 +22,9 @@ from simpletuner.training.prepare import DatasetSource
 def dataset_source(config: RunConfig, entry: ImageDataset, alignment: int, stride: int = 32) -> DatasetSource:
     """One dataloader entry in plain values."""
     prompts, strategy = entry.instance_prompt, entry.caption_strategy
-    if strategy == "huggingface" or strategy == "csv":  # room 1 writes a table for them
-        strategy = "parquet"
+    tabled = entry.type == "webdataset" and strategy == "filename"
+    if strategy == "huggingface" or strategy == "csv" or strategy == "webdataset" or tabled:
+        strategy = "parquet"  # room 1 writes a table for them
     return DatasetSource(
         id=entry.id,
         folder=Path(entry.instance_data_dir).expanduser(),
@@ -59,6 +61,7 @@ def dataset_source(config: RunConfig, entry: ImageDataset, alignment: int, strid
         remote=_remote_source(entry),
         hub=_hub_dataset(entry),
         listed=_url_list(entry),
+        tars=_tar_source(entry),
         stride=stride,
         latent_dir=Path(entry.cache_dir_vae).expanduser(),
         encode_batch=entry.vae_batch_size,
@@ -78,13 +81,30 @@ def _mask_source(config: RunConfig, entry: ImageDataset) -> MaskSource | None:
 
 def _remote_source(entry: ImageDataset) -> RemoteSource | None:
     """Where a dataset's files come from, if not from this machine. Without keys the usual AWS sources of them count."""
-    if not entry.source_url or entry.type in ("huggingface", "csv"):
+    if not entry.source_url or entry.type in ("huggingface", "csv", "webdataset"):
         return None
+    return RemoteSource(entry.source_url, _access(entry))
+
+
+def _access(entry: ImageDataset) -> dict[str, Any]:
+    """What fsspec's S3 file system is told of a dataset's keys, place and endpoint."""
     client = {"endpoint_url": entry.aws_endpoint_url, "region_name": entry.aws_region_name}
     secrets = {"key": entry.aws_access_key_id, "secret": entry.aws_secret_access_key}
     given: dict[str, Any] = {name: secret.get_secret_value() for name, secret in secrets.items() if secret}
     kept = {name: value for name, value in client.items() if value}
-    return RemoteSource(entry.source_url, {**given, **({"client_kwargs": kept} if kept else {})})
+    return {**given, **({"client_kwargs": kept} if kept else {})}
+
+
+def _tar_source(entry: ImageDataset) -> TarSource | None:
+    """The tar files, if the pictures are in some."""
+    if entry.type != "webdataset":
+        return None
+    return TarSource(
+        place=entry.source_url,
+        captions={"webdataset": "members", "filename": "names"}.get(entry.caption_strategy),
+        caption_column=entry.caption_column if "caption_column" in entry.model_fields_set else None,
+        options=_access(entry) if entry.source_url.startswith("s3://") else {},
+    )
 
 
 def _url_list(entry: ImageDataset) -> UrlList | None:
@@ -112,6 +132,9 @@ def _hub_dataset(entry: ImageDataset) -> HubDataset | None:
 
 def _table_source(entry: ImageDataset) -> TableSource | None:
     """The table of captions, where captions come from one. Sizes are read from the pictures themselves."""
+    tars = _tar_source(entry)
+    if tars:
+        return tars.table(Path(entry.instance_data_dir).expanduser())
     listed = _hub_dataset(entry) or _url_list(entry)
     if listed and entry.caption_strategy == entry.type:
         return listed.table(Path(entry.instance_data_dir).expanduser())

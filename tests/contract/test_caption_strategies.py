@@ -43,8 +43,8 @@ def rules(strategy: Strategy, picture: Path) -> CaptionRules:
 
 
 # Read as a table once the data set is a local folder: training/translate.py (tests/integration/test_hub_dataset.py).
-TRANSLATED = {"huggingface", "csv"}
-ONE_DATASET = {"csv"}  # names a file of one dataset, so it is no default for all
+TRANSLATED = {"huggingface", "csv", "webdataset"}
+ONE_DATASET = {"csv", "webdataset"}  # names the files of one dataset, so it is no default for all
 
 
 def test_the_options_offer_exactly_the_strategies() -> None:
