@@ -129,7 +129,6 @@ _NOT_YET = {
                "distillation_config"),
     **_not_yet("gradients are kept as they come", "gradient_precision", ("unmodified",)),
     **_not_yet("l2 works", "loss_type", ("l2",)),
-    **_not_yet("it comes with the training methods", "vae_enable_tiling vae_enable_slicing"),
     **_not_yet("it comes with the data sources; latents are cached on disk", "text_cache_ondemand "
                "text_cache_disable"),
     **_not_yet("it comes with speed work", "fuse_qkv_projections dynamo_backend gradient_checkpointing_segment_stride "

@@ -47,6 +47,11 @@ class PrecisionOptions(Section):
     mixed_precision: Literal["no", "bf16", "fp16"] = Field("bf16", description="bf16, fp16 or no (float32).")
     gradient_checkpointing: bool = Field(True, description="Recompute activations in backward: less memory, slower.")
     gradient_checkpointing_interval: Positive = Field(1, description="Recompute every n-th block: 1 all, 2 half.")
+    vae_enable_tiling: bool = Field(
+        False,
+        description="Encode and decode large pictures in overlapping tiles: less memory, slower, nearly the same.",
+    )
+    vae_enable_slicing: bool = Field(False, description="Encode and decode one picture of a batch at a time.")
     disable_tf32: bool = Field(False, description="Keep float32 products exact on NVIDIA cards.")
 
 

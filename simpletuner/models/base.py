@@ -23,6 +23,7 @@ class Facts:
         shift: The model's own flow shift.
         native_resolution: Edge in pixels the weights were made for.
         latent_channels: Channels of a latent cell.
+        vae_tile: Edge in pixels above which a tiling VAE works in tiles.
     """
 
     alignment: int
@@ -31,6 +32,7 @@ class Facts:
     shift: float
     native_resolution: int
     latent_channels: int = 32
+    vae_tile: int = 512
 
     def tokens(self, latent_height: int, latent_width: int) -> int:
         """Transformer tokens of one picture with this latent grid."""
@@ -132,6 +134,8 @@ class LoadSource:
         transformer_subfolder: Subfolder of the transformer.
         weight_dtype: Dtype of the transformer's parameters.
         text_dtype: Dtype of the text encoder.
+        vae_tiling: The VAE works in tiles on anything larger than one.
+        vae_slicing: The VAE works on one picture of a batch at a time.
     """
 
     path: str
@@ -141,6 +145,8 @@ class LoadSource:
     transformer_subfolder: str = "transformer"
     weight_dtype: torch.dtype = torch.float32
     text_dtype: torch.dtype = torch.float32
+    vae_tiling: bool = False
+    vae_slicing: bool = False
 
     @property
     def local(self) -> Path | None:

@@ -15,6 +15,7 @@ from simpletuner.data.loader import DROPPED
 from simpletuner.data.ondemand import OnDemand
 from simpletuner.models.base import Components
 from simpletuner.models.sana.prompts import trim
+from simpletuner.models.sana.tiling import RULES
 from simpletuner.reporting.progress import Reporter
 from simpletuner.training import prepare
 from simpletuner.training.session import Session, check_sizes, find_pictures, open_session
@@ -24,7 +25,8 @@ def fill_caches(session: Session, parts: Components, found: list[prepare.Found])
     """Room 4: latents and text embeds on disk, in folders named by everything that went into them."""
     family, dtype = session.family, session.precision.cache
     vae_print = content_key(
-        "latents", weights_digest(parts.vae), json.dumps(dict(parts.vae.config), default=str), dtype
+        *("latents", weights_digest(parts.vae), json.dumps(dict(parts.vae.config), default=str), dtype),
+        *([RULES] if in_tiles(session, found) else []),
     )
     refs = prepare.keep_latents(
         found,
@@ -40,6 +42,20 @@ def fill_caches(session: Session, parts: Components, found: list[prepare.Found])
         found, store, lambda captions: encode_trimmed(session, parts, captions), dtype, [DROPPED], session.reporter
     )
     return refs, store
+
+
+def in_tiles(session: Session, found: list[prepare.Found]) -> bool:
+    """Whether latents are encoded in tiles, which makes them other latents; said in one line."""
+    if not session.source.vae_tiling:
+        return False
+    tile = session.facts.vae_tile
+    larger = any(max(p.placement.bucket.width, p.placement.bucket.height) > tile for i in found for p in i.placed)
+    session.reporter.say(
+        f"VAE: pictures above {tile} px are encoded in overlapping tiles of that size"
+        if larger
+        else f"vae_enable_tiling: no picture is larger than a tile of {tile} px, so all are encoded whole"
+    )
+    return larger
 
 
 def on_demand(session: Session, parts: Components) -> OnDemand:

@@ -35,6 +35,8 @@ def load_source(options: Options, precision: Precision) -> LoadSource:
         transformer_subfolder=model.pretrained_transformer_subfolder,
         weight_dtype=precision.weights,
         text_dtype=precision.cache,
+        vae_tiling=options.precision.vae_enable_tiling,
+        vae_slicing=options.precision.vae_enable_slicing,
     )
 
 

@@ -90,6 +90,8 @@ OPTIONS: list[tuple[dict[str, Any], str, object]] = [
     ({"variant": "fp16"}, "source.variant", "fp16"),
     ({"pretrained_transformer_model_name_or_path": "other/one"}, "source.transformer_path", "other/one"),
     ({"pretrained_transformer_subfolder": "ema"}, "source.transformer_subfolder", "ema"),
+    ({"vae_enable_tiling": True}, "source.vae_tiling", True),
+    ({"vae_enable_slicing": True}, "source.vae_slicing", True),
     ({"mixed_precision": "no"}, "source.weight_dtype", torch.float32),
     ({"mixed_precision": "no"}, "source.text_dtype", torch.float32),
     ({"mixed_precision": "no"}, "recipe.precision", choose("no", low_precision_safe=True)),

@@ -8,7 +8,7 @@ import torch
 
 from simpletuner.models import checkpointing, load
 from simpletuner.models.base import Components, EncodedText, Facts, LoadSource, TextSettings
-from simpletuner.models.sana import attention, encoder, prompts
+from simpletuner.models.sana import attention, encoder, prompts, tiling
 
 # The official recipe's shift for a scheduler that names none (facts: NVlabs/Sana trains at 3.0).
 OFFICIAL_SHIFT = 3.0
@@ -53,6 +53,7 @@ class Sana:
             shift=float(shift) if shift is not None else OFFICIAL_SHIFT,
             native_resolution=int(transformer.get("sample_size", 32)) * stride,
             latent_channels=int(transformer.get("in_channels", 32)),
+            vae_tile=tiling.TILE * stride,
         )
 
     def default_instruction(self) -> tuple[str, ...]:
@@ -96,7 +97,9 @@ class Sana:
         """The VAE alone, in float32."""
         from diffusers import AutoencoderDC
 
-        return encoder.quicken(load.part(AutoencoderDC, source, "vae", torch.float32).eval().requires_grad_(False))
+        vae = encoder.quicken(load.part(AutoencoderDC, source, "vae", torch.float32).eval().requires_grad_(False))
+        tiling.enable(vae, source.vae_tiling, source.vae_slicing)
+        return vae
 
     @torch.no_grad()
     def decode_latents(self, vae: Any, latents: torch.Tensor) -> torch.Tensor:
