@@ -81,21 +81,16 @@ _SATISFIED = {
     **_satisfied("adam_* acts with DeepSpeed only; use optimizer_config", "adam_beta1 adam_beta2 "
                  "adam_weight_decay adam_epsilon"),
     **_satisfied("validation noise is drawn on the CPU: the same pictures on every card", "validation_seed_source"),
-    **_satisfied("offset noise acts only with offset_noise", "noise_offset noise_offset_probability"),
-    **_satisfied("it acts only together with other options that are off", ""
-                 "validation_lycoris_strength lora_rank lora_alpha lora_dropout lora_format lora_init_type huber_c "
-                 "huber_schedule hub_model_id model_card_private model_card_safe_for_work model_card_note "
-                 "flow_beta_schedule_alpha flow_beta_schedule_beta "
-                 "snr_weight webhook_reporting_interval validation_image_quality checkpoints_rolling_total_limit "
-                 "dynamo_mode sageattention_usage lr_num_cycles mixflow_gamma scheduled_sampling_order "
-                 "scheduled_sampling_sampler scheduled_sampling_strategy scheduled_sampling_prob_start "
-                 "scheduled_sampling_prob_end scheduled_sampling_ramp_steps scheduled_sampling_start_step "
-                 "scheduled_sampling_ramp_shape scheduled_sampling_reflexflow_alpha input_perturbation_steps "
+    **_satisfied("it acts only together with other options that are off",
+                 "validation_lycoris_strength lora_rank lora_alpha lora_dropout lora_format lora_init_type "
+                 "hub_model_id model_card_private model_card_safe_for_work model_card_note "
+                 "webhook_reporting_interval validation_image_quality checkpoints_rolling_total_limit "
+                 "dynamo_mode sageattention_usage lr_num_cycles "
+                 "scheduled_sampling_reflexflow_alpha "
                  "scheduled_sampling_reflexflow_beta1 scheduled_sampling_reflexflow_beta2 quantize_activations "
                  "lycoris_config init_lokr_norm base_model_default_dtype disk_low_action disk_low_script "
-                 "timestep_bias_begin timestep_bias_end timestep_bias_multiplier timestep_bias_portion "
-                 "pretrained_evaluation_model_name_or_path validation_guidance_real soft_min_snr_sigma_data "
-                 "flow_timesteps_mode conditioning_multidataset_sampling main_process_port same_network "
+                 "pretrained_evaluation_model_name_or_path validation_guidance_real "
+                 "conditioning_multidataset_sampling main_process_port same_network "
                  "accelerate_extra_args validation_multigpu push_to_hub_background i_know_what_i_am_doing"),
 }  # fmt: skip
 
@@ -120,22 +115,21 @@ _NOT_YET = {
                "validation_randomize validate_after_step validate_after_epoch validation_guidance_rescale "
                "validation_using_datasets validation_torch_compile"),
     **_not_yet("PNG is written", "validation_image_format", ("png",)),
-    **_not_yet("rollout comes with the training methods", "scheduled_sampling_max_step_offset "
-               "scheduled_sampling_probability scheduled_sampling_reflexflow"),
-    **_not_yet("it comes with the training methods", "offset_noise input_perturbation snr_gamma use_soft_min_snr "
-               "timestep_bias_strategy flow_use_beta_schedule flow_cubic_schedule_weights mixflow_enabled "
-               "flow_custom_timesteps layer_freeze_strategy optimizer_release_gradients fuse_optimizer "
-               "ema_warmup_steps ema_cpu_only seed_for_each_device weighting_scheme "
+    **_not_yet("ReflexFlow changes target and weighting of rolled-out samples; plain rollout works "
+               "(scheduled_sampling_max_step_offset)", "scheduled_sampling_reflexflow"),
+    **_not_yet("it comes with the training methods",
+               "layer_freeze_strategy optimizer_release_gradients fuse_optimizer "
+               "ema_warmup_steps ema_cpu_only "
                "distillation_config"),
     **_not_yet("gradients are kept as they come", "gradient_precision", ("unmodified",)),
-    **_not_yet("l2 works", "loss_type", ("l2",)),
     **_not_yet("it comes with the data sources; latents are cached on disk", "text_cache_ondemand "
                "text_cache_disable"),
     **_not_yet("it comes with speed work", "fuse_qkv_projections dynamo_backend gradient_checkpointing_segment_stride "
                "gradient_checkpointing_offload_attention enable_group_offload ramtorch musubi_blocks_to_swap "
                "context_parallel_size", ("no", 1)),
     **_not_yet("plain recomputation works", "gradient_checkpointing_backend", ("torch",)),
-    **_not_yet("several GPUs come later; one works", "num_processes num_machines fsdp_enable deepspeed_config "
+    **_not_yet("several GPUs come later; one works", "seed_for_each_device num_processes num_machines "
+               "fsdp_enable deepspeed_config "
                "accelerate_config", (1,)),
     **_not_yet("rolling checkpoints come later; checkpoints_total_limit works", "checkpointing_rolling_steps"),
     **_not_yet("scripts and disk guards come later", "disk_low_threshold post_checkpoint_script "
@@ -162,6 +156,7 @@ _REFUSED = {
     **_refused("the base model's pictures are drawn by validation_on_startup", "disable_benchmark"),
     **_refused("buckets that are too small are listed; use allow_dataset_oversubscription", "disable_bucket_pruning"),
     **_refused("Sana has no ControlNet training here", "controlnet"),
+    **_refused("weights are used as the formula gives them (docs/noise.md); leave it out", "snr_weight", (1,)),
 }  # fmt: skip
 
 CATALOGUE: Mapping[str, Known] = {**_SATISFIED, **_NOT_YET, **_REFUSED}
@@ -242,6 +237,10 @@ OTHER_VALUES: Mapping[str, Mapping[str, str]] = {
         "cosine_with_restarts": "not yet: use cosine",
     },
     "optimizer": {name: "not yet: optimi-adamw and torch-adamw work" for name in OTHER_OPTIMIZERS},
+    "weighting_scheme": {
+        "logit_normal": "this names a density, not a weighting: it is the default one, leave weighting_scheme out",
+        "mode": "this names a density, not a weighting: set flow_density to mode",
+    },
     "caption_strategy": {
         kind: f"it belongs to a dataset of type {kind}: set it in that entry of the dataloader file"
         for kind in ("csv", "webdataset")

@@ -19,6 +19,7 @@ from simpletuner.config.datasets import (
     MaskDataset,
     TextEmbedsDataset,
 )
+from simpletuner.config.noise_rules import density_of
 from simpletuner.config.options import Options
 from simpletuner.config.values import to_bool
 from simpletuner.errors import Problem
@@ -188,9 +189,10 @@ def _check_image(entry: ImageDataset, own: Mapping[str, Any], file: str, options
     idle = [key for key in ("crop_aspect", "crop_style", "crop_aspect_buckets") if key in own]
     if idle and not entry.crop:
         findings.notices.append(f"{prefix}{', '.join(idle)}: not used, since crop is false")
-    if entry.timestep_sampling_offset and options.flow.flow_use_uniform_schedule:
-        value = entry.timestep_sampling_offset
-        problem("timestep_sampling_offset", value, "flow_use_uniform_schedule has no normal draw to move", "remove one")
+    density = density_of(options.flow)
+    if entry.timestep_sampling_offset and density != "logit_normal":
+        value, reason = entry.timestep_sampling_offset, f"the {density} density has no normal draw to move"
+        problem("timestep_sampling_offset", value, reason, "remove it, or keep the logit-normal density")
     _check_apart(entry, options, problem)
     if entry.caption_strategy == "parquet" and entry.parquet is None:
         problem("parquet", None, "caption_strategy parquet needs it", 'for example {"path": "captions.parquet"}')

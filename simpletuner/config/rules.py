@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from simpletuner.config.noise_rules import Row, noise_problems, noise_without_effect
 from simpletuner.config.options import Options
 from simpletuner.errors import Problem
 
@@ -18,7 +19,12 @@ def check(options: Options, where: Mapping[str, str], config_file: str) -> list[
     """
     return [
         Problem(where.get(key, config_file), key, value, reason, remedy)
-        for key, value, reason, remedy in (*_length(options), *_recipe(options), *_rest(options))
+        for key, value, reason, remedy in (
+            *_length(options),
+            *_recipe(options),
+            *noise_problems(options),
+            *_rest(options),
+        )
     ]
 
 
@@ -36,10 +42,7 @@ def without_effect(options: Options, where: Mapping[str, str]) -> list[str]:
         lines.append("lr_warmup_steps: lr_scheduler constant does not warm up")
     if "beta1=" in training.optimizer_config.replace(" ", "") and training.optimizer_beta1 is not None:
         lines.append("optimizer_beta1, optimizer_beta2: optimizer_config gives the betas")
-    return lines
-
-
-Row = tuple[str, object, str, str]
+    return [*lines, *noise_without_effect(options, where)]
 
 
 def _length(options: Options) -> Iterator[Row]:
@@ -52,21 +55,7 @@ def _length(options: Options) -> Iterator[Row]:
 
 
 def _recipe(options: Options) -> Iterator[Row]:
-    flow, training = options.flow, options.training
-    if flow.flow_schedule_auto_shift and flow.flow_schedule_shift is not None:
-        yield (
-            "flow_schedule_shift",
-            flow.flow_schedule_shift,
-            "flow_schedule_auto_shift chooses the shift by picture size",
-            "remove one of the two",
-        )
-    if flow.flow_use_uniform_schedule and flow.flow_sigmoid_scale != 1.0:
-        yield (
-            "flow_sigmoid_scale",
-            flow.flow_sigmoid_scale,
-            "flow_use_uniform_schedule has no sigmoid to scale",
-            "remove one of the two",
-        )
+    training = options.training
     if training.lr_scale_sqrt and not training.lr_scale:
         yield ("lr_scale_sqrt", True, "it acts only with lr_scale", "set lr_scale as well, or remove it")
     try:

@@ -39,6 +39,25 @@ def parse_resolutions(value: Any) -> Any:
     return tuple(sizes)
 
 
+def parse_numbers(value: Any) -> Any:
+    """``0, 0.3, 0.7, 1`` or a list of numbers → a tuple; "none" and an off value stay unset.
+
+    Raises:
+        ValueError: Something that is not a number.
+    """
+    if isinstance(value, str):
+        value = value.strip().strip("[]()")
+        value = None if value.lower() in ("", "none", "false") else value.split(",")
+    if value is None or value is False:
+        return None
+    if not isinstance(value, list | tuple):
+        return (value,)
+    try:
+        return tuple(float(item) for item in value)
+    except (TypeError, ValueError) as error:
+        raise ValueError("it must be a list of numbers") from error
+
+
 def parse_instruction(value: Any) -> Any:
     """Instruction text, JSON list or file → lines; "None" → no lines; unset stays None.
 

@@ -6,10 +6,12 @@ In: a Density and a generator. Out: sigmas. Knows nothing of models, options or 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
+
+from simpletuner.flow.densities import Listed, LogitNormal, Shape
 
 # Resolution-dependent shift: mu is linear in the number of transformer tokens.
 # Source: FlowMatchEulerDiscreteScheduler's base/max values in diffusers (after Esser et al. 2024, sec. 5.3.2).
@@ -22,7 +24,7 @@ def shift_sigmas(sigmas: torch.Tensor, shift: float | torch.Tensor) -> torch.Ten
 
     Args:
         sigmas: Any shape, in [0, 1].
-        shift: Positive; 1 changes nothing.
+        shift: Positive; 1 changes nothing, and 1 / shift undoes it.
 
     Returns:
         shift * sigma / (1 + (shift - 1) * sigma), in [0, 1], increasing in sigma.
@@ -48,50 +50,133 @@ def auto_shift(tokens: int) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Density:
-    """How sigmas are drawn: a density, then a shift.
+class Bias:
+    """A range of sigmas that is drawn more often, or less.
 
     Attributes:
-        kind: ``logit_normal``: sigmoid(scale * N(0, 1) + offset); ``uniform``: U(0, 1).
-        scale: Standard deviation of the normal draw before the sigmoid.
-        shift: A number, or "auto" for ``auto_shift`` of each batch's tokens.
+        low: Where it begins, in [0, 1].
+        high: Where it ends, above ``low``.
+        multiplier: How many times as often as without the bias, relative to the sigmas outside; above 0.
+
+    Source: the timestep bias of diffusers' text-to-image examples (``generate_timestep_weights``), over a density
+    instead of 1000 equal weights.
     """
 
-    kind: Literal["logit_normal", "uniform"] = "logit_normal"
-    scale: float = 1.0
+    low: float
+    high: float
+    multiplier: float
+
+    def describe(self) -> str:
+        """A few words for the log."""
+        return f"{self.multiplier:g} times as often between {self.low:g} and {self.high:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Density:
+    """How sigmas are drawn: a shape, then a shift, then a bias.
+
+    Attributes:
+        shape: The density before the shift.
+        shift: A number, or "auto" for ``auto_shift`` of each batch's tokens. A ``Listed`` shape is never shifted.
+        stratified: Spread each micro-batch evenly over the density; every sample's own distribution stays the same.
+        bias: A range of shifted sigmas that is drawn more often, or None.
+    """
+
+    shape: Shape = field(default_factory=LogitNormal)
     shift: float | Literal["auto"] = 3.0
+    stratified: bool = False
+    bias: Bias | None = None
+
+    def shift_for(self, tokens: int) -> float:
+        """The shift of a picture with that many tokens."""
+        if isinstance(self.shape, Listed):
+            return 1.0
+        return auto_shift(tokens) if self.shift == "auto" else self.shift
 
     def describe(self) -> str:
         """One sentence for the log."""
-        drawn = f"sigmoid({self.scale:g} * N(0, 1))" if self.kind == "logit_normal" else "U(0, 1)"
-        moved = "shifted by picture size" if self.shift == "auto" else f"shifted by {self.shift:g}"
-        return f"sigma drawn from {drawn}, {moved}"
+        text = f"sigma drawn from {self.shape.describe()}"
+        if not isinstance(self.shape, Listed):
+            text += ", shifted by picture size" if self.shift == "auto" else f", shifted by {self.shift:g}"
+        if self.bias:
+            text += f", {self.bias.describe()}"
+        return text + (", spread evenly over each micro-batch" if self.stratified else "")
 
 
-def draw_sigmas(density: Density, count: int, tokens: int, offset: float, generator: torch.Generator) -> torch.Tensor:
+def spread_evenly(count: int, generator: torch.Generator) -> torch.Tensor:
+    """[count] float64 in [0, 1): one uniform draw and its rotations by 1 / count.
+
+    Each value alone is uniform; together they leave no gap wider than 1 / count.
+
+    Source: the low-discrepancy sampler of Kingma et al. 2021 (arXiv 2107.00630), appendix I.1.
+    """
+    start = torch.rand(1, generator=generator, device=generator.device, dtype=torch.float64)
+    return (start + torch.arange(count, device=generator.device) / count) % 1.0
+
+
+def biased_quantile(u: torch.Tensor, low: torch.Tensor, high: torch.Tensor, multiplier: float) -> torch.Tensor:
+    """Inverse distribution function of a density on [0, 1] that is ``multiplier`` times as high between low and high.
+
+    Args:
+        u: Any shape, in [0, 1].
+        low: Scalar in [0, 1].
+        high: Scalar in [low, 1].
+        multiplier: Above 0.
+
+    Returns:
+        Same shape, in [0, 1], piecewise linear and increasing in ``u``.
+    """
+    mass = u * (1 + (multiplier - 1) * (high - low))
+    inside = low + (mass - low) / multiplier
+    above = mass - (multiplier - 1) * (high - low)
+    return torch.where(mass < low, mass, torch.where(inside < high, inside, above)).clamp(0, 1)
+
+
+def rank_of(shape: Shape, sigma: float, device: torch.device) -> torch.Tensor:
+    """The distribution function of ``shape`` at ``sigma``: its quantile inverted by bisection, a float64 scalar."""
+    low, high = (torch.tensor(end, dtype=torch.float64, device=device) for end in (0.0, 1.0))
+    for _ in range(50):
+        middle = (low + high) / 2
+        below = shape.quantile(middle) < sigma
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return (low + high) / 2
+
+
+def draw_sigmas(
+    density: Density, count: int, tokens: int, offset: float, generator: torch.Generator, first: int = 0
+) -> torch.Tensor:
     """Draw sigmas for one micro-batch.
 
     Args:
         density: What to draw from.
         count: How many.
         tokens: Transformer tokens of one picture; used by the automatic shift only.
-        offset: Added to the normal draw before the sigmoid (a dataset's ``timestep_sampling_offset``).
+        offset: Added to the mean of a logit-normal density (a dataset's ``timestep_sampling_offset``); other shapes
+            take none.
         generator: The only source of randomness; sigmas come out on its device.
+        first: The number of the first picture in the run; only sigmas in turn look at it.
 
     Returns:
         [count] float32 in [0, 1].
-
-    Source: logit-normal density, Esser et al. 2024, eq. 19; the official Sana recipe is scale 1, offset 0,
-    shift 3.
     """
-    device = generator.device
-    if density.kind == "uniform":
-        sigmas = torch.rand(count, generator=generator, device=device)
+    shape, device = density.shape, generator.device
+    if isinstance(shape, Listed) and shape.order == "round-robin":
+        return shape.turn(first, count).to(device)
+    shift = density.shift_for(tokens)
+    if isinstance(shape, LogitNormal):
+        shape = replace(shape, mean=shape.mean + offset)
+        if not density.stratified and density.bias is None:  # the plain recipe needs no inverse
+            normal = torch.randn(count, generator=generator, device=device)
+            return shift_sigmas(torch.sigmoid(shape.scale * normal + shape.mean), shift)
+    if density.stratified:
+        u = spread_evenly(count, generator)
     else:
-        normal = torch.randn(count, generator=generator, device=device)
-        sigmas = torch.sigmoid(density.scale * normal + offset)
-    shift = auto_shift(tokens) if density.shift == "auto" else density.shift
-    return shift_sigmas(sigmas, shift)
+        u = torch.rand(count, generator=generator, device=device, dtype=torch.float64)
+    if density.bias:
+        ends = (shift_sigmas(torch.tensor(end), 1 / shift).item() for end in (density.bias.low, density.bias.high))
+        low, high = (rank_of(shape, end, device) for end in ends)
+        u = biased_quantile(u, low, high, density.bias.multiplier)
+    return shift_sigmas(shape.quantile(u), shift).float().clamp(0, 1)
 
 
 def histogram(density: Density, tokens: int, offset: float = 0.0, bins: int = 10) -> list[str]:

@@ -15,8 +15,10 @@ import torch
 
 from simpletuner.data.types import Batch
 from simpletuner.errors import NonFiniteError
-from simpletuner.flow.losses import mean_squared_error
-from simpletuner.flow.path import NoisedBatch, add_noise
+from simpletuner.flow.losses import Loss, Weighting, mean_squared_error
+from simpletuner.flow.path import TIMESTEP_SCALE, NoisedBatch
+from simpletuner.flow.perturbation import Perturbation, noised
+from simpletuner.flow.rollout import Rollout, draw_offsets, roll_out
 from simpletuner.flow.schedules import Density, draw_sigmas
 from simpletuner.models.base import Facts, Family
 from simpletuner.training.ema import Ema
@@ -37,6 +39,10 @@ class Recipe:
         clip_by_value: Clip each element instead of the global norm.
         seed: Everything random is drawn from it and the position.
         precision: Dtypes in force.
+        perturbation: What the model sees instead of the plain line from data to noise.
+        loss: Prediction and target become one number per sample.
+        weighting: How much that number counts, by sigma.
+        rollout: Samples that the model itself leads to their sigma, or None.
     """
 
     density: Density
@@ -46,6 +52,10 @@ class Recipe:
     clip_by_value: bool
     seed: int
     precision: Precision
+    perturbation: Perturbation = field(default_factory=Perturbation)
+    loss: Loss = field(default_factory=Loss)
+    weighting: Weighting = field(default_factory=Weighting)
+    rollout: Rollout | None = None
 
 
 @dataclass(slots=True)
@@ -107,28 +117,58 @@ def position_generator(seed: int, position: int, device: torch.device) -> torch.
     return torch.Generator(device).manual_seed(mixed)
 
 
-def noise_batch(batch: Batch, trainee: Trainee, recipe: Recipe, position: int) -> NoisedBatch:
-    """Room 6 for one micro-batch, on the trainee's device."""
-    generator = position_generator(recipe.seed, position, trainee.device)
+def noise_batch(
+    batch: Batch, trainee: Trainee, recipe: Recipe, position: int, generator: torch.Generator
+) -> NoisedBatch:
+    """Room 6 for micro-batch number ``position``, on the trainee's device."""
     latents = batch.latents.to(trainee.device, torch.float32)
     tokens = trainee.facts.tokens(latents.shape[-2], latents.shape[-1])
-    sigmas = draw_sigmas(recipe.density, len(latents), tokens, batch.timestep_offset, generator)
-    noise = torch.randn(latents.shape, generator=generator, device=trainee.device)
-    return add_noise(latents, noise, sigmas)
+    count = len(latents)
+    sigmas = draw_sigmas(recipe.density, count, tokens, batch.timestep_offset, generator, position * count)
+    return noised(latents, sigmas, recipe.perturbation, position // recipe.accumulation, generator)
 
 
-def score(trainee: Trainee, recipe: Recipe, batch: Batch, noised: NoisedBatch) -> torch.Tensor:
-    """Room 7: [B] float32 loss of each sample."""
+def rolled_out(
+    batch: Batch, shown: NoisedBatch, trainee: Trainee, recipe: Recipe, position: int, generator: torch.Generator
+) -> NoisedBatch:
+    """Between rooms 6 and 7: samples that the model itself leads to their sigma; nothing is computed without rollout."""
+    rollout = recipe.rollout
+    if rollout is None:
+        return shown
+    shift = recipe.density.shift_for(trainee.facts.tokens(*shown.noisy_latents.shape[-2:]))
+    offsets = draw_offsets(rollout, shown.sigmas, shift, position // recipe.accumulation, generator)
+    text, mask = batch.text.to(trainee.device), batch.mask.to(trainee.device)
+
+    def velocity_of(points: torch.Tensor, sigmas: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        with recipe.precision.context(trainee.device):
+            return trainee.family.predict(trainee.transformer, points, sigmas * TIMESTEP_SCALE, text[rows], mask[rows])
+
+    return roll_out(shown, offsets, shift, rollout, velocity_of)
+
+
+def predict(trainee: Trainee, recipe: Recipe, batch: Batch, shown: NoisedBatch) -> torch.Tensor:
+    """The model's velocity, [B, C, h, w]."""
     with recipe.precision.context(trainee.device):
-        prediction = trainee.family.predict(
+        return trainee.family.predict(
             trainee.transformer,
-            noised.noisy_latents,
-            noised.timesteps,
+            shown.noisy_latents,
+            shown.timesteps,
             batch.text.to(trainee.device),
             batch.mask.to(trainee.device),
         )
+
+
+def score(trainee: Trainee, recipe: Recipe, batch: Batch, shown: NoisedBatch) -> torch.Tensor:
+    """Room 7: [B] float32 loss of each sample, by the recipe's loss, mask and weighting."""
+    prediction = predict(trainee, recipe, batch, shown)
     weights = None if batch.loss_weights is None else batch.loss_weights.to(trainee.device)
-    return mean_squared_error(prediction, noised.target, weights)
+    loss = recipe.loss.per_sample(prediction, shown.target, shown.sigmas, weights)
+    return loss * recipe.weighting.at(shown.sigmas)
+
+
+def plain_score(trainee: Trainee, recipe: Recipe, batch: Batch, shown: NoisedBatch) -> torch.Tensor:
+    """[B] float32 mean squared error, whatever the recipe's loss and weighting: held-out figures compare across runs."""
+    return mean_squared_error(predict(trainee, recipe, batch, shown), shown.target)
 
 
 def gradients(trainee: Trainee, recipe: Recipe, batches: Iterator[Batch], step: int) -> tuple[list[float], list[str]]:
@@ -141,8 +181,11 @@ def gradients(trainee: Trainee, recipe: Recipe, batches: Iterator[Batch], step: 
     names: list[str] = []
     for micro in range(recipe.accumulation):
         batch = next(batches)
-        noised = noise_batch(batch, trainee, recipe, step * recipe.accumulation + micro)
-        per_sample = score(trainee, recipe, batch, noised)
+        position = step * recipe.accumulation + micro
+        generator = position_generator(recipe.seed, position, trainee.device)
+        shown = noise_batch(batch, trainee, recipe, position, generator)
+        shown = rolled_out(batch, shown, trainee, recipe, position, generator)
+        per_sample = score(trainee, recipe, batch, shown)
         loss = per_sample.mean() / recipe.accumulation
         (trainee.scaler.scale(loss) if trainee.scaler else loss).backward()
         losses.append(per_sample.detach())

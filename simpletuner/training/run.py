@@ -19,12 +19,12 @@ from simpletuner.evaluation import eval_loss
 from simpletuner.evaluation.validation import Validator
 from simpletuner.models.base import Components, EncodedText
 from simpletuner.reporting.progress import Reporter
-from simpletuner.training import checkpoint, optimizers, prepare, resuming, translate, translate_data
+from simpletuner.training import checkpoint, optimizers, prepare, resuming, translate, translate_data, translate_noise
 from simpletuner.training.caching import fill_caches, on_demand
 from simpletuner.training.ema import Ema
 from simpletuner.training.hooks import Checkpointing, HeldOutLoss, Progress, ValidationPictures
 from simpletuner.training.interrupt import stop_on_interrupt
-from simpletuner.training.loop import Hook, Recipe, Trainee, score
+from simpletuner.training.loop import Hook, Recipe, Trainee, plain_score
 from simpletuner.training.loop import train as train_loop
 from simpletuner.training.session import Session, check_sizes, find_pictures, open_session, tell_data
 
@@ -83,13 +83,13 @@ def _train(session: Session) -> None:
         latents_of,
     )
     total = translate.total_steps(config, plan)
-    drawn = translate.density(options, session.facts)
+    drawn = translate_noise.density(options, session.facts)
     recipe = translate.recipe(options, drawn, total, session.precision)
     trainee = make_trainee(session, parts)
     identity = translate.identity(config, samples, session.precision, session.text, drawn, sketch)
     start = resume(session, trainee, resume_from, identity, total)
     if start < total:
-        for line in translate.describe_noise(drawn, training, session.facts):
+        for line in translate_noise.describe(recipe, training, session.facts):
             session.reporter.say(line)
     hooks = make_hooks(session, trainee, recipe, validator, held_out, refs, texts, latents_of, identity)
     try:
@@ -195,7 +195,7 @@ def make_hooks(
         stacked = eval_loss.batches(wanted, texts.get, latents_of)
 
         def measure() -> eval_loss.EvalResult:
-            return eval_loss.measure(stacked, lambda b, n: score(trainee, recipe, b, n), trainee.device)
+            return eval_loss.measure(stacked, lambda b, n: plain_score(trainee, recipe, b, n), trainee.device)
 
         interval = options.evaluation.eval_steps_interval
         hooks.append(HeldOutLoss(interval, measure, trainee, session.metrics, session.reporter))

@@ -14,13 +14,12 @@ from simpletuner.data.sampler import Plan
 from simpletuner.data.types import Size
 from simpletuner.errors import ConfigError, Problem
 from simpletuner.evaluation.validation import ValidationSettings
-from simpletuner.flow.schedules import Density, auto_shift, histogram
+from simpletuner.flow.schedules import Density
 from simpletuner.models.base import Facts, LoadSource, TextSettings
-from simpletuner.training import translate_data
+from simpletuner.training import translate_data, translate_noise
 from simpletuner.training.learning_rate import Schedule
 from simpletuner.training.loop import Recipe
 from simpletuner.training.precision import Precision
-from simpletuner.training.prepare import Found
 from simpletuner.training.resuming import Identity
 
 
@@ -77,29 +76,6 @@ def validation_settings(config: RunConfig) -> ValidationSettings:
     )
 
 
-def density(options: Options, facts: Facts) -> Density:
-    """How sigmas are drawn: the model's own shift where the user is silent."""
-    flow = options.flow
-    return Density(
-        kind="uniform" if flow.flow_use_uniform_schedule else "logit_normal",
-        scale=flow.flow_sigmoid_scale,
-        shift="auto" if flow.flow_schedule_auto_shift else flow.flow_schedule_shift or facts.shift,
-    )
-
-
-def describe_noise(drawn: Density, training: Sequence[Found], facts: Facts) -> list[str]:
-    """Sentences and histograms of the sigmas in force, one for each distinct offset."""
-    bucket = training[0].placed[0].placement.bucket
-    tokens = facts.tokens(bucket.height // facts.stride, bucket.width // facts.stride)
-    note = f" ({auto_shift(tokens):.3f} at {bucket})" if drawn.shift == "auto" else ""
-    lines = []
-    for offset in sorted({item.source.timestep_offset for item in training}):
-        where = f", offset {offset:g}" if offset else ""
-        lines.append(f"Noise: {drawn.describe()}{note}{where}")
-        lines += [f"  {line}" for line in histogram(drawn, tokens, offset)]
-    return lines
-
-
 def recipe(options: Options, drawn: Density, total: int, precision: Precision) -> Recipe:
     """How one step is made."""
     settings = options.training
@@ -120,6 +96,10 @@ def recipe(options: Options, drawn: Density, total: int, precision: Precision) -
         clip_by_value=settings.grad_clip_method == "value",
         seed=settings.seed,
         precision=precision,
+        perturbation=translate_noise.perturbation(options),
+        loss=translate_noise.loss(options),
+        weighting=translate_noise.weighting(options),
+        rollout=translate_noise.rollout(options),
     )
 
 
@@ -187,6 +167,7 @@ def identity(
             ],
             "max_grad_norm": [settings.max_grad_norm, settings.grad_clip_method],
             "noise": drawn.describe(),
+            **translate_noise.identity(config.options),
             "timestep_sampling_offset": {e.id: e.timestep_sampling_offset for e in config.datasets.train},
             "instruction": content_key(*text.instruction),
             "tokenizer_max_length": text.max_tokens,

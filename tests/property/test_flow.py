@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from simpletuner.flow.densities import LogitNormal, Uniform
 from simpletuner.flow.losses import mean_squared_error
 from simpletuner.flow.path import add_noise, interpolate, velocity
 from simpletuner.flow.schedules import Density, auto_shift, draw_sigmas, shift_sigmas
@@ -39,21 +40,21 @@ def test_latents_and_noise_come_back_from_the_path(seed: int, value: float) -> N
     torch.testing.assert_close(point + (1 - value) * direction, noise)
 
 
-@given(st.sampled_from(["logit_normal", "uniform"]), st.floats(0.1, 3), st.floats(-2, 2), shift, st.integers(0, 1000))
-def test_sigmas_are_valid_and_repeatable(kind: str, scale: float, offset: float, by: float, seed: int) -> None:
-    density = Density(kind, scale, by)  # type: ignore[arg-type]
+@given(st.booleans(), st.floats(0.1, 3), st.floats(-2, 2), shift, st.integers(0, 1000))
+def test_sigmas_are_valid_and_repeatable(uniform: bool, scale: float, offset: float, by: float, seed: int) -> None:
+    density = Density(Uniform() if uniform else LogitNormal(0.0, scale), by)
     first, second = (draw_sigmas(density, 64, 1024, offset, torch.Generator().manual_seed(seed)) for _ in range(2))
     assert torch.equal(first, second)
     assert first.dtype == torch.float32 and (first >= 0).all() and (first <= 1).all()
 
 
 def test_the_median_of_the_official_density_is_where_the_formula_says() -> None:
-    sigmas = draw_sigmas(Density("logit_normal", 1.0, 3.0), 200_000, 1024, 0.0, torch.Generator().manual_seed(0))
+    sigmas = draw_sigmas(Density(), 200_000, 1024, 0.0, torch.Generator().manual_seed(0))
     assert sigmas.median().item() == pytest.approx(3 * 0.5 / (1 + 2 * 0.5), abs=5e-3)
 
 
 def test_the_offset_moves_the_density_as_the_pocket_was_trained() -> None:
-    sigmas = draw_sigmas(Density("logit_normal", 1.1, 1.0), 200_000, 64, 0.3, torch.Generator().manual_seed(0))
+    sigmas = draw_sigmas(Density(LogitNormal(0.0, 1.1), 1.0), 200_000, 64, 0.3, torch.Generator().manual_seed(0))
     logits = torch.logit(sigmas.double())
     assert logits.mean().item() == pytest.approx(0.3, abs=0.01)
     assert logits.std().item() == pytest.approx(1.1, abs=0.01)
@@ -69,7 +70,7 @@ def test_auto_shift_at_1024_px() -> None:
 
 def test_auto_shift_acts() -> None:
     draws = [
-        draw_sigmas(Density("logit_normal", 1.0, "auto"), 1000, n, 0.0, torch.Generator().manual_seed(0)).mean()
+        draw_sigmas(Density(shift="auto"), 1000, n, 0.0, torch.Generator().manual_seed(0)).mean()
         for n in (256, 1024, 4096)
     ]
     assert draws[0] < draws[1] < draws[2]

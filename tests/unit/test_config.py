@@ -125,7 +125,7 @@ def test_satisfied_keys_say_how_and_off_values_say_nothing(write: Callable[..., 
 REFUSED = [("attention_mechanism", "sageattention"), ("webhook_config", "x.json"), ("base_model_precision", "nf4-bnb"),
            ("optimizer", "bnb-lion8bit-paged"), ("num_processes", 2), ("text_cache_disable", True),
            ("mixed_precision", "fp8"), ("lora_type", "lycoris"), ("delete_problematic_images", True),
-           ("scheduled_sampling_max_step_offset", 5), ("report_to", "wandb")]  # fmt: skip
+           ("scheduled_sampling_reflexflow", True), ("report_to", "wandb")]  # fmt: skip
 
 
 @pytest.mark.parametrize(("key", "value"), REFUSED)

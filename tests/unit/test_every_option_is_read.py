@@ -26,6 +26,8 @@ PACKAGE = Path(simpletuner.__file__).parent
 SPENT_IN_READING = {
     "config/read.py": {"data_backend_config", "validation_prompt", "user_prompt_library", "model_flavour"},
     "config/dataloader.py": {"cache_dir", "cache_dir_vae", "cache_dir_text", "default"},
+    # density_of(), which training/translate_noise.py calls
+    "config/noise_rules.py": {"flow_density", "flow_use_uniform_schedule", "flow_use_beta_schedule"},
     # optimizer_arguments(), which run.py calls
     "config/options.py": {"optimizer_config", "optimizer_beta1", "optimizer_beta2"},
 }

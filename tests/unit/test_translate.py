@@ -24,8 +24,9 @@ from simpletuner.data.captions import Shuffle
 from simpletuner.data.sampler import Bucket, Plan
 from simpletuner.data.types import Size
 from simpletuner.errors import ConfigError
+from simpletuner.flow.densities import Uniform
 from simpletuner.models.base import Facts
-from simpletuner.training import translate, translate_data
+from simpletuner.training import translate, translate_data, translate_noise
 from simpletuner.training.precision import choose
 
 FACTS = Facts(alignment=32, stride=32, patch_size=1, shift=3.0, native_resolution=1024)
@@ -62,7 +63,7 @@ def plain(config: RunConfig) -> SimpleNamespace:
     """Every plain value that training/translate.py makes of a configuration."""
     options = config.options
     precision = choose(options.precision.mixed_precision, low_precision_safe=True)
-    drawn = translate.density(options, FACTS)
+    drawn = translate_noise.density(options, FACTS)
     alignment = translate.bucket_alignment(config, FACTS)
     plan = Plan([Bucket("a", Size(64, 64), tuple(range(24)))], translate_data.drawing(config), options.training.seed)
     total = translate.total_steps(config, plan)
@@ -115,8 +116,8 @@ OPTIONS: list[tuple[dict[str, Any], str, object]] = [
     ({"seed": 5, "validation_seed": 6}, "recipe.seed", 5),
     ({"flow_schedule_shift": 0.1}, "density.shift", 0.1),
     ({"flow_schedule_auto_shift": True}, "density.shift", "auto"),
-    ({"flow_sigmoid_scale": 0.5}, "density.scale", 0.5),
-    ({"flow_use_uniform_schedule": True}, "density.kind", "uniform"),
+    ({"flow_sigmoid_scale": 0.5}, "density.shape.scale", 0.5),
+    ({"flow_use_uniform_schedule": True}, "density.shape", Uniform()),
     ({"flow_schedule_shift": 0.1}, "recipe.density.shift", 0.1),
     ({"learning_rate": 3e-4}, "recipe.schedule.peak", 3e-4),
     (
