@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -114,13 +115,13 @@ def spread_evenly(count: int, generator: torch.Generator) -> torch.Tensor:
     return (start + torch.arange(count, device=generator.device) / count) % 1.0
 
 
-def biased_quantile(u: torch.Tensor, low: torch.Tensor, high: torch.Tensor, multiplier: float) -> torch.Tensor:
+def biased_quantile(u: torch.Tensor, low: float, high: float, multiplier: float) -> torch.Tensor:
     """Inverse distribution function of a density on [0, 1] that is ``multiplier`` times as high between low and high.
 
     Args:
         u: Any shape, in [0, 1].
-        low: Scalar in [0, 1].
-        high: Scalar in [low, 1].
+        low: In [0, 1].
+        high: In [low, 1].
         multiplier: Above 0.
 
     Returns:
@@ -132,13 +133,16 @@ def biased_quantile(u: torch.Tensor, low: torch.Tensor, high: torch.Tensor, mult
     return torch.where(mass < low, mass, torch.where(inside < high, inside, above)).clamp(0, 1)
 
 
-def rank_of(shape: Shape, sigma: float, device: torch.device) -> torch.Tensor:
-    """The distribution function of ``shape`` at ``sigma``: its quantile inverted by bisection, a float64 scalar."""
-    low, high = (torch.tensor(end, dtype=torch.float64, device=device) for end in (0.0, 1.0))
+@lru_cache(maxsize=64)
+def rank_of(shape: Shape, sigma: float) -> float:
+    """The distribution function of ``shape`` at ``sigma``, in [0, 1]: its quantile inverted by bisection."""
+    low, high = 0.0, 1.0
     for _ in range(50):
         middle = (low + high) / 2
-        below = shape.quantile(middle) < sigma
-        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        if shape.quantile(torch.tensor(middle, dtype=torch.float64)) < sigma:
+            low = middle
+        else:
+            high = middle
     return (low + high) / 2
 
 
@@ -173,8 +177,10 @@ def draw_sigmas(
     else:
         u = torch.rand(count, generator=generator, device=device, dtype=torch.float64)
     if density.bias:
-        ends = (shift_sigmas(torch.tensor(end), 1 / shift).item() for end in (density.bias.low, density.bias.high))
-        low, high = (rank_of(shape, end, device) for end in ends)
+        low, high = (
+            rank_of(shape, shift_sigmas(torch.tensor(end, dtype=torch.float64), 1 / shift).item())
+            for end in (density.bias.low, density.bias.high)
+        )
         u = biased_quantile(u, low, high, density.bias.multiplier)
     return shift_sigmas(shape.quantile(u), shift).float().clamp(0, 1)
 

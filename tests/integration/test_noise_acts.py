@@ -87,6 +87,7 @@ EVERYTHING: dict[str, Any] = {
     **{"timestep_bias_strategy": "later", "timestep_bias_multiplier": 2},
     **{"offset_noise": True, "noise_offset_probability": 0.5, "input_perturbation": 0.1},
     **{"input_perturbation_steps": 9, "loss_type": "smooth_l1", "snr_gamma": 5},
+    "gradient_checkpointing": True,  # under a walk there is nothing to recompute
     **{"scheduled_sampling_max_step_offset": 4, "scheduled_sampling_ramp_steps": 4},
     **{"scheduled_sampling_prob_start": 0.5, "scheduled_sampling_prob_end": 1.0},
 }

@@ -1,5 +1,7 @@
 """One walk along a curved velocity field, against diffusers' schedulers on the same sigmas."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
@@ -22,7 +24,7 @@ def start() -> torch.Tensor:
 def walk(sampler: str, order: int) -> list[torch.Tensor]:
     x, points = start(), []
     history = History.empty(x)
-    for now, to in zip(SIGMAS, SIGMAS[1:], strict=False):
+    for now, to in pairwise(SIGMAS):
         velocity = field(x, now.item())
         x, history = step(sampler, order, x, velocity, now.expand(2), to.expand(2), history)  # type: ignore[arg-type]
         points.append(x)
@@ -60,7 +62,7 @@ def test_the_solvers_differ_from_each_other() -> None:
 
 def test_the_second_order_is_nearer_to_the_true_path() -> None:
     x, fine = start(), torch.linspace(SIGMAS[0].item(), SIGMAS[-1].item(), 20_001, dtype=torch.float64)
-    for now, to in zip(fine, fine[1:], strict=False):
+    for now, to in pairwise(fine):
         x = x + (to - now) * field(x, now.item())
     euler, dpm, unipc = ((walk(s, o)[-1] - x).norm() for s, o in (("euler", 1), ("dpm", 2), ("unipc", 2)))
     assert dpm < 0.5 * euler and unipc < 0.5 * euler
