@@ -7,6 +7,7 @@ the density, an even spread of them is an even spread over the density.
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, Protocol
@@ -17,7 +18,7 @@ import torch
 _EDGE = 1e-7
 
 
-class Shape(Protocol):
+class Shape(Hashable, Protocol):
     """A density of sigma."""
 
     def quantile(self, u: torch.Tensor) -> torch.Tensor:
