@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -75,6 +77,7 @@ def load_datasets(entries: Any, file: str, options: Options, findings: Findings)
         eval=tuple(e for e in images if e.dataset_type == "eval"),
         text_cache_dir=chosen.cache_dir if chosen else _cache(options) / "text",
         masks={e.id: e for e in built if isinstance(e, MaskDataset)},
+        text_embeds=chosen,
     )
 
 
@@ -95,7 +98,7 @@ def _entry(entry: dict[str, Any], name: str, file: str, options: Options, findin
     if model is MaskDataset:
         theirs = set(ImageDataset.model_fields) - set(MaskDataset.model_fields)
         catalogue = {**FIELD_CATALOGUE, **dict.fromkeys(theirs, MASK_SATISFIED)}
-    supported = set(model.model_fields) - {"source_url"}  # derived here, never written by a person
+    supported = set(model.model_fields) - {"source_url", "cache_url"}  # derived here, never written by a person
     values = sort_keys(entry, where, supported, catalogue, findings, prefix)
     if model is MaskDataset:
         if "conditioning_type" in named:  # refused just now: do not call it missing as well
@@ -107,19 +110,45 @@ def _entry(entry: dict[str, Any], name: str, file: str, options: Options, findin
             findings.problems.append(Problem(file, key, str(made.instance_data_dir), reason, "make it or correct it"))
         return made if isinstance(made, MaskDataset) else None
     if is_text:
-        values.setdefault("cache_dir", options.data.cache_dir_text or _cache(options) / "text")
+        here = options.data.cache_dir_text or _cache(options) / "text"
+        values.setdefault("cache_dir", "text" if values.get("type") == "aws" else here)
+        if values.get("type") == "aws":
+            _text_bucket(values, name, file, findings)
+        _cache_elsewhere(values, "cache_dir", options)
         return build(model, values, where, findings, prefix)  # type: ignore[return-value]
     for key in FILLED_FROM_OPTIONS:
         value = getattr(options.data, key)
         if value is not None:
             values.setdefault(key, value)
     values.setdefault("cache_dir_vae", (options.data.cache_dir_vae or _cache(options) / "vae") / name)
+    _cache_elsewhere(values, "cache_dir_vae", options)
     _remote(values, name, file, options, findings)
     made = build(model, values, where, findings, prefix)
     if isinstance(made, ImageDataset):
         _check_image(made, entry, file, options, findings)
         return made
     return None
+
+
+def _cache_elsewhere(values: dict[str, Any], key: str, options: Options) -> None:
+    """A cache behind a URL: ``cache_url`` says where, and the folder becomes its copy here."""
+    url = str(values[key])
+    if "://" in url:
+        values["cache_url"] = url
+        name = re.sub(r"[^A-Za-z0-9.-]+", "-", url.partition("://")[2]).strip("-.")[-60:]
+        digest = hashlib.sha256(url.encode()).hexdigest()[:8]
+        values[key] = str(_cache(options) / "copies" / f"{name}-{digest}")
+
+
+def _text_bucket(values: dict[str, Any], name: str, file: str, findings: Findings) -> None:
+    """Text embeds with type aws: cache_dir is a prefix in the bucket."""
+    bucket, place = values.get("aws_bucket_name"), str(values["cache_dir"])
+    if not bucket:
+        key = f"[{name}].aws_bucket_name"
+        findings.problems.append(Problem(file, key, bucket, "type aws needs it", "name the bucket"))
+    if "://" not in place:
+        parts = [str(values.get("aws_data_prefix") or ""), place]
+        values["cache_dir"] = "/".join(["s3:/", str(bucket), *(p.strip("/") for p in parts if p.strip("/"))])
 
 
 def _remote(values: dict[str, Any], name: str, file: str, options: Options, findings: Findings) -> None:
@@ -140,7 +169,7 @@ def _remote(values: dict[str, Any], name: str, file: str, options: Options, find
         values["source_url"] = place
     else:
         unused = [key for key in values if key.startswith("aws_")]
-        if unused:
+        if unused and not str(values.get("cache_url", "")).startswith("s3://"):
             findings.notices.append(f"[{name}].{unused[0]}: it acts only with type aws")
         return
     values["instance_data_dir"] = str(values.get("csv_cache_dir") or _cache(options) / "files" / name)

@@ -49,7 +49,19 @@ class CaptionTableOptions(Section):
     aspect_ratio_column: str | None = None
 
 
-class ImageDataset(Section):
+class OnS3(Section):
+    """Keys of entries whose files or caches may lie in a bucket."""
+
+    aws_bucket_name: str | None = None
+    aws_data_prefix: str | None = None
+    aws_region_name: str | None = None
+    aws_endpoint_url: str | None = None
+    aws_access_key_id: SecretStr | None = None
+    aws_secret_access_key: SecretStr | None = None
+    cache_url: str = ""
+
+
+class ImageDataset(OnS3):
     """Pictures to train on (dataset_type image) or to measure held-out loss on (eval)."""
 
     id: Annotated[str, Field(min_length=1)]
@@ -67,12 +79,6 @@ class ImageDataset(Section):
     csv_file: Path | None = None
     csv_caption_column: str = "caption"
     csv_cache_dir: Path | None = None
-    aws_bucket_name: str | None = None
-    aws_data_prefix: str | None = None
-    aws_region_name: str | None = None
-    aws_endpoint_url: str | None = None
-    aws_access_key_id: SecretStr | None = None
-    aws_secret_access_key: SecretStr | None = None
     cache_dir_vae: Path
     resolution: Annotated[float, Field(gt=0.0)]
     resolution_type: Literal["pixel", "area", "pixel_area"]
@@ -122,11 +128,11 @@ class MaskDataset(Section):
     instance_data_dir: Path
 
 
-class TextEmbedsDataset(Section):
+class TextEmbedsDataset(OnS3):
     """Where text embeds are kept."""
 
     id: Annotated[str, Field(min_length=1)]
-    type: Literal["local"] = "local"
+    type: Literal["local", "aws"] = "local"
     dataset_type: Literal["text_embeds"]
     default: bool = False
     cache_dir: Path
@@ -134,12 +140,21 @@ class TextEmbedsDataset(Section):
 
 @dataclass(frozen=True, slots=True)
 class Datasets:
-    """The checked dataloader file."""
+    """The checked dataloader file.
+
+    Attributes:
+        train: Training datasets.
+        eval: Held-out datasets.
+        text_cache_dir: Where text embeds are kept here.
+        masks: Mask datasets by id.
+        text_embeds: The entry that says so, if there is one.
+    """
 
     train: tuple[ImageDataset, ...]
     eval: tuple[ImageDataset, ...]
     text_cache_dir: Path
     masks: Mapping[str, MaskDataset] = field(default_factory=dict)
+    text_embeds: TextEmbedsDataset | None = None
 
 
 FIELD_ALIASES: Mapping[str, str] = {

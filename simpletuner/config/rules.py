@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 
 from simpletuner.config.noise_rules import Row, noise_problems, noise_without_effect
@@ -66,6 +67,17 @@ def _recipe(options: Options) -> Iterator[Row]:
 
 
 def _rest(options: Options) -> Iterator[Row]:
+    folders = {"output_dir": options.checkpoints.output_dir}
+    folders |= {key: getattr(options.data, key) for key in ("cache_dir", "cache_dir_vae", "cache_dir_text")}
+    for key, folder in folders.items():
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(folder)):
+            reason = "it must be a folder of this machine"
+            yield (
+                key,
+                str(folder),
+                reason,
+                "URLs work as cache_dir_vae and cache_dir in entries of the dataloader file",
+            )
     if options.data.maximum_image_size and not options.data.target_downsample_size:
         yield (
             "maximum_image_size",

@@ -19,6 +19,7 @@ import threading
 import time
 import weakref
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -128,12 +129,13 @@ def _close_all(files: dict[Path, int]) -> None:
 class TensorStore:
     """A folder of shards, read by key. One process writes at a time through ``writer``."""
 
-    def __init__(self, folder: Path, read_only: bool = False) -> None:
+    def __init__(self, folder: Path, read_only: bool = False, on_written: Callable[[Path], None] | None = None) -> None:
         """Open (and make) the folder; leftovers of a killed run and damaged shards are dropped, to be encoded anew.
 
         Args:
             folder: One fingerprint's folder.
             read_only: Change nothing: damaged shards are passed over and stay.
+            on_written: Called with each shard once it is safe on disk.
         """
         self.folder = folder
         self._entries: dict[str, _Entry] = {}
@@ -141,6 +143,7 @@ class TensorStore:
         self._lock = threading.Lock()
         weakref.finalize(self, _close_all, self._files)
         self.dropped: list[Path] = []
+        self._on_written = on_written
         if read_only:
             for shard in sorted(folder.glob("shard-*.safetensors")):
                 self._entries.update(_read_header(shard) or {})
@@ -235,6 +238,8 @@ class TensorStore:
         if entries is None:
             raise CacheError(f"{shard} could not be read back after writing; the disk may be failing.")
         self._entries.update(entries)
+        if self._on_written:
+            self._on_written(shard)
 
     def close(self) -> None:
         """Close the shard files."""

@@ -12,12 +12,14 @@ from simpletuner.config.read import RunConfig
 from simpletuner.data.cache import TensorStore, content_key, weights_digest
 from simpletuner.data.encode import text_key
 from simpletuner.data.loader import DROPPED
+from simpletuner.data.mirror import RemoteSource
 from simpletuner.data.ondemand import OnDemand
+from simpletuner.data.remote_cache import RemoteCaches
 from simpletuner.models.base import Components
 from simpletuner.models.sana.prompts import trim
 from simpletuner.models.sana.tiling import RULES
 from simpletuner.reporting.progress import Reporter
-from simpletuner.training import prepare
+from simpletuner.training import prepare, translate_data
 from simpletuner.training.session import Session, check_sizes, find_pictures, open_session
 
 
@@ -34,10 +36,12 @@ def fill_caches(session: Session, parts: Components, found: list[prepare.Found])
         lambda pixels: family.encode_pixels(parts.vae, pixels.to(session.device)),
         dtype,
         session.reporter,
+        session.caches,
     )
     tokenizer = json.dumps(sorted(parts.tokenizer.get_vocab().items()))
     text_print = content_key("text", weights_digest(parts.text_encoder), tokenizer, asdict(session.text), dtype)
-    store = TensorStore(session.config.datasets.text_cache_dir / text_print[:16])
+    datasets = session.config.datasets
+    store = session.caches.open(datasets.text_cache_dir / text_print[:16], translate_data.text_remote(datasets))
     prepare.keep_texts(
         found, store, lambda captions: encode_trimmed(session, parts, captions), dtype, [DROPPED], session.reporter
     )
@@ -86,7 +90,10 @@ def build(config: RunConfig, reporter: Reporter) -> None:
     parts = session.family.load(session.source)
     for module in (parts.vae, parts.text_encoder):
         module.to(session.device)
-    fill_caches(session, parts, [*training, *held_out])
+    try:
+        fill_caches(session, parts, [*training, *held_out])
+    finally:
+        session.caches.close()
     check_sizes(session, training)
     reporter.say("The caches are complete: training starts without encoding.")
 
@@ -99,27 +106,37 @@ class Home:
         folder: Where the shards are.
         title: The dataset it belongs to, or "captions".
         used: Keys that the configuration asks for, under any fingerprint.
+        remote: The URL above its twin, or None.
     """
 
     folder: Path
     title: str
     used: frozenset[str]
+    remote: RemoteSource | None = None
 
 
 def homes(config: RunConfig, reporter: Reporter) -> list[Home]:
     """Every folder of shards of this configuration, also those of other fingerprints (another VAE, prefix or dtype)."""
     session = open_session(config, reporter)
     training, held_out = find_pictures(session)
-    latents: dict[Path, tuple[list[str], set[str]]] = {}
+    latents: dict[Path, tuple[list[str], set[str], RemoteSource | None]] = {}
     captions = {text_key(DROPPED)}
     for item in (*training, *held_out):
-        ids, keys = latents.setdefault(item.source.latent_dir, ([], set()))
+        ids, keys, _ = latents.setdefault(item.source.latent_dir, ([], set(), item.source.latent_remote))
         ids.append(item.source.id)
         keys |= {key for p in item.placed for key in (p.key, p.mask_key) if key}
         captions |= {text_key(c) for p in item.placed for c in p.sample.captions}
-    places = [(root, ", ".join(ids), frozenset(keys)) for root, (ids, keys) in latents.items()]
-    places.append((Path(config.datasets.text_cache_dir).expanduser(), "captions", frozenset(captions)))
-    return [Home(f, title, keys) for root, title, keys in places for f in sorted(_shard_folders(root))]
+    places = [(root, ", ".join(ids), frozenset(keys), remote) for root, (ids, keys, remote) in latents.items()]
+    text_dir, text_remote = (
+        Path(config.datasets.text_cache_dir).expanduser(),
+        translate_data.text_remote(config.datasets),
+    )
+    places.append((text_dir, "captions", frozenset(captions), text_remote))
+    return [
+        Home(f, title, keys, None if f.name == prepare.MASKS else remote)
+        for root, title, keys, remote in places
+        for f in sorted(_shard_folders(root))
+    ]
 
 
 def _shard_folders(root: Path) -> set[Path]:
@@ -159,8 +176,11 @@ def verify(found: list[Home], reporter: Reporter) -> bool:
 
 
 def collect(found: list[Home], reporter: Reporter, delete: bool) -> int:
-    """Find shards of which the configuration uses no tensor, and remove them with ``delete``; returns their bytes."""
-    total = 0
+    """Find shards of which the configuration uses no tensor, and remove them with ``delete``; returns their bytes.
+
+    The twin of a removed shard behind a URL is removed too; a shard that is only there is not looked at.
+    """
+    total, caches = 0, RemoteCaches(reporter.say)
     for home in found:
         for shard in sorted(home.folder.glob("shard-*.safetensors")):
             if home.used.isdisjoint(TensorStore.keys_of(shard)):
@@ -168,6 +188,8 @@ def collect(found: list[Home], reporter: Reporter, delete: bool) -> int:
                 reporter.say(f"[{home.title}] {'removed' if delete else 'unused'}: {shard}")
                 if delete:
                     shard.unlink()
+                if delete and home.remote and caches.remove(shard, home.remote):
+                    reporter.say(f"[{home.title}] removed as well: {home.remote.url}/{home.folder.name}/{shard.name}")
     verb = "removed" if delete else "could be removed with --delete"
     reporter.say(f"{total / 2**20:.1f} MiB {verb}")
     return total

@@ -33,6 +33,7 @@ from simpletuner.data.loader import LatentRef
 from simpletuner.data.masks import MaskSource, by_name, check_size, mask_of
 from simpletuner.data.mirror import RemoteSource, mirror
 from simpletuner.data.placement import PlacementRules, place
+from simpletuner.data.remote_cache import RemoteCaches
 from simpletuner.data.sampler import Bucket, Drawing, shortfalls
 from simpletuner.data.tables import TableSource, read_table
 from simpletuner.data.tar_dataset import TarSource, unpack_all
@@ -67,6 +68,7 @@ class DatasetSource:
         listed: The CSV file that lists where its files are, or None.
         tars: The tar files its files are in, or None.
         remote: Where its files come from, if not from this machine; ``folder`` is then their mirror.
+        latent_remote: The URL above the twin of ``latent_dir``, or None.
         stride: Pixels per latent cell, for masks.
         max_samples: At most this many pictures are used, always the same ones; None for all.
     """
@@ -87,6 +89,7 @@ class DatasetSource:
     hub: HubDataset | None = None
     listed: UrlList | None = None
     tars: TarSource | None = None
+    latent_remote: RemoteSource | None = None
     stride: int = 32
 
 
@@ -258,6 +261,7 @@ def keep_latents(
     encode: Callable[[torch.Tensor], torch.Tensor],
     dtype: torch.dtype,
     reporter: Reporter,
+    caches: RemoteCaches | None = None,
 ) -> Refs:
     """Room 4 for pictures: encode what is missing; pictures that cannot be decoded are dropped from ``found``.
 
@@ -267,6 +271,7 @@ def keep_latents(
         encode: Pixels → latents.
         dtype: Dtype on disk.
         reporter: For the bar.
+        caches: For caches with a twin behind a URL.
 
     Returns:
         Where each sample's latents are, by dataset id and path. Equal pictures share latents, never captions.
@@ -278,7 +283,10 @@ def keep_latents(
             _refer(item, None, refs, reporter)
             continue
         folder = item.source.latent_dir / fingerprint
-        store = stores.get(folder) or stores.setdefault(folder, TensorStore(folder))
+        if folder not in stores:
+            remote = item.source.latent_remote
+            stores[folder] = caches.open(folder, remote) if caches else TensorStore(folder)
+        store = stores[folder]
         for shard in store.dropped:
             reporter.say(f"{shard} was damaged and is encoded anew")
         store.dropped.clear()

@@ -42,7 +42,10 @@ def train(config: RunConfig, reporter: Reporter | None = None) -> None:
     """
     session = open_session(config, reporter or Reporter())
     with resuming.only_run_in(session.output_dir):
-        _train(session)
+        try:
+            _train(session)
+        finally:
+            session.caches.close()
 
 
 def _train(session: Session) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from simpletuner.config.datasets import ImageDataset
 from simpletuner.config.read import RunConfig
+from simpletuner.data.remote_cache import RemoteCaches
 from simpletuner.data.survey import Survey, picture_of
 from simpletuner.models import imports, load
 from simpletuner.models.base import Components, Facts, Family, LoadSource, TextSettings
@@ -35,6 +36,7 @@ class Session:
     precision: Precision
     device: torch.device
     text: TextSettings
+    caches: RemoteCaches
 
 
 def open_session(config: RunConfig, reporter: Reporter) -> Session:
@@ -66,6 +68,7 @@ def open_session(config: RunConfig, reporter: Reporter) -> Session:
         precision=precision,
         device=where,
         text=translate.text_settings(options, family.default_instruction()),
+        caches=RemoteCaches(reporter.say),
     )
 
 

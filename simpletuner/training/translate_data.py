@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from simpletuner.config.datasets import ImageDataset
+from simpletuner.config.datasets import Datasets, ImageDataset, TextEmbedsDataset
 from simpletuner.config.read import RunConfig
 from simpletuner.data.captions import CaptionRules, Shuffle
 from simpletuner.data.hub_dataset import HubDataset
@@ -63,6 +63,7 @@ def dataset_source(config: RunConfig, entry: ImageDataset, alignment: int, strid
         listed=_url_list(entry),
         tars=_tar_source(entry),
         stride=stride,
+        latent_remote=_cache_remote(entry),
         latent_dir=Path(entry.cache_dir_vae).expanduser(),
         encode_batch=entry.vae_batch_size,
         timestep_offset=entry.timestep_sampling_offset,
@@ -86,13 +87,25 @@ def _remote_source(entry: ImageDataset) -> RemoteSource | None:
     return RemoteSource(entry.source_url, _access(entry))
 
 
-def _access(entry: ImageDataset) -> dict[str, Any]:
+def _access(entry: ImageDataset | TextEmbedsDataset) -> dict[str, Any]:
     """What fsspec's S3 file system is told of a dataset's keys, place and endpoint."""
     client = {"endpoint_url": entry.aws_endpoint_url, "region_name": entry.aws_region_name}
     secrets = {"key": entry.aws_access_key_id, "secret": entry.aws_secret_access_key}
     given: dict[str, Any] = {name: secret.get_secret_value() for name, secret in secrets.items() if secret}
     kept = {name: value for name, value in client.items() if value}
     return {**given, **({"client_kwargs": kept} if kept else {})}
+
+
+def _cache_remote(entry: ImageDataset | TextEmbedsDataset) -> RemoteSource | None:
+    """The URL of a cache that does not only lie here."""
+    if not entry.cache_url:
+        return None
+    return RemoteSource(entry.cache_url, _access(entry) if entry.cache_url.startswith("s3://") else {})
+
+
+def text_remote(datasets: Datasets) -> RemoteSource | None:
+    """The URL of the cache of text embeds, or None."""
+    return _cache_remote(datasets.text_embeds) if datasets.text_embeds else None
 
 
 def _tar_source(entry: ImageDataset) -> TarSource | None:

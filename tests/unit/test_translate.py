@@ -233,6 +233,14 @@ DATASETS += [
     (TABLE, "dataset.table.includes_extension", True),
 ]
 
+TARS = {"type": "webdataset", "instance_data_dir": "a-{0..3}.tar", "caption_strategy": "webdataset"}
+DATASETS += [
+    ({"cache_dir_vae": "s3://kept/latents"}, "dataset.latent_remote.url", "s3://kept/latents"),
+    (TARS, "dataset.tars.place", "a-{0..3}.tar"),
+    (TARS, "dataset.tars.captions", "members"),
+    ({**TARS, "caption_column": "text"}, "dataset.tars.caption_column", "text"),
+]
+
 # Options that fill in what a dataset leaves out.
 FILLED: list[tuple[dict[str, Any], str, object]] = [
     ({"caption_strategy": "textfile"}, "dataset.captions.strategy", "textfile"),
@@ -377,6 +385,7 @@ ELSEWHERE = {
     "start_epoch",  # test_a_dataset_may_start_later
     "start_step",
     *("aws_access_key_id", "aws_secret_access_key", "aws_endpoint_url", "aws_region_name", "source_url"),  # test_s3.py
+    "cache_url",  # derived; test_remote_cache.py
     *("dataset_name", "dataset_config", "split", "revision"),  # test_hub_dataset.py
     *("image_column", "caption_column", "fallback_caption_column", "type"),
     *("csv_file", "csv_caption_column"),  # test_csv_dataset.py
