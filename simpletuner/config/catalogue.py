@@ -82,21 +82,18 @@ _SATISFIED = {
                  "adam_weight_decay adam_epsilon"),
     **_satisfied("validation noise is drawn on the CPU: the same pictures on every card", "validation_seed_source"),
     **_satisfied("it acts only together with other options that are off",
-                 "validation_lycoris_strength lora_rank lora_alpha lora_dropout lora_format lora_init_type "
                  "hub_model_id model_card_private model_card_safe_for_work model_card_note "
                  "webhook_reporting_interval validation_image_quality checkpoints_rolling_total_limit "
                  "dynamo_mode sageattention_usage lr_num_cycles "
                  "scheduled_sampling_reflexflow_alpha "
                  "scheduled_sampling_reflexflow_beta1 scheduled_sampling_reflexflow_beta2 quantize_activations "
-                 "lycoris_config init_lokr_norm base_model_default_dtype disk_low_action disk_low_script "
+                 "base_model_default_dtype disk_low_action disk_low_script "
                  "pretrained_evaluation_model_name_or_path validation_guidance_real "
                  "conditioning_multidataset_sampling main_process_port same_network "
                  "accelerate_extra_args validation_multigpu push_to_hub_background i_know_what_i_am_doing"),
 }  # fmt: skip
 
 _NOT_YET = {
-    **_not_yet("adapters come with the training methods (model_type=full works)",
-               "lora_type use_dora peft_lora_target_modules init_lora", ("standard",)),
     **_not_yet("quantised bases come with adapters", "base_model_precision text_encoder_1_precision "
                "quantization_config", ("no_change",)),
     **_not_yet("quantised bases come with adapters", "quantize_via", ("accelerator", "cpu")),
@@ -230,7 +227,7 @@ OTHER_OPTIMIZERS = frozenset(
     ]
 )
 OTHER_VALUES: Mapping[str, Mapping[str, str]] = {
-    "model_type": {"lora": "not yet: adapters come with the training methods; model_type=full works"},
+    "lora_init_type": {"loftq": "LoftQ starts from the error of a quantised base, which is not made here: use pissa"},
     "mixed_precision": {"fp8": "not yet: fp8 comes with speed work; use bf16"},
     "lr_scheduler": {
         "sine": "not yet: use cosine",
