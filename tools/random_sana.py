@@ -113,6 +113,11 @@ def vae_config(size: str) -> dict[str, Any]:
     return _shapes(size)[1]
 
 
+def transformer_config(size: str) -> dict[str, Any]:
+    """Arguments of SanaTransformer2DModel for ``tiny`` or ``1.6b``."""
+    return _shapes(size)[0]
+
+
 def write(folder: Path, size: str = "tiny", device: str = "cpu", seed: int = 0) -> Path:
     """Write the pipeline folder; float32 for ``tiny``, bf16 transformer and text encoder for ``1.6b``."""
     import diffusers

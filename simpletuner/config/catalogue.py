@@ -82,21 +82,21 @@ _SATISFIED = {
                  "adam_weight_decay adam_epsilon"),
     **_satisfied("validation noise is drawn on the CPU: the same pictures on every card", "validation_seed_source"),
     **_satisfied("it acts only together with other options that are off",
+                 "validation_lycoris_strength lora_rank lora_alpha lora_dropout lora_format lora_init_type "
                  "hub_model_id model_card_private model_card_safe_for_work model_card_note "
                  "webhook_reporting_interval validation_image_quality checkpoints_rolling_total_limit "
                  "dynamo_mode sageattention_usage lr_num_cycles "
                  "scheduled_sampling_reflexflow_alpha "
                  "scheduled_sampling_reflexflow_beta1 scheduled_sampling_reflexflow_beta2 quantize_activations "
-                 "base_model_default_dtype disk_low_action disk_low_script "
+                 "lycoris_config init_lokr_norm disk_low_action disk_low_script "
                  "pretrained_evaluation_model_name_or_path validation_guidance_real "
                  "conditioning_multidataset_sampling main_process_port same_network "
                  "accelerate_extra_args validation_multigpu push_to_hub_background i_know_what_i_am_doing"),
 }  # fmt: skip
 
 _NOT_YET = {
-    **_not_yet("quantised bases come with adapters", "base_model_precision text_encoder_1_precision "
-               "quantization_config", ("no_change",)),
-    **_not_yet("quantised bases come with adapters", "quantize_via", ("accelerator", "cpu")),
+    **_not_yet("adapters come with the training methods (model_type=full works)",
+               "lora_type use_dora peft_lora_target_modules init_lora", ("standard",)),
     **_not_yet("previews while generating come with the live page", "validation_preview"),
     "vae_cache_preprocess": Known("refused", "its newer name is vae_cache_ondemand: set that to true", (True, "true")),
     **_satisfied("it acts only with validation_preview", "validation_preview_steps"),
@@ -135,6 +135,8 @@ _NOT_YET = {
 }  # fmt: skip
 
 _REFUSED = {
+    **_refused("diffusers' settings for each part are not read; base_model_precision and text_encoder_1_precision act",
+               "quantization_config"),
     **_refused("Sana's attention heads do not fit SageAttention, and its self-attention is linear anyway; leave it out",
                "attention_mechanism", ("diffusers",)),
     **_refused("pictures of the user are never deleted; skipped files are listed instead",
@@ -226,9 +228,35 @@ OTHER_OPTIMIZERS = frozenset(
         "dadaptation",
     ]
 )
+
+
+def _quantisers(reason: str, names: str) -> dict[str, str]:
+    return {name: reason for name in names.split()}
+
+
+_OTHER_PRECISIONS = {
+    **_quantisers("optimum-quanto had its last release in March 2025: use int8-torchao", "int8-quanto"),
+    **_quantisers("optimum-quanto had its last release in March 2025: use nf4-bnb", "int4-quanto"),
+    **_quantisers("optimum-quanto had its last release in March 2025, and nothing else has 2 bits: use nf4-bnb, the "
+                  "smallest there is", "int2-quanto"),
+    **_quantisers("optimum-quanto had its last release in March 2025: use fp8wo-torchao", "fp8-quanto fp8uz-quanto"),
+    **_quantisers("it needs the package mslk, with which this was never run: use nf4-bnb, which is as small",
+                  "int4-torchao int8dq-int4-torchao fp8-int4-torchao"),
+    **_quantisers("products in fp8 are fp8-torchao here, which needs compute capability 8.9; fp8wo-torchao needs none",
+                  "fp8-native fp8-transformerengine"),
+    **_quantisers("SDNQ is not used: use nf4-bnb, which is as small", "int4-sdnq uint4-sdnq int5-sdnq uint5-sdnq "
+                  "int6-sdnq uint6-sdnq int3-sdnq uint3-sdnq int2-sdnq uint2-sdnq uint1-sdnq"),
+    **_quantisers("SDNQ is not used: use int8-torchao", "int8-sdnq uint8-sdnq int7-sdnq uint7-sdnq int16-sdnq"),
+    **_quantisers("SDNQ is not used: use fp8wo-torchao", "fp8-sdnq float8-sdnq fp16-sdnq"),
+}  # fmt: skip
 OTHER_VALUES: Mapping[str, Mapping[str, str]] = {
-    "lora_init_type": {"loftq": "LoftQ starts from the error of a quantised base, which is not made here: use pissa"},
-    "mixed_precision": {"fp8": "not yet: fp8 comes with speed work; use bf16"},
+    "model_type": {"lora": "not yet: adapters come with the training methods; model_type=full works"},
+    "mixed_precision": {
+        "fp8": "products in fp8 are not trained here: use bf16; under an adapter, base_model_precision fp8-torchao or "
+        "fp8wo-torchao keeps the frozen weights in fp8"
+    },
+    "base_model_precision": _OTHER_PRECISIONS,
+    "text_encoder_1_precision": _OTHER_PRECISIONS,
     "lr_scheduler": {
         "sine": "not yet: use cosine",
         "cosine_with_restarts": "not yet: use cosine",

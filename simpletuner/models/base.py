@@ -102,6 +102,12 @@ class Family(Protocol):
     def autoencoder(self, source: LoadSource) -> Any:
         """The VAE alone, in float32."""
 
+    def text_encoder(self, source: LoadSource) -> Any:
+        """The text encoder alone, frozen."""
+
+    def blocks(self, transformer: Any) -> torch.nn.ModuleList:
+        """The transformer's repeated blocks; what lies outside them is few weights that matter much."""
+
     def decode_latents(self, vae: Any, latents: torch.Tensor) -> torch.Tensor:
         """Scaled latents → pixels [B, 3, H, W] in [-1, 1] float32; the inverse of ``encode_pixels``."""
 

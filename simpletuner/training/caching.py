@@ -19,12 +19,15 @@ from simpletuner.models.base import Components
 from simpletuner.models.sana.prompts import trim
 from simpletuner.models.sana.tiling import RULES
 from simpletuner.reporting.progress import Reporter
-from simpletuner.training import prepare, translate_data
+from simpletuner.training import prepare, quantising, translate_data, translate_precision
 from simpletuner.training.session import Session, check_sizes, find_pictures, open_session
 
 
 def fill_caches(session: Session, parts: Components, found: list[prepare.Found]) -> tuple[prepare.Refs, TensorStore]:
-    """Room 4: latents and text embeds on disk, in folders named by everything that went into them."""
+    """Room 4: latents and text embeds on disk, in folders named by everything that went into them.
+
+    The text encoder comes on the CPU, and ends on the device; quantised, if it is to be.
+    """
     family, dtype = session.family, session.precision.cache
     vae_print = content_key(
         *("latents", weights_digest(parts.vae), json.dumps(dict(parts.vae.config), default=str), dtype),
@@ -38,8 +41,15 @@ def fill_caches(session: Session, parts: Components, found: list[prepare.Found])
         session.reporter,
         session.caches,
     )
+    text_settings = translate_precision.text_quantisation(session.config.options, session.precision, session.device)
     tokenizer = json.dumps(sorted(parts.tokenizer.get_vocab().items()))
-    text_print = content_key("text", weights_digest(parts.text_encoder), tokenizer, asdict(session.text), dtype)
+    text_print = content_key(
+        *("text", weights_digest(parts.text_encoder), tokenizer, asdict(session.text), dtype),
+        *([text_settings.name] if text_settings else []),
+    )
+    if text_settings:
+        session.reporter.say(quantising.text_encoder(parts, text_settings))
+    parts.text_encoder.to(session.device)
     datasets = session.config.datasets
     store = session.caches.open(datasets.text_cache_dir / text_print[:16], translate_data.text_remote(datasets))
     prepare.keep_texts(
@@ -88,8 +98,7 @@ def build(config: RunConfig, reporter: Reporter) -> None:
     session = open_session(config, reporter)
     training, held_out = find_pictures(session)
     parts = session.family.load(session.source)
-    for module in (parts.vae, parts.text_encoder):
-        module.to(session.device)
+    parts.vae.to(session.device)
     try:
         fill_caches(session, parts, [*training, *held_out])
     finally:

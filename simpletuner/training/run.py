@@ -6,7 +6,6 @@ The only module besides the command line that sees the options.
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -18,19 +17,18 @@ from simpletuner.data.ondemand import OnDemand
 from simpletuner.data.sampler import Plan
 from simpletuner.evaluation import eval_loss
 from simpletuner.evaluation.validation import Validator
-from simpletuner.models.adapters import Adapter
 from simpletuner.models.base import Components, EncodedText
 from simpletuner.reporting.progress import Reporter
 from simpletuner.training import (
-    adapting,
     checkpoint,
     optimizers,
     prepare,
+    quantising,
     resuming,
     translate,
-    translate_adapter,
     translate_data,
     translate_noise,
+    translate_precision,
 )
 from simpletuner.training.caching import fill_caches, on_demand
 from simpletuner.training.ema import Ema
@@ -62,7 +60,7 @@ def train(config: RunConfig, reporter: Reporter | None = None) -> None:
 
 def _train(session: Session) -> None:
     """All rooms in order; the output folder is ours alone."""
-    config = session.config
+    config, options = session.config, session.config.options
     record = json.dumps(config.raw, indent=2, default=str)
     write_atomic(session.output_dir / "config.resolved.json", record.encode())
     training, held_out = find_pictures(session)
@@ -72,21 +70,24 @@ def _train(session: Session) -> None:
     session.reporter.say(f"Loading {session.source.path}")
     parts = session.family.load(session.source)
     sketch = resuming.sketch(parts.transformer)
-    adapter = make_adapter(session, parts)
-    for module in (parts.vae, parts.text_encoder):
-        module.to(session.device)
+    quantised = translate_precision.base_quantisation(options, session.precision, session.device)
+    if quantised:
+        session.reporter.say(quantising.transformer(session.family, parts, session.facts, quantised))
+    parts.vae.to(session.device)
     tell_data(session, parts, training)
     refs, texts = fill_caches(session, parts, [*training, *held_out])
     check_sizes(session, training)  # again: pictures that could not be decoded are out now
     validator = make_validator(session, parts)
-    parts.text_encoder.to("cpu")  # not needed until export: its memory belongs to training now
+    if options.precision.text_encoder_1_precision != "no_change":
+        parts.text_encoder = None  # what is exported is read again: the published weights, not the quantised ones
+    else:
+        parts.text_encoder.to("cpu")  # not needed until export: its memory belongs to training now
     if validator is None and all(item.source.caching == "ahead" for item in training):
         parts.vae.to("cpu")
     parts.transformer.to(session.device)
 
     latents_of = on_demand(session, parts)
     buckets, samples = prepare.buckets_of(training)
-    options = config.options
     plan = Plan(buckets, translate_data.drawing(config), options.training.seed)
     owners = {index: bucket.dataset_id for bucket in buckets for index in bucket.members}
     loader = Loader(
@@ -97,14 +98,12 @@ def _train(session: Session) -> None:
         options.data.caption_dropout_probability,
         {item.source.id: item.source.timestep_offset for item in training},
         latents_of,
-        translate_data.regularisation(config),
     )
     total = translate.total_steps(config, plan)
     drawn = translate_noise.density(options, session.facts)
     recipe = translate.recipe(options, drawn, total, session.precision)
-    trainee = make_trainee(session, parts, adapter)
-    shape = adapter.shape() if adapter else {}
-    identity = translate.identity(config, samples, session.precision, session.text, drawn, sketch, shape)
+    trainee = make_trainee(session, parts)
+    identity = translate.identity(config, samples, session.precision, session.text, drawn, sketch)
     start = resume(session, trainee, resume_from, identity, total)
     if start < total:
         for line in translate_noise.describe(recipe, training, session.facts):
@@ -133,34 +132,17 @@ def make_validator(session: Session, parts: Components) -> Validator | None:
         encode,
         session.output_dir / "validation_images",
         session.device,
-        (lambda: session.precision.context(session.device)) if session.precision.base else nullcontext,
     )
 
 
-def make_adapter(session: Session, parts: Components) -> Adapter | None:
-    """Freeze the transformer and put the adapter on it; None where all weights are trained."""
+def make_trainee(session: Session, parts: Components) -> Trainee:
+    """Optimizer, EMA and gradient checkpointing around the transformer."""
     options = session.config.options
-    settings = translate_adapter.settings(options)
-    if settings is None:
-        return None
-    return adapting.put_on(
-        parts.transformer,
-        settings,
-        options.adapter.init_lora,
-        options.training.seed,
-        translate_adapter.about(session.config),
-        session.reporter,
-    )
-
-
-def make_trainee(session: Session, parts: Components, adapter: Adapter | None) -> Trainee:
-    """Optimizer, EMA and gradient checkpointing around the transformer, or around the adapter on it."""
-    options = session.config.options
-    transformer = parts.transformer if adapter else parts.transformer.requires_grad_(True)
+    transformer = parts.transformer.requires_grad_(True)
     if options.precision.gradient_checkpointing:
         count = session.family.checkpoint_blocks(transformer, options.precision.gradient_checkpointing_interval)
         session.reporter.say(f"Gradient checkpointing: {count} blocks are recomputed in backward")
-    parameters = adapter.parameters if adapter else list(transformer.parameters())
+    parameters = list(transformer.parameters())
     settings = options.training
     optimizer = optimizers.build(settings.optimizer, parameters, settings.learning_rate, settings.optimizer_arguments())
     ema = make_ema(session, parameters) if options.ema.use_ema else None
@@ -174,7 +156,6 @@ def make_trainee(session: Session, parts: Components, adapter: Adapter | None) -
         device=session.device,
         scaler=scaler,
         parameters=parameters,
-        adapter=adapter,
     )
 
 
@@ -245,8 +226,6 @@ def make_hooks(
                 options.ema.ema_validation,
                 session.output_dir,
                 session.reporter,
-                adapter=trainee.adapter,
-                strength=options.adapter.validation_lycoris_strength,
             )
         )
     return hooks
@@ -285,10 +264,15 @@ def run_steps(
 
 
 def finish(session: Session, parts: Components, trainee: Trainee, hooks: list[Hook], done: int, total: int) -> None:
-    """Export (EMA weights if there are any) and say where everything is."""
+    """Export the pipeline (EMA weights if there are any) and say where everything is."""
+    final = session.output_dir / "pipeline"
     say = session.reporter.say
-    final = export(session, parts, trainee)
-    what = "a LoRA or LyCORIS file; the base model is not in it" if trainee.adapter else "a diffusers folder"
+    if trainee.ema:
+        trainee.ema.copy_to_model()
+    if parts.text_encoder is None:
+        parts.text_encoder = session.family.text_encoder(session.source)
+    with checkpoint.staged_folder(final) as staging:
+        session.family.pipeline(parts, with_text=True).save_pretrained(staging)
     say()
     say(f"Done: {done} steps." if done <= total else f"Exported as it was after {done} steps.")
     _warn_if_skipped(session)
@@ -301,7 +285,7 @@ def finish(session: Session, parts: Components, trainee: Trainee, hooks: list[Ho
     if pictures.is_file():
         say(f"  before and after {pictures}")
         say(f"  all pictures     {session.output_dir / 'validation_images'}")
-    say(f"  trained model    {final} ({what}, {'EMA' if trainee.ema else 'live'} weights)")
+    say(f"  trained model    {final} (a diffusers folder, {'EMA' if trainee.ema else 'live'} weights)")
     say(f"  checkpoints      {session.output_dir}")
     if session.device.type == "cuda":
         say(f"  peak GPU memory  {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
@@ -309,18 +293,6 @@ def finish(session: Session, parts: Components, trainee: Trainee, hooks: list[Ho
     for line in translate.usage(session.config, session.text, session.facts, final):
         say(f"  {line}")
     say("  or train on: raise max_train_steps and start again, it resumes from the last checkpoint.")
-
-
-def export(session: Session, parts: Components, trainee: Trainee) -> Path:
-    """Write the adapter's file, or the whole pipeline's folder; returns its path."""
-    if trainee.ema:
-        trainee.ema.copy_to_model()
-    if trainee.adapter:
-        return adapting.export(trainee.adapter, session.output_dir, session.config.options.adapter.lora_format)
-    final = session.output_dir / "pipeline"
-    with checkpoint.staged_folder(final) as staging:
-        session.family.pipeline(parts, with_text=True).save_pretrained(staging)
-    return final
 
 
 def _warn_if_skipped(session: Session) -> None:

@@ -17,9 +17,9 @@ from simpletuner.models.base import Components, Facts, Family, LoadSource, TextS
 from simpletuner.models.families import FAMILIES
 from simpletuner.reporting.metrics import MetricsFile
 from simpletuner.reporting.progress import Reporter
-from simpletuner.training import device, optimizers, prepare, translate, translate_data
+from simpletuner.training import device, optimizers, prepare, translate, translate_data, translate_precision
 from simpletuner.training.check import short
-from simpletuner.training.precision import Precision, choose, choose_for_adapter
+from simpletuner.training.precision import Precision, choose
 
 
 @dataclass(slots=True)
@@ -48,10 +48,7 @@ def open_session(config: RunConfig, reporter: Reporter) -> Session:
     load.only_download_bars()
     output_dir = Path(options.checkpoints.output_dir).expanduser()
     entry = optimizers.OPTIMIZERS[options.training.optimizer]
-    if options.model.model_type == "lora":
-        precision = choose_for_adapter(options.precision.mixed_precision)
-    else:
-        precision = choose(options.precision.mixed_precision, entry.low_precision_safe)
+    precision = choose(options.precision.mixed_precision, entry.low_precision_safe)
     where = device.choose(disable_tf32=options.precision.disable_tf32)
     source = translate.load_source(options, precision)
     family = FAMILIES[options.model.model_family]
@@ -60,6 +57,7 @@ def open_session(config: RunConfig, reporter: Reporter) -> Session:
         f"Training on {device.describe(where)}: {precision.describe()}, optimizer {options.training.optimizer}"
     )
     translate.check_validation_sizes(config, facts)
+    translate_precision.check_quantisation(options, config.config_file, where)
     return Session(
         config=config,
         reporter=reporter,

@@ -92,14 +92,14 @@ def test_all_problems_are_listed_at_once(write: Callable[..., RunConfig]) -> Non
                 "lr_scheduler": "cosin",
                 "push_to_hub": "true",
                 "nonsense": 1,
-                "lora_type": "lokr",
+                "model_type": "lora",
                 "learning_rate": "fast",
             }
         )
     )
     joined = "\n".join(texts)
     assert len(texts) == 6
-    for key in ("train_batch_size", "lr_scheduler", "push_to_hub", "nonsense", "lora_type", "learning_rate"):
+    for key in ("train_batch_size", "lr_scheduler", "push_to_hub", "nonsense", "model_type", "learning_rate"):
         assert f": {key} = " in joined
     assert "did you mean 'cosine'" in joined and "not yet" in joined
 
@@ -122,9 +122,9 @@ def test_satisfied_keys_say_how_and_off_values_say_nothing(write: Callable[..., 
     assert not any("push_to_hub" in n or "report_to" in n for n in notices)
 
 
-REFUSED = [("attention_mechanism", "sageattention"), ("webhook_config", "x.json"), ("base_model_precision", "nf4-bnb"),
+REFUSED = [("attention_mechanism", "sageattention"), ("webhook_config", "x.json"), ("base_model_precision", "int8-quanto"),
            ("optimizer", "bnb-lion8bit-paged"), ("num_processes", 2), ("text_cache_disable", True),
-           ("mixed_precision", "fp8"), ("delete_problematic_images", True),
+           ("mixed_precision", "fp8"), ("lora_type", "lycoris"), ("delete_problematic_images", True),
            ("scheduled_sampling_reflexflow", True), ("report_to", "wandb")]  # fmt: skip
 
 

@@ -26,11 +26,11 @@ from simpletuner.data.types import Size
 from simpletuner.errors import ConfigError
 from simpletuner.flow.densities import Uniform
 from simpletuner.models.base import Facts
-from simpletuner.training import translate, translate_data, translate_noise
+from simpletuner.training import translate, translate_data, translate_noise, translate_precision
 from simpletuner.training.precision import choose
 
 FACTS = Facts(alignment=32, stride=32, patch_size=1, shift=3.0, native_resolution=1024)
-TRANSLATE = (Path(translate.__file__), Path(translate_data.__file__))
+TRANSLATE = tuple(Path(module.__file__) for module in (translate, translate_data, translate_precision))
 Read = Callable[..., RunConfig]
 
 
@@ -80,8 +80,9 @@ def plain(config: RunConfig) -> SimpleNamespace:
         drawing=drawing,
         turn=drawing.turn("a"),
         total=total,
+        text_quantisation=translate_precision.text_quantisation(options, precision, torch.device("cuda")),
         texts=config.datasets.text_cache_dir,
-        identity=translate.identity(config, [], precision, text, drawn, "sketch", {}),
+        identity=translate.identity(config, [], precision, text, drawn, "sketch"),
     )
 
 
@@ -91,6 +92,13 @@ OPTIONS: list[tuple[dict[str, Any], str, object]] = [
     ({"variant": "fp16"}, "source.variant", "fp16"),
     ({"pretrained_transformer_model_name_or_path": "other/one"}, "source.transformer_path", "other/one"),
     ({"pretrained_transformer_subfolder": "ema"}, "source.transformer_subfolder", "ema"),
+    ({"text_encoder_1_precision": "nf4-bnb"}, "text_quantisation.name", "nf4-bnb"),
+    ({"text_encoder_1_precision": "nf4-bnb"}, "text_quantisation.device.type", "cuda"),
+    (
+        {"text_encoder_1_precision": "nf4-bnb", "quantize_via": "cpu"},
+        "text_quantisation.device.type",
+        "cpu",
+    ),
     ({"vae_enable_tiling": True}, "source.vae_tiling", True),
     ({"vae_enable_slicing": True}, "source.vae_slicing", True),
     ({"mixed_precision": "no"}, "source.weight_dtype", torch.float32),
@@ -351,9 +359,6 @@ def test_an_alignment_the_model_cannot_take_is_refused(read: Read) -> None:
         ({"train_batch_size": 2}, {}),
         ({"gradient_accumulation_steps": 2}, {}),
         ({"seed": 1}, {}),
-        ({"model_type": "lora"}, {}),
-        ({"lora_dropout": 0.1}, {}),
-        ({}, {"is_regularisation_data": True}),
         ({"data_backend_sampling": "uniform"}, {}),
         ({"mixed_precision": "fp16"}, {}),
         ({"caption_dropout_probability": 0.3}, {}),
@@ -380,9 +385,9 @@ def attributes_read(source: str) -> set[str]:
 FIELDS = {*ImageDataset.model_fields, *CaptionShuffle.model_fields, *CaptionTableOptions.model_fields}
 # Read in translate.py, but by tests of their own.
 ELSEWHERE = {
+    *("base_model_precision", "base_model_default_dtype"),  # test_precision_rules.py
     "caption_dropout_probability",  # recorded in the identity here; acts in run.py (test_options_act.py)
     "optimizer",  # likewise
-    *("model_type", "lora_dropout", "is_regularisation_data"),  # test_adapter_options.py
     "validation_disable",  # test_sizes_are_checked_only_where_something_is_drawn
     "dataset_type",  # test_the_held_out_loss_is_never_masked
     "conditioning_type",  # test_a_mask_acts_always

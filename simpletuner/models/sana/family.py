@@ -29,7 +29,7 @@ class Sana:
         return Components(
             transformer=transformer,
             vae=self.autoencoder(source),
-            text_encoder=load.text_encoder(source, index).eval().requires_grad_(False),
+            text_encoder=self.text_encoder(source),
             tokenizer=self.tokenizer(source),
             scheduler=load.scheduler(source, index),
         )
@@ -100,6 +100,15 @@ class Sana:
         vae = encoder.quicken(load.part(AutoencoderDC, source, "vae", torch.float32).eval().requires_grad_(False))
         tiling.enable(vae, source.vae_tiling, source.vae_slicing)
         return vae
+
+    def text_encoder(self, source: LoadSource) -> Any:
+        """The text encoder alone, frozen."""
+        return load.text_encoder(source, load.read_index(source)).eval().requires_grad_(False)
+
+    def blocks(self, transformer: Any) -> torch.nn.ModuleList:
+        """The transformer's repeated blocks: attentions and GLUMBConv."""
+        blocks: torch.nn.ModuleList = transformer.transformer_blocks
+        return blocks
 
     @torch.no_grad()
     def decode_latents(self, vae: Any, latents: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,60 @@
+"""Quantisation options become plain values: the precision half of ``translate``. Pure functions; nothing is loaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from simpletuner.config.options import Options
+from simpletuner.errors import ConfigError, Problem
+from simpletuner.models.quantize import Settings, obstacle
+from simpletuner.training.precision import Precision
+
+_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def base_quantisation(options: Options, precision: Precision, device: torch.device) -> Settings | None:
+    """How the frozen model is quantised, None if it is not."""
+    compute = precision.autocast or precision.weights
+    return _settings(options.precision.base_model_precision, options, compute, device)
+
+
+def text_quantisation(options: Options, precision: Precision, device: torch.device) -> Settings | None:
+    """How the text encoder is quantised, None if it is not."""
+    return _settings(options.precision.text_encoder_1_precision, options, precision.cache, device)
+
+
+def _settings(name: str, options: Options, compute: torch.dtype, device: torch.device) -> Settings | None:
+    where = torch.device("cpu") if options.precision.quantize_via == "cpu" else device
+    return None if name == "no_change" else Settings(name, where, compute)
+
+
+def default_dtype(options: Options) -> torch.dtype | None:
+    """``base_model_default_dtype``, the dtype of what a quantised base leaves as it is; None where it does not act."""
+    precision = options.precision
+    if precision.base_model_precision == "no_change" or precision.base_model_default_dtype is None:
+        return None
+    return _DTYPES[precision.base_model_default_dtype]
+
+
+def check_quantisation(options: Options, config_file: str, device: torch.device) -> None:
+    """Refuse what this machine cannot quantise, before anything is loaded.
+
+    Raises:
+        ConfigError: A package is missing, or the device does not do it.
+    """
+    asked = identity(options)
+    obstacles = {key: obstacle(name, device) for key, name in asked.items() if name != "no_change"}
+    problems = [Problem(config_file, key, asked[key], *why) for key, why in obstacles.items() if why]
+    if problems:
+        raise ConfigError(problems)
+
+
+def identity(options: Options) -> dict[str, Any]:
+    """What of this changes a result, for comparison when a run is resumed."""
+    precision = options.precision
+    return {
+        "base_model_precision": precision.base_model_precision,
+        "text_encoder_1_precision": precision.text_encoder_1_precision,
+    }

@@ -1,0 +1,89 @@
+"""Quantisation: what is refused before anything is loaded, what has no effect, and what the options become."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from simpletuner.config.catalogue import OTHER_VALUES
+from simpletuner.config.options import ModelOptions, Options, PrecisionOptions
+from simpletuner.config.precision_rules import precision_problems, precision_without_effect
+from simpletuner.errors import ConfigError
+from simpletuner.models.quantize import PLANS
+from simpletuner.training import translate_precision
+from simpletuner.training.precision import choose
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+def options(model_type: str = "lora", **given: Any) -> Options:
+    """Options as they would be; ``model_type`` is not checked here."""
+    model = ModelOptions.model_construct(**{**ModelOptions().model_dump(), "model_type": model_type})
+    return Options.model_construct(**{**dict(Options()), "model": model, "precision": PrecisionOptions(**given)})
+
+
+def test_full_rank_training_over_a_quantised_base_is_refused() -> None:
+    ((key, value, reason, remedy),) = precision_problems(options("full", base_model_precision="int8-torchao"))
+    assert (key, value) == ("base_model_precision", "int8-torchao")
+    assert "changes the very weights" in reason and "model_type to lora" in remedy
+    assert not list(precision_problems(options("full", text_encoder_1_precision="nf4-bnb")))
+    assert not list(precision_problems(options("lora", base_model_precision="nf4-bnb")))
+
+
+@pytest.mark.parametrize(
+    ("value", "instead"),
+    [("int8-quanto", "int8-torchao"), ("int4-quanto", "nf4-bnb"), ("int2-quanto", "nf4-bnb"),
+     ("fp8-quanto", "fp8wo-torchao"), ("int4-torchao", "mslk"), ("int8-sdnq", "int8-torchao"),
+     ("uint4-sdnq", "nf4-bnb"), ("fp8-native", "fp8-torchao"), ("fp8-transformerengine", "fp8-torchao")],
+)  # fmt: skip
+def test_other_quantisers_name_the_nearest(value: str, instead: str) -> None:
+    for key in ("base_model_precision", "text_encoder_1_precision"):
+        assert instead in OTHER_VALUES[key][value]
+
+
+def test_every_plan_is_an_option() -> None:
+    assert {"no_change", *PLANS} == set(
+        PrecisionOptions.model_json_schema()["properties"]["base_model_precision"]["enum"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"quantize_via": "cpu"}, ["quantize_via: neither"]),
+        ({"base_model_default_dtype": "fp32"}, ["base_model_default_dtype: it acts only"]),
+        ({"quantize_via": "pipeline", "text_encoder_1_precision": "nf4-bnb"}, ["quantize_via pipeline: layers"]),
+        ({"quantize_via": "cpu", "base_model_precision": "nf4-bnb", "base_model_default_dtype": "fp32"}, []),
+        ({}, []),
+    ],
+)
+def test_options_without_effect_are_told(given: dict[str, str], said: list[str]) -> None:
+    lines = precision_without_effect(options(**given), dict.fromkeys(given, "config.json"))
+    assert len(lines) == len(said) and all(line.startswith(s) for line, s in zip(lines, said, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("mixed", "compute"), [("no", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
+)
+def test_products_are_in_the_dtype_of_the_run(mixed: Any, compute: torch.dtype) -> None:
+    given = options(base_model_precision="nf4-bnb", quantize_via="cpu")
+    settings = translate_precision.base_quantisation(given, choose(mixed, low_precision_safe=False), GPU)
+    assert settings and (settings.name, settings.device, settings.compute) == ("nf4-bnb", CPU, compute)
+    assert translate_precision.text_quantisation(given, choose(mixed, low_precision_safe=False), GPU) is None
+
+
+def test_what_is_not_quantised_has_the_default_dtype() -> None:
+    assert translate_precision.default_dtype(options(base_model_default_dtype="fp32")) is None
+    assert translate_precision.default_dtype(options(base_model_precision="nf4-bnb")) is None
+    given = options(base_model_precision="nf4-bnb", base_model_default_dtype="bf16")
+    assert translate_precision.default_dtype(given) == torch.bfloat16
+
+
+def test_what_this_machine_cannot_do_is_refused_with_both_keys() -> None:
+    asked = options(base_model_precision="fp8-torchao", text_encoder_1_precision="fp8-torchao")
+    with pytest.raises(ConfigError) as caught:
+        translate_precision.check_quantisation(asked, "config.json", CPU)
+    assert [p.key for p in caught.value.problems] == ["base_model_precision", "text_encoder_1_precision"]
+    assert all("8.9" in p.reason and "use int8-torchao" in p.remedy for p in caught.value.problems)
