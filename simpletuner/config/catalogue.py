@@ -82,21 +82,18 @@ _SATISFIED = {
                  "adam_weight_decay adam_epsilon"),
     **_satisfied("validation noise is drawn on the CPU: the same pictures on every card", "validation_seed_source"),
     **_satisfied("it acts only together with other options that are off",
-                 "validation_lycoris_strength lora_rank lora_alpha lora_dropout lora_format lora_init_type "
                  "hub_model_id model_card_private model_card_safe_for_work model_card_note "
                  "webhook_reporting_interval validation_image_quality checkpoints_rolling_total_limit "
                  "dynamo_mode sageattention_usage lr_num_cycles "
                  "scheduled_sampling_reflexflow_alpha "
                  "scheduled_sampling_reflexflow_beta1 scheduled_sampling_reflexflow_beta2 quantize_activations "
-                 "lycoris_config init_lokr_norm disk_low_action disk_low_script "
+                 "disk_low_action disk_low_script "
                  "pretrained_evaluation_model_name_or_path validation_guidance_real "
                  "conditioning_multidataset_sampling main_process_port same_network "
                  "accelerate_extra_args validation_multigpu push_to_hub_background i_know_what_i_am_doing"),
 }  # fmt: skip
 
 _NOT_YET = {
-    **_not_yet("adapters come with the training methods (model_type=full works)",
-               "lora_type use_dora peft_lora_target_modules init_lora", ("standard",)),
     **_not_yet("previews while generating come with the live page", "validation_preview"),
     "vae_cache_preprocess": Known("refused", "its newer name is vae_cache_ondemand: set that to true", (True, "true")),
     **_satisfied("it acts only with validation_preview", "validation_preview_steps"),
@@ -250,7 +247,9 @@ _OTHER_PRECISIONS = {
     **_quantisers("SDNQ is not used: use fp8wo-torchao", "fp8-sdnq float8-sdnq fp16-sdnq"),
 }  # fmt: skip
 OTHER_VALUES: Mapping[str, Mapping[str, str]] = {
-    "model_type": {"lora": "not yet: adapters come with the training methods; model_type=full works"},
+    "lora_init_type": {
+        "loftq": "LoftQ starts from the error of a quantised base, which it would have to be measured against: use pissa"
+    },
     "mixed_precision": {
         "fp8": "products in fp8 are not trained here: use bf16; under an adapter, base_model_precision fp8-torchao or "
         "fp8wo-torchao keeps the frozen weights in fp8"

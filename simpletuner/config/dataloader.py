@@ -252,7 +252,7 @@ def _check_image(entry: ImageDataset, own: Mapping[str, Any], file: str, options
             problem(key, value, "with resolution_type area it is in megapixels", "use pixel_area for a value in pixels")
         elif entry.resolution_type != "area" and value < 16:
             problem(key, value, "with this resolution_type it is in pixels", "use resolution_type area for megapixels")
-    if entry.is_regularisation_data:
+    if entry.is_regularisation_data and options.model.model_type == "full":
         findings.notices.append(
             f"{prefix}is_regularisation_data: acts as ordinary data with model_type=full (no prior is preserved)"
         )

@@ -10,7 +10,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from simpletuner.config.values import parse_instruction, parse_numbers, parse_resolutions
+from simpletuner.config.values import (
+    parse_instruction,
+    parse_names,
+    parse_numbers,
+    parse_object,
+    parse_resolutions,
+)
 
 Positive = Annotated[int, Field(ge=1)]
 Quantisation = Literal["no_change", "nf4-bnb", "int8-torchao", "int8dq-torchao", "fp8wo-torchao", "fp8-torchao"]
@@ -26,7 +32,9 @@ class Section(BaseModel):
 class ModelOptions(Section):
     """Model."""
 
-    model_type: Literal["full"] = Field("full", description="What is trained: full = all transformer weights.")
+    model_type: Literal["full", "lora"] = Field(
+        "full", description="What is trained: full = all transformer weights, lora = an adapter beside them."
+    )
     model_family: Literal["sana"] = Field("sana", description="Model family.")
     model_flavour: str | None = Field(
         None, description="Weights by name where no path is given, e.g. sana1.0-1.6b-1024."
@@ -40,6 +48,40 @@ class ModelOptions(Section):
         None, description='Instruction before every caption: text, JSON list or a file; "None" turns it off.'
     )
     tokenizer_max_length: Annotated[int, Field(ge=2, le=8192)] = Field(300, description="Tokens kept of each caption.")
+
+
+class AdapterOptions(Section):
+    """Adapters (model_type lora)."""
+
+    lora_type: Literal["standard", "lycoris"] = Field(
+        "standard", description="standard = LoRA and DoRA through PEFT; lycoris = LoKr, LoHa and others."
+    )
+    lora_rank: Positive = Field(16, description="Rank of standard LoRA.")
+    lora_alpha: Annotated[float, Field(gt=0.0)] | None = Field(
+        None, description="Scale of standard LoRA is lora_alpha / rank; by default the rank, so 1."
+    )
+    lora_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.0, description="Dropout before standard LoRA.")
+    use_dora: bool = Field(False, description="DoRA: train the length of every weight row as well.")
+    use_rslora: bool = Field(False, description="Divide lora_alpha by the rank's square root: for high ranks.")
+    lora_init_type: Literal["default", "gaussian", "olora", "pissa"] = Field(
+        "default", description="Start of standard LoRA; olora and pissa start along the base weights."
+    )
+    peft_lora_target_modules: Annotated[tuple[str, ...] | None, BeforeValidator(parse_names)] = Field(
+        None,
+        description="Layers for standard LoRA, a JSON list or a file: to_q, to_k, to_v, to_out.0; "
+        '"all" adds the feed-forward (conv_inverted, conv_point).',
+    )
+    init_lora: Path | None = Field(None, description="Adapter file or folder to continue from.")
+    lora_format: Literal["diffusers", "comfyui"] = Field("diffusers", description="Key layout of the exported LoRA.")
+    lycoris_config: Annotated[dict[str, Any] | Path, BeforeValidator(parse_object)] = Field(
+        Path("config/lycoris_config.json"), description="LyCORIS settings: a JSON object, or a file with one."
+    )
+    init_lokr_norm: Annotated[float, Field(gt=0.0)] | None = Field(
+        None, description="LoKr starts as this much of normal noise like the base weights, instead of nothing."
+    )
+    validation_lycoris_strength: Annotated[float, Field(ge=0.0)] = Field(
+        1.0, description="Strength of the adapter in validation pictures."
+    )
 
 
 class PrecisionOptions(Section):
@@ -327,6 +369,7 @@ class Options(Section):
     """All options, by section."""
 
     model: ModelOptions = ModelOptions()
+    adapter: AdapterOptions = AdapterOptions()
     precision: PrecisionOptions = PrecisionOptions()
     training: TrainingOptions = TrainingOptions()
     ema: EmaOptions = EmaOptions()

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from simpletuner.config import lycoris
 from simpletuner.config.catalogue import ALIASES, CATALOGUE, DEFAULT_FLAVOUR, FLAVOURS, OTHER_VALUES
 from simpletuner.config.checking import Findings, build, nearest, other_values, sort_keys
 from simpletuner.config.dataloader import load_datasets
@@ -329,6 +330,7 @@ def load(
     where.update({key: str(path) for key in values if key not in where})
     options = _options(values, where, findings)
     options = _complete(options, where, str(path), findings)
+    options = _lycoris(options, path, where, environ, findings)
     _rules(options, where, str(path), findings)
     prompts = _prompts(options, where, findings)
     datasets = _datasets(options, path, where, environ, findings)
@@ -336,6 +338,39 @@ def load(
         raise ConfigError(findings.problems)
     raw = {k: v for section in options.model_dump(mode="json").values() for k, v in section.items()}
     return RunConfig(options, datasets, prompts, tuple(findings.notices), str(path), raw)
+
+
+def _lycoris(
+    options: Options, path: Path, where: Mapping[str, str], environ: Mapping[str, str], findings: Findings
+) -> Options:
+    """``lycoris_config`` read and checked, if it acts; the default file may also lie beside the configuration."""
+    adapter = options.adapter
+    if options.model.model_type != "lora" or adapter.lora_type != "lycoris":
+        return options
+    content: Any = adapter.lycoris_config
+    file = where.get("lycoris_config", str(path))
+    if isinstance(content, Path):
+        named = [content.expanduser()] + ([path.with_name(content.name)] if "lycoris_config" not in where else [])
+        found = next((candidate for candidate in named if candidate.is_file()), None)
+        if found is None:
+            remedy = f"write into that file, or as the value itself: {lycoris.EXAMPLE}"
+            findings.problems.append(Problem(file, "lycoris_config", str(content), "there is no such file", remedy))
+            return options
+        try:
+            content, file = read_file(found), str(found)
+        except ConfigError as error:
+            findings.problems.extend(error.problems)
+            return options
+    if not isinstance(content, Mapping):
+        findings.problems.append(Problem(file, "lycoris_config", content, "it must be one object: {…}"))
+        return options
+    content = substitute(content, environ, file, findings)
+    findings.problems += [
+        Problem(file, f"lycoris_config.{key}", value, reason, remedy)
+        for key, value, reason, remedy in lycoris.problems(content)
+    ]
+    findings.notices += lycoris.notices(content)
+    return options.model_copy(update={"adapter": adapter.model_copy(update={"lycoris_config": dict(content)})})
 
 
 def _datasets(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
+from simpletuner.config.adapter_rules import problems as adapter_problems
+from simpletuner.config.adapter_rules import without_effect as adapter_without_effect
 from simpletuner.config.noise_rules import Row, noise_problems, noise_without_effect
 from simpletuner.config.options import Options
 from simpletuner.config.precision_rules import precision_problems, precision_without_effect
@@ -25,6 +27,7 @@ def check(options: Options, where: Mapping[str, str], config_file: str) -> list[
             *_length(options),
             *_recipe(options),
             *noise_problems(options),
+            *adapter_problems(options),
             *precision_problems(options),
             *_rest(options),
         )
@@ -45,7 +48,12 @@ def without_effect(options: Options, where: Mapping[str, str]) -> list[str]:
         lines.append("lr_warmup_steps: lr_scheduler constant does not warm up")
     if "beta1=" in training.optimizer_config.replace(" ", "") and training.optimizer_beta1 is not None:
         lines.append("optimizer_beta1, optimizer_beta2: optimizer_config gives the betas")
-    return [*lines, *noise_without_effect(options, where), *precision_without_effect(options, where)]
+    return [
+        *lines,
+        *noise_without_effect(options, where),
+        *adapter_without_effect(options, where),
+        *precision_without_effect(options, where),
+    ]
 
 
 def _length(options: Options) -> Iterator[Row]:

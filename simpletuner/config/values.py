@@ -88,6 +88,39 @@ def _lines(value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
+def parse_names(value: Any) -> Any:
+    """Module names: a list, a JSON list, a .json or .txt file with one, or names with commas → texts.
+
+    Raises:
+        ValueError: No names, or a file that cannot be read.
+    """
+    if value is None or isinstance(value, tuple):
+        return value
+    if isinstance(value, str):
+        text = value.strip()
+        if text.startswith("["):
+            value = json.loads(text)
+        elif text.endswith((".json", ".txt")):
+            value = parse_filter(text)
+        else:
+            value = [part.strip() for part in text.split(",") if part.strip()]
+    names = _lines(list(value) if isinstance(value, tuple) else value)
+    if not names:
+        raise ValueError("it names no layer")
+    return names
+
+
+def parse_object(value: Any) -> Any:
+    """A JSON object written inline → a dict; anything else is a file's name.
+
+    Raises:
+        ValueError: It looks like an object and is not valid JSON.
+    """
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        return json.loads(value)
+    return value
+
+
 def parse_aspects(value: Any) -> Any:
     """``[1.0, {"aspect": 0.75, "weight": 2}]`` → ((aspect, weight), …); a plain number has weight 1.
 

@@ -7,7 +7,7 @@ k gives the same batch in every run. One thread reads ahead.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -67,6 +67,7 @@ class Loader:
         caption_dropout: float,
         timestep_offsets: Mapping[str, float],
         latents_of: Callable[[Sequence[LatentRef]], torch.Tensor] = read_latents,
+        regularisation: Collection[str] = (),
     ) -> None:
         """Read ``samples`` in the order of ``plan``.
 
@@ -78,6 +79,7 @@ class Loader:
             caption_dropout: Probability in [0, 1] that a caption becomes the empty one.
             timestep_offsets: By dataset id; 0 where absent.
             latents_of: Gives the latents of samples of one bucket.
+            regularisation: Ids of the datasets whose batches are marked so.
         """
         self._latents_of = latents_of
         self._samples = samples
@@ -86,6 +88,7 @@ class Loader:
         self._seed = seed
         self._dropout = caption_dropout
         self._offsets = dict(timestep_offsets)
+        self._regularisation = frozenset(regularisation)
 
     def batch(self, position: int) -> Batch:
         """The micro-batch at ``position``.
@@ -109,6 +112,7 @@ class Loader:
             dataset_id=spec.dataset_id,
             timestep_offset=self._offsets.get(spec.dataset_id, 0.0),
             loss_weights=stack(weights, (latents.shape[-2], latents.shape[-1])),
+            regularisation=spec.dataset_id in self._regularisation,
         )
 
     def stream(self, start: int, stop: int) -> Generator[Batch, None, None]:

@@ -70,6 +70,7 @@ class Batch:
         dataset_id: The dataset all samples come from.
         timestep_offset: Added to the normal draw before the sigmoid (``timestep_sampling_offset``).
         loss_weights: [B, 1, h, w] in [0, 1] for a masked loss, or None.
+        regularisation: Whether an adapter is to keep the base model's own prediction here (prior preservation).
     """
 
     latents: torch.Tensor
@@ -79,3 +80,4 @@ class Batch:
     dataset_id: str
     timestep_offset: float = 0.0
     loss_weights: torch.Tensor | None = None
+    regularisation: bool = False

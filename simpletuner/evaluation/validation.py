@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,7 @@ class Validator:
         encode: Callable[[str, bool], EncodedText],
         folder: Path,
         device: torch.device,
+        precision: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         """Encode the prompts once.
 
@@ -94,11 +96,13 @@ class Validator:
             encode: (prompt, with instruction prefix) → its text embeds, as in training.
             folder: Where the PNG files go.
             device: Where the pipeline's modules are.
+            precision: Around every drawing: autocast where the transformer's weights are of two dtypes.
         """
         self._pipeline = pipeline
         self.settings = settings
         self._folder = folder
         self._device = device
+        self._precision = precision
         self._negative = encode(settings.negative_prompt, False)
         self._prompts = {nick: encode(prompt, True) for nick, prompt in settings.prompts}
         self._names = file_names([nick for nick, _ in settings.prompts])
@@ -143,19 +147,20 @@ class Validator:
         return pictures
 
     def _draw(self, prompt: EncodedText, size: Size, seed: int) -> Image.Image:
-        result = self._pipeline(
-            prompt=None,
-            negative_prompt=None,
-            prompt_embeds=prompt.embeds.to(self._device),
-            prompt_attention_mask=prompt.mask.to(self._device),
-            negative_prompt_embeds=self._negative.embeds.to(self._device),
-            negative_prompt_attention_mask=self._negative.mask.to(self._device),
-            height=size.height,
-            width=size.width,
-            num_inference_steps=self.settings.steps,
-            guidance_scale=self.settings.guidance,
-            generator=torch.Generator("cpu").manual_seed(seed),
-            use_resolution_binning=False,
-        )
+        with self._precision():
+            result = self._pipeline(
+                prompt=None,
+                negative_prompt=None,
+                prompt_embeds=prompt.embeds.to(self._device),
+                prompt_attention_mask=prompt.mask.to(self._device),
+                negative_prompt_embeds=self._negative.embeds.to(self._device),
+                negative_prompt_attention_mask=self._negative.mask.to(self._device),
+                height=size.height,
+                width=size.width,
+                num_inference_steps=self.settings.steps,
+                guidance_scale=self.settings.guidance,
+                generator=torch.Generator("cpu").manual_seed(seed),
+                use_resolution_binning=False,
+            )
         image: Image.Image = result.images[0]
         return image

@@ -123,9 +123,8 @@ def existing(output_dir: Path) -> list[Path]:
 def save(
     output_dir: Path,
     state: TrainingState,
-    save_model: Callable[[Path], None],
+    save_weights: Callable[[Path], None],
     optimizer: tuple[Mapping[str, torch.Tensor], Mapping[str, Any]],
-    ema: Mapping[str, torch.Tensor] | None,
     keep: int | None,
 ) -> Path:
     """Write ``checkpoint-<step>`` and remove the oldest beyond ``keep``.
@@ -133,9 +132,8 @@ def save(
     Args:
         output_dir: The run's folder.
         state: Where the run is.
-        save_model: Writes the model into a folder (diffusers' ``save_pretrained``).
+        save_weights: Writes the trained weights and their average into a folder (``weights.Weights.save``).
         optimizer: What ``optimizers.pack`` gave.
-        ema: EMA tensors by parameter name, or None.
         keep: Checkpoints to keep, None for all. The new one is never removed.
 
     Returns:
@@ -143,14 +141,10 @@ def save(
     """
     final = output_dir / f"checkpoint-{state.step}"
     with staged_folder(final) as staging:
-        save_model(staging / "transformer")
+        save_weights(staging)
         tensors, structure = optimizer
         save_file(dict(tensors), staging / "optimizer.safetensors")
         (staging / "optimizer.json").write_text(json.dumps(structure), encoding="utf-8")
-        if ema is not None:
-            (staging / "transformer_ema").mkdir()
-            save_file(dict(ema), staging / "transformer_ema" / "diffusion_pytorch_model.safetensors")
-            shutil.copy(staging / "transformer" / "config.json", staging / "transformer_ema" / "config.json")
         (staging / STATE).write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
     if keep:
         for old in [c for c in existing(output_dir) if c != final][: -(keep - 1) or None]:
@@ -187,13 +181,11 @@ def set_aside(output_dir: Path, after: int) -> Path | None:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A verified checkpoint's content."""
+    """A verified checkpoint's content; the weights are read by ``weights.Weights.load``."""
 
     folder: Path
     state: TrainingState
-    model: dict[str, torch.Tensor]
     optimizer: tuple[dict[str, torch.Tensor], dict[str, Any]]
-    ema: dict[str, torch.Tensor] | None
 
 
 def find(output_dir: Path, wanted: str | None) -> tuple[Path | None, list[str]]:
@@ -237,17 +229,11 @@ def find(output_dir: Path, wanted: str | None) -> tuple[Path | None, list[str]]:
 def load(folder: Path) -> Loaded:
     """Read a checkpoint that ``find`` has verified."""
     state = TrainingState(**json.loads((folder / STATE).read_text(encoding="utf-8")))
-    model: dict[str, torch.Tensor] = {}
-    for file in sorted((folder / "transformer").glob("*.safetensors")):
-        model.update(load_file(file))
-    ema_file = folder / "transformer_ema" / "diffusion_pytorch_model.safetensors"
     return Loaded(
         folder=folder,
         state=state,
-        model=model,
         optimizer=(
             load_file(folder / "optimizer.safetensors"),
             json.loads((folder / "optimizer.json").read_text(encoding="utf-8")),
         ),
-        ema=load_file(ema_file) if ema_file.is_file() else None,
     )

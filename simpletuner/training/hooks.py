@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from simpletuner.evaluation.eval_loss import EvalResult
 from simpletuner.evaluation.grid import grid
 from simpletuner.evaluation.validation import Picture, Validator
+from simpletuner.models.adapters import Adapter
 from simpletuner.reporting.metrics import MetricsFile
 from simpletuner.reporting.progress import Bar, Reporter
 from simpletuner.training.ema import Ema
@@ -34,7 +35,7 @@ class Progress:
         self._metrics.write("step", asdict(result))
         if result.skipped:
             self._reporter.say(result.skipped)
-        else:
+        elif result.regularisation_samples < result.samples:
             before = result.loss if self._smooth is None else self._smooth
             self._smooth = SMOOTHING * before + (1 - SMOOTHING) * result.loss
         loss = "-" if self._smooth is None else f"{self._smooth:.3f}"
@@ -122,7 +123,9 @@ class HeldOutLoss:
         was_training = transformer.training
         transformer.eval()
         ema = self.trainee.ema if step else None
-        with ema.applied() if ema else nullcontext():
+        adapter = self.trainee.adapter
+        off = adapter.disabled() if adapter and not step else nullcontext()
+        with ema.applied() if ema else nullcontext(), off:
             result = self.measure()
         transformer.train(was_training)
         self.measured_at = step
@@ -145,6 +148,8 @@ class ValidationPictures:
         ema: The EMA, if any.
         mode: ``none`` live weights only, ``ema_only``, or ``comparison`` for both.
         output_dir: Where ``before_after.png`` goes.
+        adapter: The adapter, if one is trained; it is off in the base model's pictures.
+        strength: Of the adapter in all others.
     """
 
     interval: int | None
@@ -155,6 +160,8 @@ class ValidationPictures:
     output_dir: Path
     reporter: Reporter
     drawn_at: int = -1
+    adapter: Adapter | None = None
+    strength: float = 1.0
 
     def on_start(self, step: int) -> None:
         """The base model's pictures, once."""
@@ -177,6 +184,11 @@ class ValidationPictures:
             return [""]
         return ["ema"] if self.mode == "ema_only" else ["", "ema"]
 
+    def _adapted(self, step: int) -> AbstractContextManager[None]:
+        if self.adapter is None:
+            return nullcontext()
+        return self.adapter.scaled(self.strength) if step else self.adapter.disabled()
+
     def _draw(self, step: int) -> None:
         variants = self.variants(step)
         rows: list[tuple[str, list[Picture]]] = []
@@ -184,7 +196,7 @@ class ValidationPictures:
             rows.append(("before", self.validator.expected(0)))
         with self.reporter.bar(f"Validation at step {step}", self.validator.count * len(variants)) as bar:
             for label in variants:
-                with self.ema.applied() if label and self.ema else nullcontext():
+                with self.ema.applied() if label and self.ema else nullcontext(), self._adapted(step):
                     pictures = self.validator.render(step, label, bar.advance)
                 rows.append((f"step {step}" + (" EMA" if label else ""), pictures))
         self.drawn_at = step

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -20,6 +20,7 @@ from simpletuner.flow.path import TIMESTEP_SCALE, NoisedBatch
 from simpletuner.flow.perturbation import Perturbation, noised
 from simpletuner.flow.rollout import Rollout, draw_offsets, roll_out
 from simpletuner.flow.schedules import Density, draw_sigmas
+from simpletuner.models.adapters import Adapter
 from simpletuner.models.base import Facts, Family
 from simpletuner.training.ema import Ema
 from simpletuner.training.guard import Guard
@@ -70,6 +71,7 @@ class Trainee:
     device: torch.device
     scaler: torch.amp.GradScaler | None = None
     parameters: list[torch.nn.Parameter] = field(default_factory=list)
+    adapter: Adapter | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +80,14 @@ class StepResult:
 
     Attributes:
         step: Steps done, from 1.
-        loss: Mean loss of the step's samples.
+        loss: Mean loss of the step's samples; of the ordinary ones, if there are any.
         grad_norm: Global gradient norm before clipping.
         learning_rate: In force in this step.
         seconds: Wall time of the step.
         samples: Pictures in the step.
         skipped: The sentence of a skipped step, or None.
+        regularisation_loss: Mean loss of the step's regularisation samples, or None without any.
+        regularisation_samples: How many of ``samples`` these are.
     """
 
     step: int
@@ -93,6 +97,28 @@ class StepResult:
     seconds: float
     samples: int
     skipped: str | None = None
+    regularisation_loss: float | None = None
+    regularisation_samples: int = 0
+
+
+@dataclass(slots=True)
+class Losses:
+    """Of each sample of one step, in order.
+
+    Attributes:
+        values: Loss.
+        names: Path of the picture.
+        regularisation: Whether it belongs to a regularisation batch.
+    """
+
+    values: list[float] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    regularisation: list[bool] = field(default_factory=list)
+
+    def mean(self, regularisation: bool) -> float | None:
+        """Mean over one kind of samples, None without any."""
+        kind = [v for v, r in zip(self.values, self.regularisation, strict=True) if r is regularisation]
+        return sum(kind) / len(kind) if kind else None
 
 
 class Hook(Protocol):
@@ -146,6 +172,18 @@ def rolled_out(
     return roll_out(shown, offsets, shift, rollout, velocity_of)
 
 
+def keep_base(trainee: Trainee, recipe: Recipe, batch: Batch, shown: NoisedBatch) -> NoisedBatch:
+    """Prior preservation: in a regularisation batch the target is what the model says without its adapter.
+
+    Same noise, time and text; no gradient. Other batches, and runs without an adapter, stay as they are.
+    Source: Li & Hoiem 2016, Learning without Forgetting (arXiv 1606.09282): old outputs as targets on new inputs.
+    """
+    if not batch.regularisation or trainee.adapter is None:
+        return shown
+    with torch.no_grad(), trainee.adapter.disabled():
+        return replace(shown, target=predict(trainee, recipe, batch, shown).float())
+
+
 def predict(trainee: Trainee, recipe: Recipe, batch: Batch, shown: NoisedBatch) -> torch.Tensor:
     """The model's velocity, [B, C, h, w]."""
     with recipe.precision.context(trainee.device):
@@ -171,28 +209,29 @@ def plain_score(trainee: Trainee, recipe: Recipe, batch: Batch, shown: NoisedBat
     return mean_squared_error(predict(trainee, recipe, batch, shown), shown.target)
 
 
-def gradients(trainee: Trainee, recipe: Recipe, batches: Iterator[Batch], step: int) -> tuple[list[float], list[str]]:
-    """Forward and backward of every micro-batch of a step: the mean over its samples ends in ``.grad``.
-
-    Returns:
-        Loss and name of each sample.
-    """
+def gradients(trainee: Trainee, recipe: Recipe, batches: Iterator[Batch], step: int) -> Losses:
+    """Forward and backward of every micro-batch of a step: the mean over its samples ends in ``.grad``."""
     losses: list[torch.Tensor] = []
-    names: list[str] = []
+    step_losses = Losses()
     for micro in range(recipe.accumulation):
         batch = next(batches)
         position = step * recipe.accumulation + micro
         generator = position_generator(recipe.seed, position, trainee.device)
+        if trainee.adapter and trainee.adapter.draws:  # dropout: the same in a resumed run
+            torch.manual_seed(generator.initial_seed())
         shown = noise_batch(batch, trainee, recipe, position, generator)
         shown = rolled_out(batch, shown, trainee, recipe, position, generator)
+        shown = keep_base(trainee, recipe, batch, shown)
         per_sample = score(trainee, recipe, batch, shown)
         loss = per_sample.mean() / recipe.accumulation
         (trainee.scaler.scale(loss) if trainee.scaler else loss).backward()
         losses.append(per_sample.detach())
-        names += batch.sample_ids
+        step_losses.names += batch.sample_ids
+        step_losses.regularisation += [batch.regularisation] * len(batch.sample_ids)
     if trainee.scaler:
         trainee.scaler.unscale_(trainee.optimizer)
-    return torch.cat(losses).tolist(), names
+    step_losses.values = torch.cat(losses).tolist()
+    return step_losses
 
 
 def clip(trainee: Trainee, recipe: Recipe) -> float:
@@ -234,6 +273,24 @@ def update(
     return skipped
 
 
+def result_of(
+    step: int, losses: Losses, grad_norm: float, learning_rate: float, seconds: float, skipped: str | None
+) -> StepResult:
+    """What hooks are told of a step; regularisation samples apart."""
+    ordinary, kept = losses.mean(False), losses.mean(True)
+    return StepResult(
+        step=step,
+        loss=(kept or 0.0) if ordinary is None else ordinary,
+        grad_norm=grad_norm,
+        learning_rate=learning_rate,
+        seconds=seconds,
+        samples=len(losses.values),
+        skipped=skipped,
+        regularisation_loss=kept,
+        regularisation_samples=sum(losses.regularisation),
+    )
+
+
 def train(
     trainee: Trainee,
     recipe: Recipe,
@@ -272,19 +329,18 @@ def train(
         learning_rate = recipe.schedule.at(step)
         for group in trainee.optimizer.param_groups:
             group["lr"] = learning_rate
-        losses, names = gradients(trainee, recipe, batches, step)
+        losses = gradients(trainee, recipe, batches, step)
         grad_norm = clip(trainee, recipe)
         step += 1
         try:
-            skipped = update(trainee, guard, step, losses, names, grad_norm)
+            skipped = update(trainee, guard, step, losses.values, losses.names, grad_norm)
         except NonFiniteError:
             for hook in hooks:  # what was learned until the last good step is saved
                 hook.on_stop(step, False)
             raise
         trainee.optimizer.zero_grad(set_to_none=True)
         seconds = time.perf_counter() - began
-        mean = sum(losses) / len(losses)
-        result = StepResult(step, mean, grad_norm, learning_rate, seconds, samples=len(names), skipped=skipped)
+        result = result_of(step, losses, grad_norm, learning_rate, seconds, skipped)
         for hook in hooks:
             hook.on_step_end(result)
     if step > start:

@@ -15,6 +15,7 @@ from simpletuner.errors import ResumeError, TunerError
 from simpletuner.training import checkpoint, optimizers
 from simpletuner.training.ema import Ema
 from simpletuner.training.loop import Trainee
+from simpletuner.training.weights import AdapterWeights, AllWeights, Weights
 
 SKETCHED = 64
 
@@ -80,9 +81,9 @@ def sketch(module: torch.nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def parameter_names(trainee: Trainee) -> list[str]:
-    """Names in the order of ``trainee.parameters``."""
-    return [name for name, _ in trainee.transformer.named_parameters()]
+def weights_of(trainee: Trainee) -> Weights:
+    """What of the trainee goes to disk."""
+    return AdapterWeights(trainee.adapter) if trainee.adapter else AllWeights(trainee.transformer)
 
 
 def saver(trainee: Trainee, output_dir: Path, identity: Identity, keep: int | None) -> Callable[[int], Path]:
@@ -98,9 +99,8 @@ def saver(trainee: Trainee, output_dir: Path, identity: Identity, keep: int | No
         return checkpoint.save(
             output_dir,
             state,
-            trainee.transformer.save_pretrained,
+            lambda folder: weights_of(trainee).save(folder, trainee.ema),
             optimizers.pack(trainee.optimizer),
-            trainee.ema.state(parameter_names(trainee)) if trainee.ema else None,
             keep,
         )
 
@@ -127,16 +127,12 @@ def restore(
     """
     loaded = checkpoint.load(folder)
     notes = identity.compare(loaded.state.plan, folder.name)
-    try:
-        trainee.transformer.load_state_dict(loaded.model)
-    except RuntimeError as error:
-        raise ResumeError(f"{folder} holds another model than the configured one: start a fresh run.") from error
+    weights = weights_of(trainee)
+    weights.load(folder)
     changes = optimizers.unpack(trainee.optimizer, *loaded.optimizer, configured)
     if changes:
         notes.append(f"Note: optimizer arguments changed since {folder.name}: {', '.join(changes)}")
-    if trainee.ema and loaded.ema:
-        trainee.ema.load(parameter_names(trainee), loaded.ema, loaded.state.ema_updates)
-    elif trainee.ema:
+    if trainee.ema and not weights.load_ema(folder, trainee.ema, loaded.state.ema_updates):
         notes.append(f"Note: {folder.name} has no EMA; it starts from the checkpoint's weights")
         trainee.ema = new_ema()
     if trainee.scaler and loaded.state.scaler:

@@ -6,6 +6,7 @@ The only module besides the command line that sees the options.
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -17,15 +18,18 @@ from simpletuner.data.ondemand import OnDemand
 from simpletuner.data.sampler import Plan
 from simpletuner.evaluation import eval_loss
 from simpletuner.evaluation.validation import Validator
+from simpletuner.models.adapters import Adapter
 from simpletuner.models.base import Components, EncodedText
 from simpletuner.reporting.progress import Reporter
 from simpletuner.training import (
+    adapting,
     checkpoint,
     optimizers,
     prepare,
     quantising,
     resuming,
     translate,
+    translate_adapter,
     translate_data,
     translate_noise,
     translate_precision,
@@ -73,6 +77,7 @@ def _train(session: Session) -> None:
     quantised = translate_precision.base_quantisation(options, session.precision, session.device)
     if quantised:
         session.reporter.say(quantising.transformer(session.family, parts, session.facts, quantised))
+    adapter = make_adapter(session, parts)
     parts.vae.to(session.device)
     tell_data(session, parts, training)
     refs, texts = fill_caches(session, parts, [*training, *held_out])
@@ -98,12 +103,14 @@ def _train(session: Session) -> None:
         options.data.caption_dropout_probability,
         {item.source.id: item.source.timestep_offset for item in training},
         latents_of,
+        translate_data.regularisation(config),
     )
     total = translate.total_steps(config, plan)
     drawn = translate_noise.density(options, session.facts)
     recipe = translate.recipe(options, drawn, total, session.precision)
-    trainee = make_trainee(session, parts)
-    identity = translate.identity(config, samples, session.precision, session.text, drawn, sketch)
+    trainee = make_trainee(session, parts, adapter)
+    shape = adapter.shape() if adapter else {}
+    identity = translate.identity(config, samples, session.precision, session.text, drawn, sketch, shape)
     start = resume(session, trainee, resume_from, identity, total)
     if start < total:
         for line in translate_noise.describe(recipe, training, session.facts):
@@ -132,17 +139,34 @@ def make_validator(session: Session, parts: Components) -> Validator | None:
         encode,
         session.output_dir / "validation_images",
         session.device,
+        (lambda: session.precision.context(session.device)) if session.precision.base else nullcontext,
     )
 
 
-def make_trainee(session: Session, parts: Components) -> Trainee:
-    """Optimizer, EMA and gradient checkpointing around the transformer."""
+def make_adapter(session: Session, parts: Components) -> Adapter | None:
+    """Freeze the transformer and put the adapter on it; None where all weights are trained."""
     options = session.config.options
-    transformer = parts.transformer.requires_grad_(True)
+    settings = translate_adapter.settings(options)
+    if settings is None:
+        return None
+    return adapting.put_on(
+        parts.transformer,
+        settings,
+        options.adapter.init_lora,
+        options.training.seed,
+        translate_adapter.about(session.config),
+        session.reporter,
+    )
+
+
+def make_trainee(session: Session, parts: Components, adapter: Adapter | None) -> Trainee:
+    """Optimizer, EMA and gradient checkpointing around the transformer, or around the adapter on it."""
+    options = session.config.options
+    transformer = parts.transformer if adapter else parts.transformer.requires_grad_(True)
     if options.precision.gradient_checkpointing:
         count = session.family.checkpoint_blocks(transformer, options.precision.gradient_checkpointing_interval)
         session.reporter.say(f"Gradient checkpointing: {count} blocks are recomputed in backward")
-    parameters = list(transformer.parameters())
+    parameters = adapter.parameters if adapter else list(transformer.parameters())
     settings = options.training
     optimizer = optimizers.build(settings.optimizer, parameters, settings.learning_rate, settings.optimizer_arguments())
     ema = make_ema(session, parameters) if options.ema.use_ema else None
@@ -156,6 +180,7 @@ def make_trainee(session: Session, parts: Components) -> Trainee:
         device=session.device,
         scaler=scaler,
         parameters=parameters,
+        adapter=adapter,
     )
 
 
@@ -226,6 +251,8 @@ def make_hooks(
                 options.ema.ema_validation,
                 session.output_dir,
                 session.reporter,
+                adapter=trainee.adapter,
+                strength=options.adapter.validation_lycoris_strength,
             )
         )
     return hooks
@@ -264,15 +291,10 @@ def run_steps(
 
 
 def finish(session: Session, parts: Components, trainee: Trainee, hooks: list[Hook], done: int, total: int) -> None:
-    """Export the pipeline (EMA weights if there are any) and say where everything is."""
-    final = session.output_dir / "pipeline"
+    """Export (EMA weights if there are any) and say where everything is."""
     say = session.reporter.say
-    if trainee.ema:
-        trainee.ema.copy_to_model()
-    if parts.text_encoder is None:
-        parts.text_encoder = session.family.text_encoder(session.source)
-    with checkpoint.staged_folder(final) as staging:
-        session.family.pipeline(parts, with_text=True).save_pretrained(staging)
+    final = export(session, parts, trainee)
+    what = "a LoRA or LyCORIS file; the base model is not in it" if trainee.adapter else "a diffusers folder"
     say()
     say(f"Done: {done} steps." if done <= total else f"Exported as it was after {done} steps.")
     _warn_if_skipped(session)
@@ -285,7 +307,7 @@ def finish(session: Session, parts: Components, trainee: Trainee, hooks: list[Ho
     if pictures.is_file():
         say(f"  before and after {pictures}")
         say(f"  all pictures     {session.output_dir / 'validation_images'}")
-    say(f"  trained model    {final} (a diffusers folder, {'EMA' if trainee.ema else 'live'} weights)")
+    say(f"  trained model    {final} ({what}, {'EMA' if trainee.ema else 'live'} weights)")
     say(f"  checkpoints      {session.output_dir}")
     if session.device.type == "cuda":
         say(f"  peak GPU memory  {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
@@ -293,6 +315,20 @@ def finish(session: Session, parts: Components, trainee: Trainee, hooks: list[Ho
     for line in translate.usage(session.config, session.text, session.facts, final):
         say(f"  {line}")
     say("  or train on: raise max_train_steps and start again, it resumes from the last checkpoint.")
+
+
+def export(session: Session, parts: Components, trainee: Trainee) -> Path:
+    """Write the adapter's file, or the whole pipeline's folder; returns its path."""
+    if trainee.ema:
+        trainee.ema.copy_to_model()
+    if trainee.adapter:
+        return adapting.export(trainee.adapter, session.output_dir, session.config.options.adapter.lora_format)
+    final = session.output_dir / "pipeline"
+    if parts.text_encoder is None:
+        parts.text_encoder = session.family.text_encoder(session.source)
+    with checkpoint.staged_folder(final) as staging:
+        session.family.pipeline(parts, with_text=True).save_pretrained(staging)
+    return final
 
 
 def _warn_if_skipped(session: Session) -> None:

@@ -19,7 +19,7 @@ from simpletuner.reporting.metrics import MetricsFile
 from simpletuner.reporting.progress import Reporter
 from simpletuner.training import device, optimizers, prepare, translate, translate_data, translate_precision
 from simpletuner.training.check import short
-from simpletuner.training.precision import Precision, choose
+from simpletuner.training.precision import Precision, choose, choose_for_adapter
 
 
 @dataclass(slots=True)
@@ -48,7 +48,10 @@ def open_session(config: RunConfig, reporter: Reporter) -> Session:
     load.only_download_bars()
     output_dir = Path(options.checkpoints.output_dir).expanduser()
     entry = optimizers.OPTIMIZERS[options.training.optimizer]
-    precision = choose(options.precision.mixed_precision, entry.low_precision_safe)
+    if options.model.model_type == "lora":
+        precision = choose_for_adapter(options.precision.mixed_precision)
+    else:
+        precision = choose(options.precision.mixed_precision, entry.low_precision_safe)
     where = device.choose(disable_tf32=options.precision.disable_tf32)
     source = translate.load_source(options, precision)
     family = FAMILIES[options.model.model_family]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from simpletuner.config.options import Options
 from simpletuner.config.read import RunConfig
@@ -16,7 +17,7 @@ from simpletuner.errors import ConfigError, Problem
 from simpletuner.evaluation.validation import ValidationSettings
 from simpletuner.flow.schedules import Density
 from simpletuner.models.base import Facts, LoadSource, TextSettings
-from simpletuner.training import translate_data, translate_noise, translate_precision
+from simpletuner.training import translate_adapter, translate_data, translate_noise, translate_precision
 from simpletuner.training.learning_rate import Schedule
 from simpletuner.training.loop import Recipe
 from simpletuner.training.precision import Precision
@@ -32,7 +33,7 @@ def load_source(options: Options, precision: Precision) -> LoadSource:
         variant=model.variant,
         transformer_path=model.pretrained_transformer_model_name_or_path,
         transformer_subfolder=model.pretrained_transformer_subfolder,
-        weight_dtype=translate_precision.default_dtype(options) or precision.weights,
+        weight_dtype=translate_precision.default_dtype(options) or precision.base or precision.weights,
         text_dtype=precision.cache,
         vae_tiling=options.precision.vae_enable_tiling,
         vae_slicing=options.precision.vae_enable_slicing,
@@ -141,14 +142,27 @@ def identity(
     text: TextSettings,
     drawn: Density,
     model: str,
+    adapter: Mapping[str, Any],
 ) -> Identity:
-    """What makes this run this run, for comparison when it is resumed. ``model`` is the base weights' sketch."""
+    """What makes this run this run, for comparison when it is resumed.
+
+    Args:
+        config: The configuration.
+        samples: Training pictures.
+        precision: Dtypes in force.
+        text: How captions become tokens.
+        drawn: How sigmas are drawn.
+        model: The base weights' sketch.
+        adapter: Its shape, empty without one.
+    """
     settings = config.options.training
     return Identity(
         must_agree={
             "optimizer": settings.optimizer,
             "weights in": str(precision.weights).removeprefix("torch."),
             "base model": model,
+            "model_type": config.options.model.model_type,
+            **adapter,
         },
         order={
             "train_batch_size": settings.train_batch_size,
@@ -174,12 +188,21 @@ def identity(
             "tokenizer_max_length": text.max_tokens,
             "mixed_precision": config.options.precision.mixed_precision,
             "caption_dropout_probability": config.options.data.caption_dropout_probability,
+            "lora_dropout": config.options.adapter.lora_dropout,
+            "is_regularisation_data": sorted(e.id for e in config.datasets.train if e.is_regularisation_data),
         },
     )
 
 
-def usage(config: RunConfig, text: TextSettings, facts: Facts, pipeline: Path) -> list[str]:
-    """Python lines that draw from the exported pipeline exactly as validation does."""
+def usage(config: RunConfig, text: TextSettings, facts: Facts, trained: Path) -> list[str]:
+    """Python lines that draw with what was exported exactly as validation does.
+
+    Args:
+        config: The configuration.
+        text: How prompts become tokens.
+        facts: Of the model.
+        trained: The pipeline's folder, or the adapter's file.
+    """
     options = config.options.validation
     width, height = options.validation_resolution[0]
     prompt = config.prompts[0][1] if config.prompts else "a prompt"
@@ -191,6 +214,6 @@ def usage(config: RunConfig, text: TextSettings, facts: Facts, pipeline: Path) -
     if text.max_tokens != 300:
         arguments.append(f"max_sequence_length={text.max_tokens}")
     return [
-        f'pipe = diffusers.SanaPipeline.from_pretrained("{pipeline}")',
+        *translate_adapter.loading(config.options, trained),
         f"image = pipe({prompt!r}, {', '.join(arguments)}).images[0]",
     ]

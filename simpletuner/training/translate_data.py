@@ -191,3 +191,10 @@ def drawing(config: RunConfig, world_size: int = 1) -> Drawing:
 def _from_zero(start_step: int) -> int:
     """Steps done before a dataset may come: 0 and 1 both mean from the first step on."""
     return 0 if start_step <= 1 else start_step
+
+
+def regularisation(config: RunConfig) -> list[str]:
+    """Ids of the datasets on which an adapter keeps the base model's prediction; none where all weights are trained."""
+    if config.options.model.model_type == "full":
+        return []
+    return [entry.id for entry in config.datasets.train if entry.is_regularisation_data]

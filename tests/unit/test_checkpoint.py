@@ -12,6 +12,7 @@ from simpletuner.training.checkpoint import TrainingState
 def write_model(folder: Path) -> None:
     from safetensors.torch import save_file
 
+    folder = folder / "transformer"
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     save_file({"w": torch.ones(3)}, folder / "diffusion_pytorch_model.safetensors")
@@ -19,7 +20,7 @@ def write_model(folder: Path) -> None:
 
 def save(folder: Path, step: int, keep: int | None = None) -> Path:
     return checkpoint.save(
-        folder, TrainingState(step), write_model, ({}, {"state": {"map": {}}, "groups": {"list": []}}), None, keep
+        folder, TrainingState(step), write_model, ({}, {"state": {"map": {}}, "groups": {"list": []}}), keep
     )
 
 
@@ -64,11 +65,11 @@ def test_a_failing_save_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
     good = save(tmp_path, 1)
 
     def full(folder: Path) -> None:
-        folder.mkdir()
+        (folder / "transformer").mkdir()
         raise OSError(28, "No space left on device")
 
     with pytest.raises(TunerError, match="No space left"):
-        checkpoint.save(tmp_path, TrainingState(2), full, ({}, {}), None, None)
+        checkpoint.save(tmp_path, TrainingState(2), full, ({}, {}), None)
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-1"]
     assert checkpoint.problem_with(good) is None
 

@@ -92,14 +92,14 @@ def test_all_problems_are_listed_at_once(write: Callable[..., RunConfig]) -> Non
                 "lr_scheduler": "cosin",
                 "push_to_hub": "true",
                 "nonsense": 1,
-                "model_type": "lora",
+                "lora_type": "lokr",
                 "learning_rate": "fast",
             }
         )
     )
     joined = "\n".join(texts)
     assert len(texts) == 6
-    for key in ("train_batch_size", "lr_scheduler", "push_to_hub", "nonsense", "model_type", "learning_rate"):
+    for key in ("train_batch_size", "lr_scheduler", "push_to_hub", "nonsense", "lora_type", "learning_rate"):
         assert f": {key} = " in joined
     assert "did you mean 'cosine'" in joined and "not yet" in joined
 
@@ -124,7 +124,7 @@ def test_satisfied_keys_say_how_and_off_values_say_nothing(write: Callable[..., 
 
 REFUSED = [("attention_mechanism", "sageattention"), ("webhook_config", "x.json"), ("base_model_precision", "int8-quanto"),
            ("optimizer", "bnb-lion8bit-paged"), ("num_processes", 2), ("text_cache_disable", True),
-           ("mixed_precision", "fp8"), ("lora_type", "lycoris"), ("delete_problematic_images", True),
+           ("mixed_precision", "fp8"), ("delete_problematic_images", True),
            ("scheduled_sampling_reflexflow", True), ("report_to", "wandb")]  # fmt: skip
 
 

@@ -33,13 +33,12 @@ SPENT_IN_READING = {
 }
 # A printed line says that they have no effect.
 TOLD = {
-    "is_regularisation_data": "config/dataloader.py",
     "width_column": "config/dataloader.py",
     "height_column": "config/dataloader.py",
     "aspect_ratio_column": "config/dataloader.py",
 }
 # Their type admits a single value.
-ONE_VALUE = {"model_type", "type"}
+ONE_VALUE = {"type"}
 # Become source_url and instance_data_dir while the dataloader file is read (test_s3.py, test_csv_dataset.py).
 JOINED = {"aws_bucket_name", "aws_data_prefix", "csv_cache_dir"}
 

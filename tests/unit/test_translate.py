@@ -82,7 +82,7 @@ def plain(config: RunConfig) -> SimpleNamespace:
         total=total,
         text_quantisation=translate_precision.text_quantisation(options, precision, torch.device("cuda")),
         texts=config.datasets.text_cache_dir,
-        identity=translate.identity(config, [], precision, text, drawn, "sketch"),
+        identity=translate.identity(config, [], precision, text, drawn, "sketch", {}),
     )
 
 
@@ -359,6 +359,9 @@ def test_an_alignment_the_model_cannot_take_is_refused(read: Read) -> None:
         ({"train_batch_size": 2}, {}),
         ({"gradient_accumulation_steps": 2}, {}),
         ({"seed": 1}, {}),
+        ({"model_type": "lora"}, {}),
+        ({"lora_dropout": 0.1}, {}),
+        ({}, {"is_regularisation_data": True}),
         ({"data_backend_sampling": "uniform"}, {}),
         ({"mixed_precision": "fp16"}, {}),
         ({"caption_dropout_probability": 0.3}, {}),
@@ -388,6 +391,7 @@ ELSEWHERE = {
     *("base_model_precision", "base_model_default_dtype"),  # test_precision_rules.py
     "caption_dropout_probability",  # recorded in the identity here; acts in run.py (test_options_act.py)
     "optimizer",  # likewise
+    *("model_type", "lora_dropout", "is_regularisation_data"),  # test_adapter_options.py
     "validation_disable",  # test_sizes_are_checked_only_where_something_is_drawn
     "dataset_type",  # test_the_held_out_loss_is_never_masked
     "conditioning_type",  # test_a_mask_acts_always

@@ -1,0 +1,260 @@
+"""LoKr, LoHa and their kin through the LyCORIS library, with its file format.
+
+Three things of the library are taken out of its hands: presets live on its class and leak from one network to the next,
+so every key is always passed; ``merge_to`` of LoKr and LoHa applies alpha / rank twice, so merging is done here; and its
+weight sums would be rounded to the base's dtype, so that small updates over a bf16 base were lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from simpletuner.errors import ModelError
+from simpletuner.models import targets
+from simpletuner.models.adapters import LYCORIS_CONFIG, PARAMETERS, WEIGHTS, LycorisSettings, read_file, write
+
+PREFIX = "lycoris"  # of every key, and the name under which the transformer holds the network
+# Arguments of the configuration → of the network; the rest have the same name.
+_RENAMED = {"algo": "network_module", "linear_dim": "lora_dim", "linear_alpha": "alpha", "conv_dim": "conv_lora_dim"}
+_RENAMED |= {"dora_wd": "weight_decompose", "wd_on_output": "wd_on_out"}
+_NEAREST = {"FeedForward": "GLUMBConv", "Transformer2DModel": "SanaTransformerBlock"}
+_NOT_LAYERS = ("apply_preset", "multiplier")
+
+
+def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The network's arguments; dimensions and alphas as the library would fill them in, but never cut to integers."""
+    given = {key: value for key, value in config.items() if key not in _NOT_LAYERS}
+    dim = int(given.pop("linear_dim", None) or 4)
+    alpha = float(given.pop("linear_alpha", 1.0))
+    arguments = {
+        "lora_dim": dim,
+        "alpha": alpha,
+        "conv_lora_dim": int(given.pop("conv_dim", dim)),
+        "conv_alpha": float(given.pop("conv_alpha", alpha)),
+        "multiplier": float(config.get("multiplier", 1.0)),
+    }
+    return arguments | {_RENAMED.get(key, key): value for key, value in given.items()}
+
+
+def _preset(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Every key of a preset, so that nothing of an earlier network is left on the class."""
+    return {
+        "enable_conv": True,
+        "target_module": [],
+        "target_name": [],
+        "module_algo_map": {},
+        "name_algo_map": {},
+        "exclude_name": [],
+        "use_fnmatch": False,
+        **config.get("apply_preset", {}),
+        "lora_prefix": PREFIX,
+    }
+
+
+def unmatched(network: Any, transformer: nn.Module, preset: Mapping[str, Any]) -> list[str]:
+    """``key: name`` for every class and name of a preset that no module has."""
+    names = [name for name, _ in transformer.named_modules() if name]
+    present = {type(module).__name__ for module in transformer.modules()}
+    classes = {"target_module": preset["target_module"], "module_algo_map": preset["module_algo_map"]}
+    patterns = {key: preset[key] for key in ("target_name", "name_algo_map", "exclude_name")}
+    found = [f"{key}: {name}" for key, wanted in classes.items() for name in wanted if name not in present]
+    return found + [
+        f"{key}: {pattern}"
+        for key, wanted in patterns.items()
+        for pattern in wanted
+        if pattern not in names and not any(network.match_fn(pattern, name) for name in names)
+    ]
+
+
+class Lycoris:
+    """A LyCORIS network; see the ``Adapter`` protocol."""
+
+    def __init__(self, transformer: Any, settings: LycorisSettings) -> None:
+        """Put it on ``transformer``. Raises ModelError if nothing matches."""
+        from lycoris import LycorisNetwork
+        from lycoris.logging import logger
+
+        logger.setLevel("ERROR")  # what matched is said by describe
+        self.transformer = transformer
+        self.settings = settings
+        self.about: dict[str, str] = {}
+        config, preset = settings.config, _preset(settings.config)
+        arguments = _arguments(config)
+        LycorisNetwork.apply_preset(preset)
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # a line for each layer; config.lycoris says it once
+                network = LycorisNetwork(transformer, warn_on_unmatched=False, **arguments)
+        except (RuntimeError, ValueError, NotImplementedError) as error:
+            raise ModelError(
+                f"lycoris_config: {config.get('algo')} cannot be put on these layers: {error}. What to do: choose other "
+                "layers, or another linear_dim or factor."
+            ) from error
+        self._unmatched = unmatched(network, transformer, preset)
+        if not network.loras:
+            raise ModelError(
+                f"lycoris_config: nothing in this model matches {'; '.join(self._unmatched) or 'an empty apply_preset'}. "
+                f'What to do: write "apply_preset": {{"target_module": ["Attention", "GLUMBConv"]}}, or choose '
+                f"among the classes {targets.classes(transformer)} and the layers {targets.listing(transformer)}."
+            )
+        self._refuse_depthwise(network)
+        network.float()
+        for layer in network.loras:
+            self._keep_small_updates(layer)
+        network.apply_to()
+        if settings.lokr_norm is not None:
+            perturb(network.loras, settings.lokr_norm)
+        transformer.add_module(PREFIX, network)  # so that .train() and .to() reach it
+        network.requires_grad_(True)
+        self.network = network
+        self.draws = any(arguments.get(key) for key in ("dropout", "rank_dropout", "module_dropout"))
+        named = list(network.named_parameters())
+        self.names = [name for name, _ in named]
+        self.parameters = [parameter for _, parameter in named]
+
+    @staticmethod
+    def _refuse_depthwise(network: Any) -> None:
+        """GLoRA and BOFT are made for one, and fail only in the first step."""
+        for layer in network.loras:
+            algo = {"GLoRAModule": "glora", "ButterflyOFTModule": "boft"}.get(type(layer).__name__)
+            if algo and getattr(layer.org_module[0], "groups", 1) > 1:
+                raise ModelError(
+                    f"lycoris_config: {algo} cannot adapt GLUMBConv's depthwise convolution. What to do: target Attention "
+                    'alone, or write "module_algo_map": {"GLUMBConv": {"algo": "lokr"}}.'
+                )
+
+    @staticmethod
+    def _keep_small_updates(layer: Any) -> None:
+        """W + ΔW in float32: in bf16 a ΔW below W's last bit would vanish from the forward pass."""
+        base = layer.org_module[0]
+        if base.weight.dtype in (torch.bfloat16, torch.float16):
+            vars(layer)["_current_weight"] = lambda: base.weight.detach().float()
+
+    def describe(self) -> list[str]:
+        """What was put where, and what matched nothing."""
+        paths = {id(module): name for name, module in self.transformer.named_modules() if not name.startswith(PREFIX)}
+        adapted = [paths[id(layer.org_module[0])] for layer in self.network.loras]
+        groups = Counter(targets.generic(name).rpartition(".*.")[2] for name in adapted)
+        trained = sum(p.numel() for p in self.parameters)
+        share = trained / sum(p.numel() for p in self.transformer.parameters())
+        listed = ", ".join(f"{name} ×{count}" for name, count in groups.items())
+        lines = [
+            f"Adapter: LyCORIS {self.settings.config['algo']}, {trained:,} trained weights in float32 ({share:.1%}) on "
+            f"{listed}"
+        ]
+        for entry in self._unmatched:
+            key, _, name = entry.partition(": ")
+            hint = f"in Sana it is called {_NEAREST[name]}" if name in _NEAREST else "leave it out or correct it"
+            lines.append(f"Note: lycoris_config, {key}: {name!r} matches nothing in this model; {hint}")
+        return lines
+
+    def shape(self) -> dict[str, Any]:
+        """Algorithm, its arguments and the layers."""
+        config = {key: value for key, value in self.settings.config.items() if key not in _NOT_LAYERS}
+        return {
+            "adapter": f"lycoris {config.pop('algo')}",
+            "lycoris_config": config,
+            "adapted layers": sorted(layer.lora_name for layer in self.network.loras),
+        }
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Inside, the base model. A multiplier of 0 would not do: DoRA's does not go away with it."""
+        try:
+            for layer in self.network.loras:
+                layer.restore()
+            yield
+        finally:
+            for layer in self.network.loras:
+                layer.apply_to()
+
+    @contextmanager
+    def scaled(self, strength: float) -> Iterator[None]:
+        """Inside, at another strength."""
+        before = self.network.multiplier
+        self.network.set_multiplier(before * strength)
+        try:
+            yield
+        finally:
+            self.network.set_multiplier(before)
+
+    def save(self, folder: Path, layout: str = "diffusers") -> None:
+        """Write the weights and ``lycoris_config.json``; LyCORIS' own keys in either layout, ComfyUI reads them."""
+        written = json.dumps(dict(self.settings.config), indent=1)
+        write(folder / WEIGHTS, self.network.state_dict(), {"lycoris_config": written, **self.about})
+        (folder / LYCORIS_CONFIG).write_text(written + "\n", encoding="utf-8")
+        extra = {name: p for name, p in zip(self.names, self.parameters, strict=True) if name.endswith(".scalar")}
+        if extra:  # the file has them multiplied in, which a resumed run could not take apart
+            write(folder / PARAMETERS, dict(zip(self.names, self.parameters, strict=True)), {})
+
+    def read(self, folder: Path) -> dict[str, torch.Tensor]:
+        """What ``save`` wrote, by parameter name."""
+        file = read_file(folder)
+        exact = file.path.parent / PARAMETERS
+        stored = {**file.tensors, **(load_file(exact) if exact.is_file() else {})}
+        own = self.network.state_dict()
+        values: dict[str, torch.Tensor] = {}
+        for name, parameter in zip(self.names, self.parameters, strict=True):
+            value = stored.get(name, torch.ones_like(parameter) if name.endswith(".scalar") else None)
+            if value is None or value.shape != parameter.shape:
+                raise self._other(file.path, name)
+            values[name] = value
+        for name in [n for n in own if n.endswith(".alpha") and n in file.tensors]:
+            if float(own[name]) != float(file.tensors[name]):
+                raise self._other(file.path, name)
+        return values
+
+    def _other(self, path: Path, name: str) -> ModelError:
+        return ModelError(
+            f"{path} is another adapter than the configured one (first difference: {name}). "
+            "What to do: use the lycoris_config it was trained with; it lies beside the file."
+        )
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Add to the base weights, and leave a plain transformer."""
+        for layer in self.network.loras:
+            layer.restore()
+            base = layer.org_module[0]
+            if hasattr(layer, "hada_w1_a") or layer.name == "kron":  # their own get_diff_weight scales twice
+                change = layer.get_weight(layer.shape) * layer.scalar
+                if layer.wd:
+                    merged = layer.apply_weight_decompose(base.weight.float() + change, layer.multiplier)
+                else:
+                    merged = base.weight.float() + change * layer.multiplier
+                base.weight.copy_(merged)
+            else:
+                layer.merge_to(layer.multiplier)
+        del self.transformer._modules[PREFIX]
+
+
+@torch.no_grad()
+def perturb(layers: list[Any], scale: float) -> None:
+    """Start LoKr with noise in place of nothing: w1 = 1, and w2 normal with the base weight's mean and deviation.
+
+    Args:
+        layers: LoKr modules with both factors whole (``full_matrix``).
+        scale: Multiplies the noise; 1e-4 to 1e-2 disturbs the model little.
+
+    Raises:
+        ModelError: A layer has a decomposed factor.
+    """
+    for layer in layers:
+        if not (getattr(layer, "use_w1", False) and getattr(layer, "use_w2", False)):
+            raise ModelError(
+                f"init_lokr_norm needs whole LoKr factors, and {layer.lora_name} has decomposed ones. What to do: set "
+                '"algo": "lokr" and "full_matrix": true in lycoris_config, or remove init_lokr_norm.'
+            )
+        weight = layer.org_module[0].weight.float()
+        layer.lokr_w1.fill_(1.0)
+        layer.lokr_w2.normal_(weight.mean().item() * scale, max(weight.std().item(), 1e-12) * scale)

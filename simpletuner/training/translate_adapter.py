@@ -1,0 +1,54 @@
+"""Options of adapters become plain values: a part of the composition root. Pure functions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from simpletuner.config.options import Options
+from simpletuner.config.read import RunConfig
+from simpletuner.models.adapters import LoraSettings, LycorisSettings
+from simpletuner.training import adapting
+
+
+def settings(options: Options) -> LoraSettings | LycorisSettings | None:
+    """What adapter is trained, or None for all weights."""
+    adapter = options.adapter
+    if options.model.model_type != "lora":
+        return None
+    if adapter.lora_type == "lycoris":
+        assert isinstance(adapter.lycoris_config, dict)  # config.read put the file's content here
+        return LycorisSettings(adapter.lycoris_config, adapter.init_lokr_norm)
+    return LoraSettings(
+        rank=adapter.lora_rank,
+        alpha=adapter.lora_alpha or float(adapter.lora_rank),
+        dropout=adapter.lora_dropout,
+        dora=adapter.use_dora,
+        rslora=adapter.use_rslora,
+        init=adapter.lora_init_type,
+        targets=adapter.peft_lora_target_modules,
+    )
+
+
+def about(config: RunConfig) -> dict[str, str]:
+    """Metadata of the adapter's files."""
+    words = [entry.instance_prompt for entry in config.datasets.train if entry.instance_prompt]
+    flat = {word for prompt in words for word in ([prompt] if isinstance(prompt, str) else prompt)}
+    return adapting.about(config.options.model.pretrained_model_name_or_path, sorted(flat))
+
+
+def loading(options: Options, trained: Path) -> list[str]:
+    """Python lines that load what was exported."""
+    base = options.model.pretrained_model_name_or_path
+    if options.model.model_type == "full":
+        return [f'pipe = diffusers.SanaPipeline.from_pretrained("{trained}")']
+    lines = [f'pipe = diffusers.SanaPipeline.from_pretrained("{base}")']
+    if options.adapter.lora_type == "lycoris":
+        return [
+            *lines,
+            f'network, _ = lycoris.create_lycoris_from_weights(1.0, "{trained}", pipe.transformer)',
+            "network.apply_to()",
+        ]
+    if options.adapter.lora_format == "comfyui":
+        return [f"# for diffusers, first: simpletuner convert-adapter {trained} diffusers.safetensors", *lines,
+                'pipe.load_lora_weights("diffusers.safetensors")']  # fmt: skip
+    return [*lines, f'pipe.load_lora_weights("{trained}")']

@@ -1,0 +1,192 @@
+"""Adapters through the real program on the pocket model: train, stop, resume, export, load elsewhere."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, command_line
+from PIL import Image
+from rich.console import Console
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from simpletuner.config.read import load
+from simpletuner.errors import ModelError, ResumeError
+from simpletuner.models.adapters import WEIGHTS
+from simpletuner.reporting.progress import Reporter
+
+SIDES = {"target_module": ["Attention", "GLUMBConv"]}
+LYCORIS = {"algo": "lokr", "multiplier": 1.0, "linear_dim": 4, "linear_alpha": 2.0, "factor": 4, "apply_preset": SIDES}
+
+
+@pytest.fixture
+def train(pocket_run: Callable[..., Path]) -> Callable[..., str]:
+    """Train in this process; returns what was said."""
+
+    def run(**options: Any) -> str:
+        from simpletuner.training.run import train as real
+
+        said = StringIO()
+        real(load(str(pocket_run(model_type="lora", **options)), environ={}), Reporter(Console(file=said, width=200)))
+        return said.getvalue()
+
+    return run
+
+
+def same(first: Path, second: Path) -> bool:
+    one, other = load_file(first), load_file(second)
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "lora": {"peft_lora_target_modules": ["all"], "lora_rank": 4, "lora_dropout": 0.2, "use_ema": True},
+    "dora": {"use_dora": True, "lora_rank": 4, "gradient_checkpointing": True},
+    "pissa": {"lora_init_type": "pissa", "lora_rank": 4, "use_ema": True},
+    "lokr": {"lora_type": "lycoris", "lycoris_config": {**LYCORIS, "rank_dropout": 0.1}, "use_ema": True},
+    "loha": {"lora_type": "lycoris", "lycoris_config": {**LYCORIS, "algo": "loha", "use_scalar": True}},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_resumed_run_ends_at_the_same_bits(train: Callable[..., str], kind: str, tmp_path: Path) -> None:
+    options = {**KINDS[kind], "gradient_accumulation_steps": 2 if kind == "lora" else 1}
+    train(**options, max_train_steps=4, output_dir=str(tmp_path / "whole"))
+    train(**options, max_train_steps=2, output_dir=str(tmp_path / "halves"))
+    said = train(**options, max_train_steps=4, output_dir=str(tmp_path / "halves"))
+    assert "Resuming from checkpoint-2: 2 of 4 steps are done" in said
+    files = ["optimizer.safetensors", WEIGHTS, *([f"ema/{WEIGHTS}"] if "use_ema" in options else [])]
+    for file in files:
+        assert same(*(tmp_path / run / "checkpoint-4" / file for run in ("whole", "halves"))), file
+    exported = tmp_path / "whole" / WEIGHTS
+    assert same(exported, tmp_path / "whole" / "checkpoint-4" / files[-1]), "the average is exported where there is one"
+    assert f"trained model    {tmp_path / 'halves' / WEIGHTS}" in said
+    assert not (tmp_path / "whole" / "pipeline").exists()
+    assert not (tmp_path / "whole" / "checkpoint-4" / "transformer").exists(), "the base model is not saved again"
+    if "lycoris_config" in options:
+        assert json.loads((exported.parent / "lycoris_config.json").read_text()) == options["lycoris_config"]
+
+
+def test_another_adapter_is_refused_on_resume(train: Callable[..., str]) -> None:
+    train(lora_rank=4, max_train_steps=1)
+    for change in ({"lora_rank": 8}, {"peft_lora_target_modules": ["all"]}, {"use_dora": True}, {"lora_alpha": 2.0}):
+        with pytest.raises(ResumeError, match="was trained with"):
+            train(**{"lora_rank": 4, "max_train_steps": 2, **change})
+    with pytest.raises(ResumeError, match="was trained with"):
+        train(lora_type="lycoris", lycoris_config=LYCORIS, max_train_steps=2)
+    assert "lora_dropout (0 → 0.5) changed" in train(lora_rank=4, max_train_steps=2, lora_dropout=0.5)
+
+
+def test_a_killed_run_resumes_to_the_same_bits(pocket_run: Callable[..., Path], tmp_path: Path) -> None:
+    options = {
+        "model_type": "lora",
+        "max_train_steps": 200,
+        "checkpoint_step_interval": 3,
+        "checkpoints_total_limit": 0,
+    }
+    config = pocket_run(**options, output_dir=str(tmp_path / "killed"))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    process = subprocess.Popen(command_line("train", "--config", config), cwd=tmp_path, env=environment,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    metrics = tmp_path / "killed" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (metrics.is_file() and '"step": 7' in metrics.read_text()):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    from simpletuner.training.run import train as real
+
+    kept = max(int(p.name.rpartition("-")[2]) for p in (tmp_path / "killed").glob("checkpoint-*"))
+    for run in ("killed", "whole"):
+        config = pocket_run(**{**options, "max_train_steps": kept + 2}, output_dir=str(tmp_path / run))
+        real(load(str(config), environ={}), Reporter(Console(file=StringIO())))
+    assert same(*(tmp_path / run / f"checkpoint-{kept + 2}" / WEIGHTS for run in ("killed", "whole")))
+
+
+@pytest.mark.parametrize("kind", ["lora", "lokr"])
+def test_the_file_draws_the_very_validation_pictures_elsewhere(
+    train: Callable[..., str], kind: str, tmp_path: Path, pocket: Path
+) -> None:
+    """In plain diffusers, by the lines that the program prints; the picture before is the base model's."""
+    from diffusers import SanaPipeline
+
+    drawing = {"validation_disable": False, "validation_prompt": "a blueprint of a fox", "validation_seed": 11}
+    drawing |= {"validation_resolution": "64x64", "validation_num_inference_steps": 2, "num_eval_images": 2}
+    said = train(**KINDS[kind], **drawing, learning_rate=1e-2)
+    out = tmp_path / "out"
+    assert "pipe = diffusers.SanaPipeline.from_pretrained" in said and f'"{out / WEIGHTS}"' in said
+    pipe = SanaPipeline.from_pretrained(pocket / "model", dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+
+    def draw() -> np.ndarray:
+        generator = torch.Generator().manual_seed(11)
+        arguments = {"width": 64, "height": 64, "num_inference_steps": 2, "max_sequence_length": 32}
+        image = pipe("a blueprint of a fox", **arguments, generator=generator, use_resolution_binning=False,
+                     complex_human_instruction=None).images[0]  # fmt: skip
+        return np.asarray(image)
+
+    def written(name: str) -> np.ndarray:
+        with Image.open(out / "validation_images" / name) as image:
+            return np.asarray(image)
+
+    before = written("step_0_validation_0_64x64.png")
+    assert np.array_equal(draw(), before)
+    if kind == "lora":
+        pipe.load_lora_weights(out / WEIGHTS)
+    else:
+        from lycoris import create_lycoris_from_weights
+
+        network, _ = create_lycoris_from_weights(1.0, str(out / WEIGHTS), pipe.transformer)
+        network.apply_to()
+    after = written("step_4_validation_0_64x64_ema.png")
+    assert np.array_equal(draw(), after) and not np.array_equal(before, after)
+    with safe_open(out / WEIGHTS, "pt") as file:
+        told = json.loads(file.metadata()["simpletuner"])
+    assert told["base_model"] == str(pocket / "model")
+
+
+def test_an_adapter_is_continued_from_its_file(train: Callable[..., str], tmp_path: Path) -> None:
+    train(lora_rank=4, lora_alpha=2.0, lora_format="comfyui", max_train_steps=1, output_dir=str(tmp_path / "first"))
+    first = load_file(tmp_path / "first" / WEIGHTS)
+    assert all(key.startswith("diffusion_model.transformer_blocks.") for key in first)
+    said = train(init_lora=str(tmp_path / "first"), max_train_steps=1, learning_rate=1e-12, lora_rank=8)
+    assert "lora_rank: 8 → 4, as in the file" in said and "scale (alpha over rank): 1.0 → 0.5" in said
+    second = load_file(tmp_path / "out" / WEIGHTS)
+    for key, value in second.items():
+        name = (
+            key.replace("transformer.", "diffusion_model.", 1)
+            .replace("lora_A", "lora_down")
+            .replace("lora_B", "lora_up")
+        )
+        torch.testing.assert_close(value, first[name], atol=1e-9, rtol=0)
+
+
+def test_lycoris_in_bf16_with_pictures_at_another_strength(train: Callable[..., str], tmp_path: Path) -> None:
+    options = {"lora_type": "lycoris", "mixed_precision": "bf16", "gradient_checkpointing": True, "max_train_steps": 2}
+    drawing = {"validation_disable": False, "validation_prompt": "a fox", "validation_resolution": "64x64"}
+    drawing |= {"validation_num_inference_steps": 1, "validation_lycoris_strength": 0.0}
+    preset = {"apply_preset": {"target_module": ["Attention", "FeedForward"]}}
+    said = train(**options, **drawing, lycoris_config={**LYCORIS, **preset}, learning_rate=1e-2)
+    assert "'FeedForward' matches nothing in this model; in Sana it is called GLUMBConv" in said
+    assert "float32 for the adapter over a frozen bfloat16 model under bfloat16 autocast" in said
+    weights = load_file(tmp_path / "out" / WEIGHTS)
+    assert all(t.isfinite().all() and t.dtype == torch.float32 for t in weights.values())
+    assert any(t.any() for key, t in weights.items() if key.endswith("lokr_w2_b")), "it has learned something"
+    pictures = tmp_path / "out" / "validation_images"
+    base, none = (np.asarray(Image.open(pictures / f"step_{n}_validation_0_64x64.png")).astype(int) for n in (0, 2))
+    assert abs(base - none).max() <= 1, "at strength 0 the base model draws"
+
+
+def test_layers_that_do_not_exist_stop_the_run_before_anything_is_encoded(train: Callable[..., str]) -> None:
+    with pytest.raises(ModelError, match=r"'to_x' matches no layer.*attn1.to_q \(Linear\) ×7"):
+        train(peft_lora_target_modules=["to_x"])
+    with pytest.raises(ModelError, match="GLUMBConv ×7"):
+        train(lora_type="lycoris", lycoris_config={**LYCORIS, "apply_preset": {"target_module": ["FeedForward"]}})
