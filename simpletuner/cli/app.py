@@ -19,6 +19,11 @@ _LAZY = {
         "simpletuner.cli.check:check",
         "Look at the data: what is used, skipped, cut; with a page of all pictures.",
     ),
+    "convert-adapter": (
+        "simpletuner.cli.adapters:convert",
+        "Write a LoRA in the other key layout: diffusers to ComfyUI, or back.",
+    ),
+    "merge": ("simpletuner.cli.adapters:merge", "Merge an adapter into its base model: a complete diffusers folder."),
     "train": ("simpletuner.cli.train:train", "Train by config/config.json, or the embedded example without one."),
 }
 

@@ -179,7 +179,10 @@ def put_on(transformer: Any, settings: LoraSettings | LycorisSettings, seed: int
         if isinstance(settings, LoraSettings):
             from simpletuner.models.lora import Lora
 
-            return Lora(transformer, settings)
-        from simpletuner.models.lycoris import Lycoris
+            adapter: Adapter = Lora(transformer, settings)
+        else:
+            from simpletuner.models.lycoris import Lycoris
 
-        return Lycoris(transformer, settings)
+            adapter = Lycoris(transformer, settings)
+    transformer.train(transformer.training)  # dropout of the new modules too
+    return adapter

@@ -255,7 +255,7 @@ def _in_diffusers(file: AdapterFile) -> tuple[dict[str, torch.Tensor], dict[str,
     if len(ranks) > 1:
         raise ModelError(
             f"{file.path} has layers of different rank ({sorted(ranks)}), which cannot be trained on. "
-            "What to do: merge it into the base model with `simpletuner merge`, and train from there."
+            "What to do: give one with the same rank everywhere."
         )
     (rank,) = ranks
     return file.tensors, {

@@ -223,6 +223,7 @@ class Lycoris:
     @torch.no_grad()
     def merge(self) -> None:
         """Add to the base weights, and leave a plain transformer."""
+        self.network.eval()  # no dropout in what is added
         for layer in self.network.loras:
             layer.restore()
             base = layer.org_module[0]

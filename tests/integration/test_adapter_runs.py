@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from simpletuner.config.read import load
-from simpletuner.errors import ModelError, ResumeError
+from simpletuner.errors import ModelError, ResumeError, TunerError
 from simpletuner.models.adapters import WEIGHTS
 from simpletuner.reporting.progress import Reporter
 
@@ -190,3 +190,72 @@ def test_layers_that_do_not_exist_stop_the_run_before_anything_is_encoded(train:
         train(peft_lora_target_modules=["to_x"])
     with pytest.raises(ModelError, match="GLUMBConv ×7"):
         train(lora_type="lycoris", lycoris_config={**LYCORIS, "apply_preset": {"target_module": ["FeedForward"]}})
+
+
+@pytest.mark.parametrize("kind", ["dora", "lokr"])
+def test_merge_writes_a_model_that_draws_the_same(
+    train: Callable[..., str], kind: str, tmp_path: Path, pocket: Path
+) -> None:
+    from diffusers import SanaTransformer2DModel
+
+    from simpletuner.models import adapters
+    from simpletuner.training.merging import merge, on_model
+
+    train(**KINDS[kind], max_train_steps=2, learning_rate=1e-2)
+    quiet, base = Reporter(Console(file=StringIO())), str(pocket / "model")
+    merge(tmp_path / "out", base, tmp_path / "merged", torch.float32, 1.0, quiet)
+    merge(tmp_path / "out" / WEIGHTS, base, tmp_path / "half", torch.float32, 0.5, quiet)
+
+    def weights(folder: Path) -> Any:
+        return SanaTransformer2DModel.from_pretrained(folder, subfolder="transformer").eval()
+
+    def velocity(model: Any) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(0)
+        latents = torch.randn(1, model.config.in_channels, 4, 4, generator=generator)
+        text = torch.randn(1, 5, model.config.caption_channels, generator=generator)
+        with torch.no_grad():
+            return model(latents, text, torch.tensor([500.0]), encoder_attention_mask=torch.ones(1, 5)).sample
+
+    adapted = weights(pocket / "model")
+    put = on_model(adapters.read_file(tmp_path / "out"), adapted)
+    with put.scaled(0.5):
+        half = velocity(adapted)
+    expected, plain = velocity(adapted), velocity(weights(pocket / "model"))
+    for folder, wanted in (("merged", expected), ("half", half)):
+        assert (velocity(weights(tmp_path / folder)) - wanted).abs().max() / wanted.abs().max() <= 1e-5
+    assert (expected - plain).abs().max() > 1e-3
+    with pytest.raises(TunerError, match="exists already"):
+        merge(tmp_path / "out", base, tmp_path / "merged", torch.float32, 1.0, quiet)
+
+
+def test_the_commands_for_finished_adapters(
+    tmp_path: Path, pocket: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both layouts and back give the same file; a wrong one is told in a sentence."""
+    from diffusers import SanaTransformer2DModel
+
+    from simpletuner.cli.app import main
+    from simpletuner.models import adapters
+    from simpletuner.models.adapters import LoraSettings
+
+    def simpletuner(*arguments: object) -> str:
+        monkeypatch.setattr("sys.argv", ["simpletuner", *map(str, arguments)])
+        try:
+            main()
+        except SystemExit as stop:
+            assert stop.code == 1
+        captured = capsys.readouterr()
+        return captured.out + captured.err
+
+    model = SanaTransformer2DModel.from_pretrained(pocket / "model", subfolder="transformer")
+    adapters.put_on(model, LoraSettings(2, 1.0), seed=0).save(tmp_path)
+    comfyui, back = tmp_path / "comfyui.safetensors", tmp_path / "back.safetensors"
+    assert "the layout of ComfyUI" in simpletuner("convert-adapter", tmp_path / WEIGHTS, comfyui)
+    assert "the layout of diffusers" in simpletuner("convert-adapter", comfyui, back)
+    assert "exists already" in simpletuner("convert-adapter", comfyui, back)
+    assert same(tmp_path / WEIGHTS, back) and not same(tmp_path / WEIGHTS, comfyui)
+    with safe_open(tmp_path / WEIGHTS, "pt") as one, safe_open(back, "pt") as other:
+        first, second = (json.loads(file.metadata()["lora_adapter_metadata"]) for file in (one, other))
+    assert {**first, "transformer.target_modules": None} == {**second, "transformer.target_modules": None}
+    wrong = simpletuner("merge", tmp_path / "nothing", "--base", pocket / "model", "--output", tmp_path / "merged")
+    assert wrong.startswith("Error: cannot read the adapter") and "there is no such file" in wrong

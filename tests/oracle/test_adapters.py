@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import SanaPipeline, SanaTransformer2DModel
+from diffusers import SanaPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file
+from small_sana import base, velocity
 
 from simpletuner.errors import ModelError
 from simpletuner.models import adapters, lora, lora_layout, targets
 from simpletuner.models.adapters import WEIGHTS, Adapter, LoraSettings, LycorisSettings
 from simpletuner.models.checkpointing import enable
-from simpletuner.models.sana.attention import use_float32_sums
 
 SIDES = {"target_module": ["Attention", "GLUMBConv"]}
 
@@ -36,6 +36,7 @@ PEFT = {
 }
 LYCORIS = {
     "lokr": lycoris("lokr", factor=4),
+    "lokr-dropout": lycoris("lokr", factor=4, rank_dropout=0.2),
     "lokr-full": lycoris("lokr", factor=4, full_matrix=True),
     "lokr-dora": lycoris("lokr", factor=4, dora_wd=True),
     "lokr-scalar": lycoris("lokr", factor=4, use_scalar=True),
@@ -46,31 +47,6 @@ LYCORIS = {
 }
 ALL = {**PEFT, **LYCORIS}
 ABOUT_ZERO = {"pissa": 1e-4, "olora-rslora": 1e-4, "lokr-dora": 1e-4}  # sums in another order; the others are exact
-
-
-def base() -> Any:
-    torch.manual_seed(5)
-    transformer = SanaTransformer2DModel(
-        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=8, num_layers=2,
-        num_cross_attention_heads=2, cross_attention_head_dim=8, cross_attention_dim=16, caption_channels=12,
-        mlp_ratio=2.0, sample_size=4, patch_size=1,
-    )  # fmt: skip
-    use_float32_sums(transformer)
-    return transformer.eval()
-
-
-def velocity(transformer: Any) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(6)
-    latents, text = torch.randn(2, 4, 4, 4, generator=generator), torch.randn(2, 5, 12, generator=generator)
-    dtype = transformer.dtype
-    result: torch.Tensor = transformer(
-        latents.to(dtype),
-        encoder_hidden_states=text.to(dtype),
-        encoder_attention_mask=torch.ones(2, 5),
-        timestep=torch.tensor([100.0, 800.0]),
-        return_dict=False,
-    )[0]
-    return result
 
 
 def move(adapter: Adapter) -> None:

@@ -1,0 +1,101 @@
+"""What is done with a finished adapter: merged into its base model's folder, or written in the other key layout."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from simpletuner.errors import ModelError, TunerError
+from simpletuner.models import adapters, load, lora, lora_layout
+from simpletuner.models.adapters import Adapter, AdapterFile, LycorisSettings
+from simpletuner.models.base import LoadSource
+from simpletuner.models.families import FAMILIES
+from simpletuner.reporting.progress import Reporter
+from simpletuner.training.checkpoint import staged_folder
+
+
+def merge(adapter: Path, base: str, output: Path, dtype: torch.dtype, strength: float, reporter: Reporter) -> None:
+    """Write the base model with the adapter in its weights, as a complete diffusers folder.
+
+    Args:
+        adapter: The file, or the folder it lies in.
+        base: Folder or hub id of the pipeline it was trained on.
+        output: A folder that does not exist yet.
+        dtype: Of the written weights; the sum is made in float32.
+        strength: Multiplies the adapter.
+        reporter: For what is done.
+
+    Raises:
+        ModelError: The adapter or the model cannot be loaded, or they do not fit.
+        TunerError: ``output`` exists, or cannot be written.
+    """
+    if output.exists():
+        raise TunerError(f"{output} exists already (--output). What to do: name another folder, or remove it.")
+    file = adapters.read_file(adapter)
+    load.only_download_bars()
+    family = FAMILIES["sana"]
+    reporter.say(f"Loading {base}")
+    parts = family.load(LoadSource(base, weight_dtype=torch.float32, text_dtype=dtype))
+    put = on_model(file, parts.transformer)
+    reporter.say(put.describe()[0])
+    if strength == 1.0:
+        put.merge()
+    else:
+        with put.scaled(strength):
+            put.merge()
+    torch.nn.Module.to(parts.transformer, dtype)  # diffusers' own would warn of modules kept in float32, without any
+    with staged_folder(output) as staging:
+        family.pipeline(parts, with_text=True).save_pretrained(staging)
+    reporter.say(f"merged model     {output} (a diffusers folder, {str(dtype).removeprefix('torch.')})")
+
+
+def on_model(file: AdapterFile, transformer: object) -> Adapter:
+    """A finished adapter put on a model, with the settings that its file tells.
+
+    Raises:
+        ModelError: The file does not tell them, or does not fit the model.
+    """
+    if file.is_lycoris and file.config is None:
+        raise ModelError(
+            f"{file.path} is a LyCORIS file that does not tell its settings. What to do: put its "
+            f"{adapters.LYCORIS_CONFIG} beside it."
+        )
+    settings = LycorisSettings(file.config) if file.is_lycoris and file.config else lora.settings_of(file)
+    put = adapters.put_on(transformer, settings, seed=0)
+    adapters.load(put, put.read(file.path))
+    return put
+
+
+def convert(adapter: Path, output: Path, reporter: Reporter) -> None:
+    """Write a LoRA in the other key layout: ComfyUI's for one of diffusers, and the other way round.
+
+    Args:
+        adapter: The file, or the folder it lies in.
+        output: The file to write; must not exist.
+        reporter: For what is done.
+
+    Raises:
+        ModelError: It is no LoRA of either layout.
+        TunerError: ``output`` exists.
+    """
+    if output.exists():
+        raise TunerError(f"{output} exists already. What to do: name another file, or remove it.")
+    file = adapters.read_file(adapter)
+    if file.is_lycoris:
+        raise ModelError(f"{file.path} is a LyCORIS file, which has one layout: ComfyUI reads it as it is.")
+    metadata = {key: value for key, value in file.metadata.items() if key != "format"}
+    try:
+        if lora_layout.is_comfyui(file.tensors):
+            layout = "diffusers"
+            tensors, facts = lora_layout.to_diffusers(file.tensors)
+            prefixed = {lora_layout.DIFFUSERS_PREFIX + key: value for key, value in facts.items()}
+            metadata[lora_layout.METADATA] = json.dumps(prefixed)
+        else:
+            layout = "ComfyUI"
+            tensors = lora_layout.to_comfyui(file.tensors, file.metadata)
+    except ValueError as error:
+        raise ModelError(f"{file.path}: {error}. What to do: give a LoRA that was trained for Sana.") from error
+    adapters.write(output, tensors, metadata)
+    reporter.say(f"wrote {output} in the layout of {layout}")
