@@ -252,6 +252,18 @@ def _check_image(entry: ImageDataset, own: Mapping[str, Any], file: str, options
             problem(key, value, "with resolution_type area it is in megapixels", "use pixel_area for a value in pixels")
         elif entry.resolution_type != "area" and value < 16:
             problem(key, value, "with this resolution_type it is in pixels", "use resolution_type area for megapixels")
+    chance = entry.crop and "random" in (entry.crop_style, entry.crop_aspect) and entry.dataset_type == "image"
+    if entry.vae_cache_clear_each_epoch and not chance:
+        why = "held-out pictures stay as they are" if entry.dataset_type == "eval" else "no crop or aspect is random"
+        findings.notices.append(f"{prefix}vae_cache_clear_each_epoch: it changes nothing, since {why}")
+    if entry.vae_cache_clear_each_epoch and chance and entry.cache_url:
+        findings.notices.append(
+            f"{prefix}cache_dir_vae: with vae_cache_clear_each_epoch latents are soon outdated, so they are not sent there"
+        )
+    if entry.disable_after_epoch_step and options.data.data_backend_sampling == "uniform":
+        findings.notices.append(
+            f"{prefix}disable_after_epoch_step: it acts only with data_backend_sampling auto-weighting"
+        )
     if entry.is_regularisation_data and options.model.model_type == "full":
         findings.notices.append(
             f"{prefix}is_regularisation_data: acts as ordinary data with model_type=full (no prior is preserved)"

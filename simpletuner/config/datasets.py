@@ -116,6 +116,8 @@ class ImageDataset(OnS3):
     vae_batch_size: Positive = 4
     vae_cache_ondemand: bool = False
     vae_cache_disable: bool = False
+    vae_cache_clear_each_epoch: bool = False
+    disable_after_epoch_step: Annotated[int, Field(ge=0)] | None = None
 
 
 class MaskDataset(Section):
@@ -196,7 +198,7 @@ FIELD_CATALOGUE: Mapping[str, Known] = {
     **_known("satisfied", "sizes are read from the pictures' own headers", "width_column height_column"),
     **_known("satisfied", "the dataset is kept on disk once, and read from there", "streaming"),
     **_known("satisfied", "looking at pictures reads headers only, and caches know what they hold", "skip_file_discovery"),
-    **_known("refused", "not yet: it comes with the data sources", "disable_after_epoch_step vae_cache_clear_each_epoch text_cache_ondemand "
+    **_known("refused", "not yet: it comes with the data sources", "text_cache_ondemand "
              "text_cache_disable "
              "huggingface quality_column filter composite_image_config"),
     **_known("refused", "made conditioning is not planned; mask files in a dataset of their own work (conditioning_data)",

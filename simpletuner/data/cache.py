@@ -19,7 +19,7 @@ import threading
 import time
 import weakref
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -233,6 +233,20 @@ class TensorStore:
         """A context manager that adds tensors."""
         return ShardWriter(self)
 
+    def forget(self, keys: Set[str], wanted: Set[str]) -> None:
+        """Remove the shards that hold any of these keys and none that is wanted."""
+        held: dict[Path, set[str]] = {}
+        for key, entry in self._entries.items():
+            held.setdefault(entry.shard, set()).add(key)
+        for shard, theirs in held.items():
+            if theirs & keys and not theirs & wanted:
+                with self._lock:
+                    if shard in self._files:
+                        os.close(self._files.pop(shard))
+                shard.unlink(missing_ok=True)
+                for key in theirs:
+                    del self._entries[key]
+
     def _adopt(self, shard: Path) -> None:
         entries = _read_header(shard)
         if entries is None:
@@ -288,6 +302,12 @@ class ShardWriter:
     def pending(self, key: str) -> torch.Tensor | None:
         """A tensor that is not written yet."""
         return self._buffer.get(key)
+
+    def forget(self, keys: Set[str]) -> None:
+        """Drop tensors that are not written yet."""
+        for key in keys & self._buffer.keys():
+            tensor = self._buffer.pop(key)
+            self._bytes -= tensor.numel() * tensor.element_size()
 
     def flush(self) -> None:
         """Write the buffer as one shard, synced and renamed."""

@@ -29,13 +29,17 @@ DECODER = "pixels-1"  # raise it when data/images.py gives other pixels for the 
 
 @dataclass(frozen=True, slots=True)
 class PlacedSample:
-    """A sample with its place and the key of its latents; its mask and that mask's key, if there is one."""
+    """A sample with its place and the key of its latents; its mask and that mask's key, if there is one.
+
+    ``digest`` is that of the file's bytes, from which other places have other keys.
+    """
 
     sample: Sample
     placement: Placement
     key: str
     mask: Path | None = None
     mask_key: str = ""
+    digest: str = ""
 
 
 def latent_key(digest: str, placement: Placement) -> str:

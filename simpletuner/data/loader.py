@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
@@ -25,6 +26,14 @@ READ_AHEAD = 4
 DROPPED = ""
 
 
+class Tensors(Protocol):
+    """What gives a tensor by its key."""
+
+    def get(self, key: str) -> torch.Tensor:
+        """The tensor."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class LatentRef:
     """Where one sample's tensors are.
@@ -36,14 +45,16 @@ class LatentRef:
         captions: To choose from.
         mask: Store, key and probability of its loss weights, or None.
         placed: What it is made from, for encoding on demand; None where it is in the store.
+        alone: Encode it by itself: then its latents depend on nothing that another run may have cached.
     """
 
     name: str
     store: TensorStore | None
     key: str
     captions: tuple[str, ...]
-    mask: tuple[TensorStore, str, float] | None = None
+    mask: tuple[Tensors, str, float] | None = None
     placed: PlacedSample | None = None
+    alone: bool = False
 
 
 def read_latents(samples: Sequence[LatentRef]) -> torch.Tensor:
@@ -60,7 +71,7 @@ class Loader:
 
     def __init__(
         self,
-        samples: Sequence[LatentRef],
+        samples: Sequence[LatentRef] | Callable[[int], Sequence[LatentRef]],
         texts: TensorStore,
         plan: Plan,
         seed: int,
@@ -72,7 +83,7 @@ class Loader:
         """Read ``samples`` in the order of ``plan``.
 
         Args:
-            samples: What the plan's members index.
+            samples: What the plan's members index; or a function that gives it for an epoch (from 0).
             texts: Text embeds by caption, trimmed.
             plan: The order.
             seed: For caption choice and dropout.
@@ -82,7 +93,7 @@ class Loader:
             regularisation: Ids of the datasets whose batches are marked so.
         """
         self._latents_of = latents_of
-        self._samples = samples
+        self._samples_in = samples if callable(samples) else lambda epoch: samples
         self._texts = texts
         self._plan = plan
         self._seed = seed
@@ -98,7 +109,8 @@ class Loader:
         """
         spec = self._plan.batch(position)
         generator = random.Random(f"{self._seed}/captions/{position}")
-        chosen = [self._samples[i] for i in spec.members]
+        samples = self._samples_in(self._plan.epoch_of(position))
+        chosen = [samples[i] for i in spec.members]
         captions = [self._caption(sample, generator) for sample in chosen]
         text, mask = pad([self._texts.get(text_key(caption)) for caption in captions])
         latents = self._latents_of(chosen)

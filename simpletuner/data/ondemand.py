@@ -6,7 +6,7 @@ pixels, same encoder, same dtype). Where a dataset has a cache, what was encoded
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -37,7 +37,7 @@ class OnDemand:
             tell: For the sentence about a picture that cannot be decoded.
         """
         self._encode, self._dtype, self._encode_batch, self._tell = encode, dtype, encode_batch, tell
-        self._writers: dict[int, ShardWriter] = {}
+        self._writers: dict[tuple[int, bool], ShardWriter] = {}  # those soon forgotten have shards of their own
         self._pool = ThreadPoolExecutor(DECODE_THREADS, thread_name_prefix="decode")
         self._broken: set[str] = set()
 
@@ -53,8 +53,9 @@ class OnDemand:
         missing = [i for i, latent in enumerate(found) if latent is None]
         jobs = {i: self._pool.submit(self._pixels, samples[i]) for i in missing}
         readable = [(i, pixels) for i, job in jobs.items() if (pixels := job.result()) is not None]
-        for start in range(0, len(readable), self._encode_batch):
-            part = readable[start : start + self._encode_batch]
+        size = 1 if any(sample.alone for sample in samples) else self._encode_batch
+        for start in range(0, len(readable), size):
+            part = readable[start : start + size]
             latents = self._encode(torch.stack([pixels for _, pixels in part])).to(self._dtype).cpu()
             for (i, _), latent in zip(part, latents, strict=True):
                 found[i] = self._keep(samples[i], latent)
@@ -62,6 +63,13 @@ class OnDemand:
         if not good:
             raise DataError(f"no picture of this batch can be decoded: {', '.join(s.name for s in samples)}")
         return torch.stack([good[i % len(good)] if latent is None else latent for i, latent in enumerate(found)])
+
+    def forget(self, store: TensorStore, keys: Set[str], wanted: Set[str]) -> None:
+        """Let go of latents that were encoded alone, written or not; shards that hold wanted ones too stay."""
+        writer = self._writers.get((id(store), True))
+        if writer:
+            writer.forget(keys)
+        store.forget(keys, wanted)
 
     def close(self) -> None:
         """Write what is still buffered."""
@@ -72,7 +80,7 @@ class OnDemand:
     def _kept(self, sample: LatentRef) -> torch.Tensor | None:
         if sample.store is None:
             return None
-        writer = self._writers.get(id(sample.store))
+        writer = self._writers.get((id(sample.store), sample.alone))
         pending = writer.pending(sample.key) if writer else None
         if pending is not None:
             return pending
@@ -87,7 +95,7 @@ class OnDemand:
     def _keep(self, sample: LatentRef, latent: torch.Tensor) -> torch.Tensor:
         store: TensorStore | None = sample.store
         if store is not None:
-            self._writers.setdefault(id(store), store.writer()).add(sample.key, latent, sample.name)
+            self._writers.setdefault((id(store), sample.alone), store.writer()).add(sample.key, latent, sample.name)
         return latent
 
     def _pixels(self, sample: LatentRef) -> torch.Tensor | None:

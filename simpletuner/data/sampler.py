@@ -8,7 +8,7 @@ from one bucket, and each rank takes its slice, so shapes and step counts agree 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal
@@ -45,6 +45,7 @@ class Turn:
         start_step: Optimizer steps done before its first batch may come.
         end_step: No batch of it comes once this many optimizer steps are done, or None.
         batch_size: Samples per micro-batch and rank, or None for the run's.
+        fade_step: Its weight falls evenly, to nothing once this many optimizer steps are done; or None.
     """
 
     probability: float = 1.0
@@ -53,6 +54,7 @@ class Turn:
     start_step: int = 0
     end_step: int | None = None
     batch_size: int | None = None
+    fade_step: int | None = None
 
     def in_epoch(self, epoch: int) -> bool:
         """Whether it may come in this epoch (from 0)."""
@@ -61,7 +63,11 @@ class Turn:
 
     def at_step(self, step: int) -> bool:
         """Whether it may come when ``step`` optimizer steps are done."""
-        return self.start_step <= step and (not self.end_step or step < self.end_step)
+        return self.start_step <= step and all(not end or step < end for end in (self.end_step, self.fade_step))
+
+    def fading(self, step: int) -> float:
+        """What its weight is multiplied by, in [0, 1]."""
+        return max(0.0, 1 - step / self.fade_step) if self.fade_step else 1.0
 
     @property
     def always(self) -> bool:
@@ -130,23 +136,31 @@ def shortfalls(buckets: Sequence[Bucket], drawing: Drawing) -> list[str]:
 class Plan:
     """The endless sequence of global micro-batches."""
 
-    def __init__(self, buckets: Sequence[Bucket], drawing: Drawing, seed: int) -> None:
+    def __init__(
+        self,
+        buckets: Sequence[Bucket],
+        drawing: Drawing,
+        seed: int,
+        buckets_in: Callable[[int], Sequence[Bucket]] | None = None,
+    ) -> None:
         """Plan over ``buckets``.
 
         Args:
             buckets: Every bucket of every dataset; none empty.
             drawing: How they are mixed; every micro-batch is full.
             seed: The order depends on it and on the epoch alone.
+            buckets_in: The buckets of each epoch (from 0), where they are not the same in all.
 
         Raises:
             DataError: No bucket at all, or no dataset may come at the start.
         """
+        self._buckets_in = buckets_in
         self._buckets = tuple(b for b in buckets if drawing.turn(b.dataset_id).probability > 0)
         if not self._buckets:
             raise DataError("there are no pictures to train on. What to do: check instance_data_dir and the filters.")
         self._drawing = drawing
         self._seed = seed
-        self._always = all(drawing.turn(b.dataset_id).always for b in self._buckets)
+        self._always = buckets_in is None and all(drawing.turn(b.dataset_id).always for b in self._buckets)
         self._starts = [0]  # position of each epoch's first micro-batch, as far as known
         self._epoch = lru_cache(maxsize=2)(self._plan_epoch)
         if not self._epoch(0):
@@ -180,7 +194,7 @@ class Plan:
         return self._starts_at(1)
 
     def _starts_at(self, epoch: int) -> int:
-        """Position of an epoch's first micro-batch. Epochs differ in length only where windows open or close."""
+        """Position of an epoch's first micro-batch. Epochs differ in length where windows or buckets change."""
         if self._always:
             return epoch * len(self._epoch(0))
         while len(self._starts) <= epoch:
@@ -197,7 +211,8 @@ class Plan:
     def _plan_epoch(self, epoch: int) -> list[BatchSpec]:
         """All batches of one epoch: every draw of every open dataset once, mixed into one order."""
         queues: dict[str, list[BatchSpec]] = {}
-        for number, bucket in enumerate(self._buckets):
+        buckets = self._buckets_in(epoch) if self._buckets_in else self._buckets
+        for number, bucket in enumerate(buckets):
             if not self._drawing.turn(bucket.dataset_id).in_epoch(epoch):
                 continue
             generator = random.Random(f"{self._seed}/{epoch}/{number}")
@@ -231,7 +246,8 @@ class Plan:
             names = [name for name, queue in queues.items() if queue and self._drawing.turn(name).at_step(step)]
             if not names:
                 return order
-            (name,) = generator.choices(names, [weights[name] for name in names])
+            fading = (self._drawing.turn(name).fading(step) for name in names)
+            (name,) = generator.choices(names, [weights[name] * f for name, f in zip(names, fading, strict=True)])
             order.append(queues[name].pop())
 
     def _chunks(self, draws: list[int], bucket: Bucket, generator: random.Random) -> list[tuple[int, ...]]:

@@ -18,7 +18,7 @@ import torch
 from simpletuner.config.read import RunConfig
 from simpletuner.data.cache import TensorStore, write_atomic
 from simpletuner.data.images import cut
-from simpletuner.data.sampler import Plan, shortfalls
+from simpletuner.data.sampler import shortfalls
 from simpletuner.data.survey import Picture, Survey, look_at, picture_of
 from simpletuner.data.types import Skipped
 from simpletuner.errors import DataError, ModelError
@@ -29,6 +29,7 @@ from simpletuner.reporting.dataset_page import page
 from simpletuner.reporting.progress import Reporter
 from simpletuner.training import prepare, translate, translate_data
 from simpletuner.training.precision import choose
+from simpletuner.training.redraw import Samples
 
 PROCESSES = max(1, os.cpu_count() or 1)
 PAGE = "dataset.html"
@@ -227,7 +228,8 @@ def _plan(config: RunConfig, training: list[prepare.Found], checked: Checked) ->
     """Steps per epoch, or why there can be none."""
     if not training:
         return
-    buckets, _ = prepare.buckets_of(training)
+    samples = Samples(training, {})
+    buckets = samples.buckets(0)
     if not buckets:
         checked.problems.append("no picture of any training dataset can be decoded")
         return
@@ -236,7 +238,7 @@ def _plan(config: RunConfig, training: list[prepare.Found], checked: Checked) ->
     if sentences and not config.options.data.allow_dataset_oversubscription:
         checked.problems += [f"too few pictures: {sentence}" for sentence in sentences]
     try:
-        plan = Plan(buckets, drawing, config.options.training.seed)
+        plan = samples.plan(drawing, config.options.training.seed)
     except DataError as error:
         checked.problems.append(str(error))
         return

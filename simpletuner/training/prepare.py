@@ -69,6 +69,7 @@ class DatasetSource:
         tars: The tar files its files are in, or None.
         remote: Where its files come from, if not from this machine; ``folder`` is then their mirror.
         latent_remote: The URL above the twin of ``latent_dir``, or None.
+        redraw: Random crops and aspects are drawn anew in each epoch.
         stride: Pixels per latent cell, for masks.
         max_samples: At most this many pictures are used, always the same ones; None for all.
     """
@@ -90,6 +91,7 @@ class DatasetSource:
     listed: UrlList | None = None
     tars: TarSource | None = None
     latent_remote: RemoteSource | None = None
+    redraw: bool = False
     stride: int = 32
 
 
@@ -116,15 +118,26 @@ def _place_all(
         if sample.path not in known:
             skipped.append(Skipped(sample.path, "it cannot be read"))
             continue
-        # A random crop depends on dataset and file name alone, so that every run finds its cache again.
-        seed = int(content_key(source.id, sample.path.relative_to(source.folder))[:12], 16)
-        placement = place(sample.size, source.placement, seed)
-        found = PlacedSample(sample, placement, latent_key(known[sample.path], placement))
+        placement = place(sample.size, source.placement, _seed(source, sample))
+        key = latent_key(known[sample.path], placement)
+        found = PlacedSample(sample, placement, key, digest=known[sample.path])
         try:
             placed.append(_with_mask(found, source, masks, known_masks))
         except ImageError as error:
             skipped.append(Skipped(sample.path, str(error)))
     return placed, skipped
+
+
+def _seed(source: DatasetSource, sample: Sample, epoch: int = 0) -> int:
+    """A random crop depends on dataset and file name alone, so that every run finds its cache again; and on the epoch."""
+    name = sample.path.relative_to(source.folder)
+    return int(content_key(source.id, name, *([epoch] if epoch else []))[:12], 16)
+
+
+def place_in(source: DatasetSource, placed: PlacedSample, epoch: int) -> PlacedSample:
+    """A sample's place in an epoch (from 0) of a dataset with ``redraw``."""
+    placement = place(placed.sample.size, source.placement, _seed(source, placed.sample, epoch))
+    return replace(placed, placement=placement, key=latent_key(placed.digest, placement))
 
 
 def _bring(source: DatasetSource, reporter: Reporter) -> list[Skipped]:
@@ -291,7 +304,9 @@ def keep_latents(
             reporter.say(f"{shard} was damaged and is encoded anew")
         store.dropped.clear()
         missing = missing_latents(item.placed, store)
-        if missing and item.source.caching == "ondemand":
+        if item.source.redraw:
+            reporter.say(f"[{item.source.id}] places are drawn anew in each epoch; latents are encoded when needed")
+        elif missing and item.source.caching == "ondemand":
             reporter.say(f"[{item.source.id}] {len(missing)} latents will be encoded when they are first needed")
         elif missing:
             with reporter.bar(f"Encoding pictures [{item.source.id}]", len(missing)) as bar:

@@ -15,7 +15,6 @@ from simpletuner.config.read import RunConfig
 from simpletuner.data.cache import TensorStore, write_atomic
 from simpletuner.data.loader import Loader
 from simpletuner.data.ondemand import OnDemand
-from simpletuner.data.sampler import Plan
 from simpletuner.evaluation import eval_loss
 from simpletuner.evaluation.validation import Validator
 from simpletuner.models.adapters import Adapter
@@ -40,6 +39,7 @@ from simpletuner.training.hooks import Checkpointing, HeldOutLoss, Progress, Val
 from simpletuner.training.interrupt import stop_on_interrupt
 from simpletuner.training.loop import Hook, Recipe, Trainee, plain_score
 from simpletuner.training.loop import train as train_loop
+from simpletuner.training.redraw import Samples
 from simpletuner.training.session import Session, check_sizes, find_pictures, open_session, tell_data
 
 
@@ -92,11 +92,10 @@ def _train(session: Session) -> None:
     parts.transformer.to(session.device)
 
     latents_of = on_demand(session, parts)
-    buckets, samples = prepare.buckets_of(training)
-    plan = Plan(buckets, translate_data.drawing(config), options.training.seed)
-    owners = {index: bucket.dataset_id for bucket in buckets for index in bucket.members}
+    samples = Samples(training, refs, latents_of.forget)
+    plan = samples.plan(translate_data.drawing(config), options.training.seed)
     loader = Loader(
-        [refs[owners[i], placed.sample.path] for i, placed in enumerate(samples)],
+        samples,
         texts,
         plan,
         options.training.seed,
@@ -110,7 +109,7 @@ def _train(session: Session) -> None:
     recipe = translate.recipe(options, drawn, total, session.precision)
     trainee = make_trainee(session, parts, adapter)
     shape = adapter.shape() if adapter else {}
-    identity = translate.identity(config, samples, session.precision, session.text, drawn, sketch, shape)
+    identity = translate.identity(config, samples.placed, session.precision, session.text, drawn, sketch, shape)
     start = resume(session, trainee, resume_from, identity, total)
     if start < total:
         for line in translate_noise.describe(recipe, training, session.facts):

@@ -170,6 +170,7 @@ def identity(
             "seed": settings.seed,
             "pictures": content_key(*sorted(p.key for p in samples)),
             "repeats": {e.id: e.repeats for e in config.datasets.train},
+            "vae_cache_clear_each_epoch": {e.id: translate_data.redraws(e) for e in config.datasets.train},
             "turns": {name: asdict(turn) for name, turn in translate_data.drawing(config).turns.items()},
             "data_backend_sampling": config.options.data.data_backend_sampling,
         },

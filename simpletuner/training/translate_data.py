@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from simpletuner.config.datasets import Datasets, ImageDataset, TextEmbedsDataset
 from simpletuner.config.read import RunConfig
@@ -55,7 +55,8 @@ def dataset_source(config: RunConfig, entry: ImageDataset, alignment: int, strid
         ),
         repeats=entry.repeats,
         max_samples=entry.max_num_samples,
-        caching="never" if entry.vae_cache_disable else "ondemand" if entry.vae_cache_ondemand else "ahead",
+        caching=_caching(entry),
+        redraw=redraws(entry),
         mask=_mask_source(config, entry),
         table=_table_source(entry),
         remote=_remote_source(entry),
@@ -63,11 +64,23 @@ def dataset_source(config: RunConfig, entry: ImageDataset, alignment: int, strid
         listed=_url_list(entry),
         tars=_tar_source(entry),
         stride=stride,
-        latent_remote=_cache_remote(entry),
+        latent_remote=None if redraws(entry) else _cache_remote(entry),
         latent_dir=Path(entry.cache_dir_vae).expanduser(),
         encode_batch=entry.vae_batch_size,
         timestep_offset=entry.timestep_sampling_offset,
     )
+
+
+def _caching(entry: ImageDataset) -> Literal["ahead", "ondemand", "never"]:
+    if entry.vae_cache_disable:
+        return "never"
+    return "ondemand" if entry.vae_cache_ondemand or redraws(entry) else "ahead"
+
+
+def redraws(entry: ImageDataset) -> bool:
+    """Whether ``vae_cache_clear_each_epoch`` changes anything: there is chance in where its pictures go."""
+    chance = entry.crop and "random" in (entry.crop_style, entry.crop_aspect)
+    return entry.vae_cache_clear_each_epoch and chance and entry.dataset_type == "image"
 
 
 def _mask_source(config: RunConfig, entry: ImageDataset) -> MaskSource | None:
@@ -174,6 +187,7 @@ def _shuffle(entry: ImageDataset) -> Shuffle | None:
 def drawing(config: RunConfig, world_size: int = 1) -> Drawing:
     """How the batches of all datasets are mixed."""
     settings = config.options.training
+    auto = config.options.data.data_backend_sampling == "auto-weighting"
     return Drawing(
         batch_size=settings.train_batch_size,
         accumulation=settings.gradient_accumulation_steps,
@@ -181,7 +195,13 @@ def drawing(config: RunConfig, world_size: int = 1) -> Drawing:
         mixing=config.options.data.data_backend_sampling,
         turns={
             e.id: Turn(
-                e.probability, e.start_epoch, e.end_epoch, _from_zero(e.start_step), e.end_step, e.train_batch_size
+                probability=e.probability,
+                start_epoch=e.start_epoch,
+                end_epoch=e.end_epoch,
+                start_step=_from_zero(e.start_step),
+                end_step=e.end_step,
+                batch_size=e.train_batch_size,
+                fade_step=e.disable_after_epoch_step if auto else None,
             )
             for e in config.datasets.train
         },

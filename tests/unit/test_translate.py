@@ -241,6 +241,12 @@ DATASETS += [
     (TABLE, "dataset.table.includes_extension", True),
 ]
 
+DATASETS += [
+    ({"crop": True, "crop_style": "random", "vae_cache_clear_each_epoch": True}, "dataset.redraw", True),
+    ({"crop": True, "crop_style": "random", "vae_cache_clear_each_epoch": True}, "dataset.caching", "ondemand"),
+    ({"disable_after_epoch_step": 40}, "turn.fade_step", 40),
+]
+
 TARS = {"type": "webdataset", "instance_data_dir": "a-{0..3}.tar", "caption_strategy": "webdataset"}
 DATASETS += [
     ({"cache_dir_vae": "s3://kept/latents"}, "dataset.latent_remote.url", "s3://kept/latents"),
