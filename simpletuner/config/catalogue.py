@@ -77,6 +77,7 @@ _SATISFIED = {
                  "offload_during_startup delete_model_after_load"),
     **_satisfied("the VAE stays on the GPU only where validation pictures are drawn", "keep_vae_loaded"),
     **_satisfied("saving needs no room on the GPU", "offload_during_save"),
+    **_satisfied("noise depends on seed and position, so it differs on every device", "seed_for_each_device"),
     **_satisfied("EMA is always updated in float32", "ema_foreach_disable"),
     **_satisfied("adam_* acts with DeepSpeed only; use optimizer_config", "adam_beta1 adam_beta2 "
                  "adam_weight_decay adam_epsilon"),
@@ -84,7 +85,7 @@ _SATISFIED = {
     **_satisfied("it acts only together with other options that are off",
                  "hub_model_id model_card_private model_card_safe_for_work model_card_note "
                  "webhook_reporting_interval validation_image_quality checkpoints_rolling_total_limit "
-                 "dynamo_mode sageattention_usage lr_num_cycles "
+                 "dynamo_mode sageattention_usage "
                  "scheduled_sampling_reflexflow_alpha "
                  "scheduled_sampling_reflexflow_beta1 scheduled_sampling_reflexflow_beta2 quantize_activations "
                  "disk_low_action disk_low_script "
@@ -111,11 +112,6 @@ _NOT_YET = {
     **_not_yet("PNG is written", "validation_image_format", ("png",)),
     **_not_yet("ReflexFlow changes target and weighting of rolled-out samples; plain rollout works "
                "(scheduled_sampling_max_step_offset)", "scheduled_sampling_reflexflow"),
-    **_not_yet("it comes with the training methods",
-               "layer_freeze_strategy optimizer_release_gradients fuse_optimizer "
-               "ema_warmup_steps ema_cpu_only "
-               "distillation_config"),
-    **_not_yet("gradients are kept as they come", "gradient_precision", ("unmodified",)),
     **_not_yet("it comes with the data sources; latents are cached on disk", "text_cache_ondemand "
                "text_cache_disable"),
     **_not_yet("it comes with speed work", "fuse_qkv_projections dynamo_backend gradient_checkpointing_segment_stride "
@@ -151,6 +147,7 @@ _REFUSED = {
     **_refused("the empty prompt is not drawn; leave it out", "validation_disable_unconditional", (True,)),
     **_refused("the base model's pictures are drawn by validation_on_startup", "disable_benchmark"),
     **_refused("buckets that are too small are listed; use allow_dataset_oversubscription", "disable_bucket_pruning"),
+    **_refused("only plain fine-tuning is done, from pictures and not from another model", "distillation_config"),
     **_refused("Sana has no ControlNet training here", "controlnet"),
     **_refused("weights are used as the formula gives them (docs/noise.md); leave it out", "snr_weight", (1,)),
 }  # fmt: skip
@@ -168,63 +165,22 @@ FLAVOURS: Mapping[str, str] = {
 }
 DEFAULT_FLAVOUR = "sana1.0-1.6b-1024"
 
-# Optimizers of the original by name; those in options.py work.
-OTHER_OPTIMIZERS = frozenset(
-    [
-        "adamw_bf16",
-        "ao-adamw8bit",
-        "ao-adamw4bit",
-        "adamw_schedulefree",
-        "adamw_schedulefree+aggressive",
-        "adamw_schedulefree+no_kahan",
-        "optimi-adam",
-        "optimi-stableadamw",
-        "optimi-lion",
-        "optimi-radam",
-        "optimi-ranger",
-        "optimi-adan",
-        "optimi-sgd",
-        "soap",
-        "muon",
-        "prodigy",
-        "came",
-        "torch-adam",
-        "torch-sgd",
-        "torch-radam",
-        "torch-nadam",
-        "torch-rmsprop",
-        "torch-adagrad",
-        "torch-adadelta",
-        "torch-adafactor",
-        "torch-adamax",
-        "torch-asgd",
-        "torch-sparseadam",
-        "bnb-adagrad",
-        "bnb-adagrad8bit",
-        "bnb-adam",
-        "bnb-adam8bit",
-        "bnb-adamw",
-        "bnb-adamw-paged",
-        "bnb-adamw8bit",
-        "bnb-adamw8bit-paged",
-        "bnb-lion",
-        "bnb-lion-paged",
-        "bnb-lion8bit",
-        "bnb-lion8bit-paged",
-        "bnb-ademamix",
-        "bnb-ademamix-paged",
-        "bnb-ademamix8bit",
-        "bnb-ademamix8bit-paged",
-        "sdnq-adamw",
-        "sdnq-adafactor",
-        "sdnq-came",
-        "sdnq-lion",
-        "sdnq-muon",
-        "adamw8bit",
-        "adafactor",
-        "dadaptation",
-    ]
-)
+# Optimizer names that stay refused; those in optimizer_names.py work.
+OTHER_OPTIMIZERS: Mapping[str, str] = {
+    "adamw_schedulefree+aggressive": "its special settings are not known here; use adamw_schedulefree, with r and "
+    "weight_lr_power in optimizer_config",
+    "adamw_schedulefree+no_kahan": "the weights are kept in float32, where Kahan sums change nothing; use "
+    "adamw_schedulefree",
+    "torch-sparseadam": "it is for sparse gradients, and Sana has none; use torch-adam",
+    "bnb-adagrad-paged": "bitsandbytes has no paged Adagrad; use bnb-adagrad8bit",
+    "bnb-adagrad8bit-paged": "bitsandbytes has no paged Adagrad; use bnb-adagrad8bit",
+    **{f"sdnq-{theirs}": f"SDNQ is not used here; use {ours}" for theirs, ours in {
+        "adamw": "ao-adamw8bit", "adafactor": "torch-adafactor", "came": "came", "lion": "bnb-lion8bit", "muon": "muon",
+    }.items()},
+    "adamw8bit": "its newer name is bnb-adamw8bit",
+    "adafactor": "its newer name is torch-adafactor",
+    "dadaptation": "it was removed in favour of prodigy, which finds its rate the same way",
+}  # fmt: skip
 
 
 def _quantisers(reason: str, names: str) -> dict[str, str]:
@@ -256,11 +212,7 @@ OTHER_VALUES: Mapping[str, Mapping[str, str]] = {
     },
     "base_model_precision": _OTHER_PRECISIONS,
     "text_encoder_1_precision": _OTHER_PRECISIONS,
-    "lr_scheduler": {
-        "sine": "not yet: use cosine",
-        "cosine_with_restarts": "not yet: use cosine",
-    },
-    "optimizer": {name: "not yet: optimi-adamw and torch-adamw work" for name in OTHER_OPTIMIZERS},
+    "optimizer": OTHER_OPTIMIZERS,
     "weighting_scheme": {
         "logit_normal": "this names a density, not a weighting: it is the default one, leave weighting_scheme out",
         "mode": "this names a density, not a weighting: set flow_density to mode",

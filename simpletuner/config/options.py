@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from simpletuner.config.optimizer_names import OWN_RATE, OptimizerName, parse
 from simpletuner.config.values import (
     parse_instruction,
     parse_names,
@@ -117,45 +118,59 @@ class TrainingOptions(Section):
     max_train_steps: Annotated[int, Field(ge=0)] | None = Field(None, description="Optimizer steps, instead of epochs.")
     train_batch_size: Positive = Field(4, description="Pictures per micro-batch.")
     gradient_accumulation_steps: Positive = Field(1, description="Micro-batches per optimizer step.")
-    learning_rate: Annotated[float, Field(gt=0.0)] = Field(1e-5, description="Peak learning rate.")
-    lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine", "polynomial"] = Field(
-        "constant_with_warmup", description="Course of the learning rate."
+    learning_rate: Annotated[float, Field(gt=0.0)] = Field(
+        1e-5, description="Peak learning rate; 1 where prodigy is left to find its own."
     )
-    lr_warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="Optimizer steps up to the peak.")
-    lr_end: Annotated[float, Field(ge=0.0)] = Field(4e-7, description="Last learning rate of cosine and polynomial.")
+    lr_scheduler: Literal[
+        "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "sine", "polynomial", "wsd"
+    ] = Field("constant_with_warmup", description="Course of the learning rate over the whole run.")
+    lr_warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="Optimizer steps of warm-up.")
+    lr_end: Annotated[float, Field(ge=0.0)] = Field(
+        4e-7, description="Lowest learning rate of all courses that fall; linear goes to 0 unless this is given."
+    )
     lr_power: Annotated[float, Field(gt=0.0)] = Field(0.8, description="Exponent of polynomial.")
+    lr_num_cycles: Positive = Field(1, description="Courses of cosine_with_restarts, waves of sine.")
+    lr_decay_share: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        0.2, description="Share of the run in which wsd (warm-up, stable, decay) goes down."
+    )
     lr_scale: bool = Field(False, description="Multiply the learning rate by pictures per optimizer step.")
     lr_scale_sqrt: bool = Field(False, description="With lr_scale: by the square root of that.")
-    optimizer: Literal["optimi-adamw", "torch-adamw"] = Field("optimi-adamw", description="Optimizer.")
+    optimizer: OptimizerName = Field("optimi-adamw", description="Optimizer.")
     optimizer_config: str = Field(
-        "", description="key=value,key=value for the optimizer: beta1, beta2, eps, weight_decay."
+        "", description="key=value,key=value for the optimizer: any argument of its class, such as weight_decay."
     )
     optimizer_beta1: Annotated[float, Field(ge=0.0, lt=1.0)] | None = Field(None, description="Together with beta2.")
     optimizer_beta2: Annotated[float, Field(ge=0.0, lt=1.0)] | None = Field(None, description="Together with beta1.")
     max_grad_norm: Annotated[float, Field(ge=0.0)] = Field(1.0, description="Gradient bound; 0 turns clipping off.")
     grad_clip_method: Literal["norm", "value"] = Field("norm", description="Clip the global norm, or each element.")
+    gradient_precision: Literal["unmodified", "fp32"] = Field(
+        "unmodified", description="fp32 adds up the micro-batches of a step in float32 where weights are bf16."
+    )
+    optimizer_release_gradients: bool = Field(
+        False, description="Step each parameter inside backward and free its gradient: less memory."
+    )
+    fuse_optimizer: bool = Field(False, description="The same as optimizer_release_gradients.")
+    layer_freeze_strategy: Literal["none", "bitfit"] = Field(
+        "none", description="bitfit trains biases and the parameters of norms only."
+    )
     seed: Annotated[int, Field(ge=-1, lt=2**31)] = Field(42, description="Everything random; -1 draws and prints one.")
 
     def optimizer_arguments(self) -> dict[str, Any]:
         """Arguments for the optimizer from ``optimizer_config`` and the betas.
 
         Raises:
-            ValueError: An entry that is not ``key=number``, an unknown key, or a number out of range.
+            ValueError: An entry that is not ``key=value``, an argument its class does not take, or a wrong value.
         """
-        arguments: dict[str, float] = {}
-        for entry in filter(None, (part.strip() for part in self.optimizer_config.split(","))):
-            key, sign, value = entry.partition("=")
-            if not sign or key.strip() not in ("beta1", "beta2", "eps", "weight_decay"):
-                raise ValueError(f"{entry!r} is none of beta1=, beta2=, eps=, weight_decay=")
-            number = float(value)
-            if not 0.0 <= number < (1.0 if key.strip().startswith("beta") else float("inf")):
-                raise ValueError(f"{entry!r} is out of range")
-            arguments[key.strip()] = number
-        betas = (self.optimizer_beta1, self.optimizer_beta2)
-        pair = (arguments.pop("beta1", betas[0]), arguments.pop("beta2", betas[1]))
-        if (pair[0] is None) != (pair[1] is None):
-            raise ValueError("beta1 and beta2 go together")
-        return {**arguments, "betas": pair} if pair[0] is not None else dict(arguments)
+        return parse(self.optimizer, self.optimizer_config, self.optimizer_beta1, self.optimizer_beta2)
+
+    def peak_rate(self) -> float:
+        """``learning_rate``, or the optimizer's own unit where the user is silent."""
+        silent = "learning_rate" not in self.model_fields_set
+        return OWN_RATE.get(self.optimizer, self.learning_rate) if silent else self.learning_rate
+
+    def releases_gradients(self) -> bool:
+        """Whether parameters are stepped inside backward."""
+        return self.optimizer_release_gradients or self.fuse_optimizer
 
 
 class EmaOptions(Section):
@@ -167,9 +182,14 @@ class EmaOptions(Section):
         "accelerator",
         description="Where the average lives; cpu frees 4 bytes of GPU memory a parameter, and is slower.",
     )
+    ema_cpu_only: bool = Field(False, description="The same as ema_device cpu: kept and updated on the CPU.")
+    ema_warmup_steps: Annotated[int, Field(ge=0)] = Field(
+        0, description="Until this step the average is a copy of the weights."
+    )
     ema_update_interval: Positive = Field(1, description="Update every n optimizer steps.")
     ema_validation: Literal["none", "ema_only", "comparison"] = Field(
-        "comparison", description="Validation pictures: trained weights only, EMA only, or both."
+        "comparison",
+        description="Validation pictures: trained weights only, EMA only, or both; ema_only also for held-out loss.",
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from simpletuner.config.adapter_rules import problems as adapter_problems
 from simpletuner.config.adapter_rules import without_effect as adapter_without_effect
 from simpletuner.config.noise_rules import Row, noise_problems, noise_without_effect
+from simpletuner.config.optimizer_rules import optimizer_problems, optimizer_without_effect
 from simpletuner.config.options import Options
 from simpletuner.config.precision_rules import precision_problems, precision_without_effect
 from simpletuner.errors import Problem
@@ -29,6 +30,7 @@ def check(options: Options, where: Mapping[str, str], config_file: str) -> list[
             *noise_problems(options),
             *adapter_problems(options),
             *precision_problems(options),
+            *optimizer_problems(options),
             *_rest(options),
         )
     ]
@@ -36,20 +38,8 @@ def check(options: Options, where: Mapping[str, str], config_file: str) -> list[
 
 def without_effect(options: Options, where: Mapping[str, str]) -> list[str]:
     """Sentences about options that are given but change nothing beside the others."""
-    training = options.training
-    lines = []
-    if "lr_end" in where and training.lr_scheduler not in ("cosine", "polynomial"):
-        lines.append(f"lr_end: lr_scheduler {training.lr_scheduler} has no end value")
-    elif "lr_end" in where and training.lr_end > training.learning_rate:
-        lines.append(f"lr_end: it is above learning_rate, so the rate ends at {training.learning_rate:g}")
-    if "lr_power" in where and training.lr_scheduler != "polynomial":
-        lines.append("lr_power: it acts only with lr_scheduler polynomial")
-    if "lr_warmup_steps" in where and training.lr_scheduler == "constant" and training.lr_warmup_steps:
-        lines.append("lr_warmup_steps: lr_scheduler constant does not warm up")
-    if "beta1=" in training.optimizer_config.replace(" ", "") and training.optimizer_beta1 is not None:
-        lines.append("optimizer_beta1, optimizer_beta2: optimizer_config gives the betas")
     return [
-        *lines,
+        *optimizer_without_effect(options, where),
         *noise_without_effect(options, where),
         *adapter_without_effect(options, where),
         *precision_without_effect(options, where),
@@ -69,11 +59,6 @@ def _recipe(options: Options) -> Iterator[Row]:
     training = options.training
     if training.lr_scale_sqrt and not training.lr_scale:
         yield ("lr_scale_sqrt", True, "it acts only with lr_scale", "set lr_scale as well, or remove it")
-    try:
-        training.optimizer_arguments()
-    except ValueError as error:
-        key = "optimizer_config" if training.optimizer_config else "optimizer_beta1"
-        yield (key, training.optimizer_config, str(error), 'for example "beta1=0.9,beta2=0.99,weight_decay=0.01"')
 
 
 def _rest(options: Options) -> Iterator[Row]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
+
+BATCH = 2**25
 
 
 def effective_decay(decay: float, step: int) -> float:
@@ -35,6 +38,7 @@ class Ema:
         decay: float,
         interval: int = 1,
         device: torch.device | None = None,
+        warmup_steps: int = 0,
     ) -> None:
         """Start as a copy.
 
@@ -44,22 +48,40 @@ class Ema:
             interval: Update every this many optimizer steps.
             device: Where the average lives; beside each parameter by default. On the CPU it costs no GPU memory, and
                 each update copies the weights there.
+            warmup_steps: Until this optimizer step the average is a copy of the weights.
         """
         self._parameters = list(parameters)
         self._decay = decay
         self._interval = interval
+        self._warmup_steps = warmup_steps
         self.updates = 0
         self.shadow = [p.detach().to(device or p.device, torch.float32, copy=True) for p in self._parameters]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Average in the weights after optimizer step ``step`` (from 1)."""
+        if step <= self._warmup_steps:
+            torch._foreach_copy_(self.shadow, [p.detach() for p in self._parameters])
+            return
         if step % self._interval:
             return
         decay = effective_decay(self._decay, self.updates)
-        live = [p.detach().to(s.device, torch.float32) for p, s in zip(self._parameters, self.shadow, strict=True)]
-        torch._foreach_lerp_(self.shadow, live, 1.0 - decay)
+        for shadow, parameters in self._batches():
+            live = [p.detach().to(s.device, torch.float32) for p, s in zip(parameters, shadow, strict=True)]
+            # Three roundings, one after the other, are the same on every device; a fused lerp is not.
+            change = torch._foreach_sub(live, shadow)
+            torch._foreach_mul_(change, 1.0 - decay)
+            torch._foreach_add_(shadow, change)
         self.updates += 1
+
+    def _batches(self) -> Iterator[tuple[list[torch.Tensor], list[torch.nn.Parameter]]]:
+        """(averages, parameters) of about ``BATCH`` elements: float32 copies of all at once would not fit."""
+        first, size = 0, 0
+        for index, shadow in enumerate(self.shadow):
+            size += math.prod(shadow.shape)
+            if size >= BATCH or index == len(self.shadow) - 1:
+                yield self.shadow[first : index + 1], self._parameters[first : index + 1]
+                first, size = index + 1, 0
 
     @contextmanager
     def applied(self) -> Iterator[None]:

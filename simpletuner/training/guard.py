@@ -69,3 +69,27 @@ class Guard:
                 "or no, and look at those pictures."
             )
         return f"step {step} skipped: its {what} is NaN or infinite (weights and EMA untouched). Pictures: {named}"
+
+    def held_back(self, step: int, held: int, count: int, pictures: Sequence[str]) -> str:
+        """A step with gradient release in which some parameters were not stepped.
+
+        Args:
+            step: Optimizer step, from 1.
+            held: Parameters whose gradient was not finite.
+            count: All trained parameters.
+            pictures: Paths of the step's pictures.
+
+        Returns:
+            The sentence for the log.
+
+        Raises:
+            NonFiniteError: ``PATIENCE`` such steps in a row.
+        """
+        if self.in_a_row + 1 >= PATIENCE:
+            self.skipped(step, "gradient", pictures)
+        self.in_a_row += 1
+        named = ", ".join(dict.fromkeys(pictures))
+        return (
+            f"step {step}: {held} of {count} parameters kept their values, as their gradients are NaN or infinite. "
+            f"Pictures: {named}"
+        )

@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
+
 from simpletuner.evaluation.eval_loss import EvalResult
 from simpletuner.evaluation.grid import grid
 from simpletuner.evaluation.validation import Picture, Validator
@@ -15,6 +17,7 @@ from simpletuner.reporting.metrics import MetricsFile
 from simpletuner.reporting.progress import Bar, Reporter
 from simpletuner.training.ema import Ema
 from simpletuner.training.loop import StepResult, Trainee
+from simpletuner.training.optimizers import evaluation_weights
 
 SMOOTHING = 0.9
 
@@ -85,10 +88,14 @@ class Checkpointing:
 class HeldOutLoss:
     """Held-out loss before, every ``interval`` steps and after; of the EMA weights where there are any.
 
+    In the metrics file ``eval`` is the figure of the weights that are exported, and ``eval_live`` that of the live ones
+    beside an EMA.
+
     Attributes:
         interval: Optimizer steps, or None for before and after only.
         measure: Gives the figure for the weights now in the model.
-        trainee: For its EMA and training mode.
+        live_beside_ema: Whether live weights are measured as well where there is an EMA.
+        trainee: For its EMA, optimizer and training mode.
         metrics: Where figures are kept, also those of the run's first half when it was resumed.
     """
 
@@ -97,6 +104,7 @@ class HeldOutLoss:
     trainee: Trainee
     metrics: MetricsFile
     reporter: Reporter
+    live_beside_ema: bool = True
     measured_at: int = -1
 
     def on_start(self, step: int) -> None:
@@ -125,14 +133,23 @@ class HeldOutLoss:
         ema = self.trainee.ema if step else None
         adapter = self.trainee.adapter
         off = adapter.disabled() if adapter and not step else nullcontext()
-        with ema.applied() if ema else nullcontext(), off:
-            result = self.measure()
+        beside = ""
+        if ema:
+            with ema.applied():
+                result = self.measure()
+            if self.live_beside_ema:
+                live = self.measure()
+                self.metrics.write("eval_live", {"step": step, **asdict(live), "weights": "live weights"})
+                beside = f", live {live.loss:.4f}"
+        else:
+            with evaluation_weights(self.trainee.optimizer), off:
+                result = self.measure()
         transformer.train(was_training)
         self.measured_at = step
         kind = "EMA weights" if ema else "weights"
         self.metrics.write("eval", {"step": step, **asdict(result), "weights": kind})
         self.reporter.say(
-            f"step {step}: held-out loss {result.loss:.4f} ({kind}, {result.samples} pictures; "
+            f"step {step}: held-out loss {result.loss:.4f} ({kind}{beside}, {result.samples} pictures; "
             f"a model that has learned nothing scores {result.zero_predictor:.2f})"
         )
 
@@ -150,6 +167,7 @@ class ValidationPictures:
         output_dir: Where ``before_after.png`` goes.
         adapter: The adapter, if one is trained; it is off in the base model's pictures.
         strength: Of the adapter in all others.
+        optimizer: Whose weights for use are drawn, where they differ from those it trains.
     """
 
     interval: int | None
@@ -162,6 +180,7 @@ class ValidationPictures:
     drawn_at: int = -1
     adapter: Adapter | None = None
     strength: float = 1.0
+    optimizer: torch.optim.Optimizer | None = None
 
     def on_start(self, step: int) -> None:
         """The base model's pictures, once."""
@@ -189,6 +208,11 @@ class ValidationPictures:
             return nullcontext()
         return self.adapter.scaled(self.strength) if step else self.adapter.disabled()
 
+    def _weights(self, label: str) -> AbstractContextManager[object]:
+        if label and self.ema:
+            return self.ema.applied()
+        return evaluation_weights(self.optimizer) if self.optimizer else nullcontext()
+
     def _draw(self, step: int) -> None:
         variants = self.variants(step)
         rows: list[tuple[str, list[Picture]]] = []
@@ -196,7 +220,7 @@ class ValidationPictures:
             rows.append(("before", self.validator.expected(0)))
         with self.reporter.bar(f"Validation at step {step}", self.validator.count * len(variants)) as bar:
             for label in variants:
-                with self.ema.applied() if label and self.ema else nullcontext(), self._adapted(step):
+                with self._weights(label), self._adapted(step):
                     pictures = self.validator.render(step, label, bar.advance)
                 rows.append((f"step {step}" + (" EMA" if label else ""), pictures))
         self.drawn_at = step

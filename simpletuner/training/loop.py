@@ -23,8 +23,11 @@ from simpletuner.flow.schedules import Density, draw_sigmas
 from simpletuner.models.adapters import Adapter
 from simpletuner.models.base import Facts, Family
 from simpletuner.training.ema import Ema
+from simpletuner.training.gradient_release import GradientRelease
+from simpletuner.training.gradient_sums import Float32Sums
 from simpletuner.training.guard import Guard
 from simpletuner.training.learning_rate import Schedule
+from simpletuner.training.optimizers import set_learning_rate
 from simpletuner.training.precision import Precision
 
 
@@ -61,7 +64,12 @@ class Recipe:
 
 @dataclass(slots=True)
 class Trainee:
-    """What is trained: the model, its optimizer and what goes with them."""
+    """What is trained: the model, its optimizer and what goes with them.
+
+    Attributes:
+        release: Steps the optimizer inside backward, or None for one step after it.
+        sums: Adds up micro-batches in float32, or None for the weights' dtype.
+    """
 
     family: Family
     facts: Facts
@@ -72,6 +80,8 @@ class Trainee:
     scaler: torch.amp.GradScaler | None = None
     parameters: list[torch.nn.Parameter] = field(default_factory=list)
     adapter: Adapter | None = None
+    release: GradientRelease | None = None
+    sums: Float32Sums | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,18 +234,35 @@ def gradients(trainee: Trainee, recipe: Recipe, batches: Iterator[Batch], step: 
         shown = keep_base(trainee, recipe, batch, shown)
         per_sample = score(trainee, recipe, batch, shown)
         loss = per_sample.mean() / recipe.accumulation
-        (trainee.scaler.scale(loss) if trainee.scaler else loss).backward()
+        backward(trainee, loss)
         losses.append(per_sample.detach())
         step_losses.names += batch.sample_ids
         step_losses.regularisation += [batch.regularisation] * len(batch.sample_ids)
+    if trainee.sums:
+        trainee.sums.deliver()
     if trainee.scaler:
         trainee.scaler.unscale_(trainee.optimizer)
     step_losses.values = torch.cat(losses).tolist()
     return step_losses
 
 
+def backward(trainee: Trainee, loss: torch.Tensor) -> None:
+    """Backward of one micro-batch's loss, by way of the scaler, the gradient release or the float32 sums."""
+    if trainee.release:
+        trainee.release.backward(loss)
+        return
+    (trainee.scaler.scale(loss) if trainee.scaler else loss).backward()
+    if trainee.sums:
+        trainee.sums.collect()
+
+
 def clip(trainee: Trainee, recipe: Recipe) -> float:
-    """Clip the gradients and return their global norm before clipping (infinite or NaN if any element is)."""
+    """Clip the gradients and return their global norm before clipping (infinite or NaN if any element is).
+
+    With gradient release they are clipped and gone already; the norm is that of those that were finite.
+    """
+    if trainee.release:
+        return trainee.release.norm()
     if recipe.clip_norm and not recipe.clip_by_value:
         return torch.nn.utils.clip_grad_norm_(trainee.parameters, recipe.clip_norm).item()
     grads = [p.grad for p in trainee.parameters if p.grad is not None]
@@ -255,13 +282,9 @@ def update(
     """
     skipped = None
     if all(map(math.isfinite, losses)) and math.isfinite(grad_norm):
-        if trainee.scaler:
-            trainee.scaler.step(trainee.optimizer)
-        else:
-            trainee.optimizer.step()
+        skipped = _step_optimizer(trainee, guard, step, names)
         if trainee.ema:
             trainee.ema.update(step)
-        guard.good()
     else:
         culprits = [n for n, value in zip(names, losses, strict=True) if not math.isfinite(value)]
         if trainee.scaler is None or culprits:
@@ -289,6 +312,19 @@ def result_of(
         regularisation_loss=kept,
         regularisation_samples=sum(losses.regularisation),
     )
+
+
+def _step_optimizer(trainee: Trainee, guard: Guard, step: int, names: list[str]) -> str | None:
+    """Apply finite gradients; with gradient release that was done in backward, maybe not for every parameter."""
+    if trainee.release:
+        if trainee.release.held:
+            return guard.held_back(step, trainee.release.held, trainee.release.count, names)
+    elif trainee.scaler:
+        trainee.scaler.step(trainee.optimizer)
+    else:
+        trainee.optimizer.step()
+    guard.good()
+    return None
 
 
 def train(
@@ -327,8 +363,7 @@ def train(
     while step < total and not should_stop():
         began = time.perf_counter()
         learning_rate = recipe.schedule.at(step)
-        for group in trainee.optimizer.param_groups:
-            group["lr"] = learning_rate
+        set_learning_rate(trainee.optimizer, learning_rate)
         losses = gradients(trainee, recipe, batches, step)
         grad_norm = clip(trainee, recipe)
         step += 1

@@ -19,6 +19,7 @@ from simpletuner.evaluation import eval_loss
 from simpletuner.evaluation.validation import Validator
 from simpletuner.models.adapters import Adapter
 from simpletuner.models.base import Components, EncodedText
+from simpletuner.models.freezing import bias_and_norms_only
 from simpletuner.reporting.progress import Reporter
 from simpletuner.training import (
     adapting,
@@ -35,6 +36,8 @@ from simpletuner.training import (
 )
 from simpletuner.training.caching import fill_caches, on_demand
 from simpletuner.training.ema import Ema
+from simpletuner.training.gradient_release import GradientRelease, PerParameter
+from simpletuner.training.gradient_sums import Float32Sums
 from simpletuner.training.hooks import Checkpointing, HeldOutLoss, Progress, ValidationPictures
 from simpletuner.training.interrupt import stop_on_interrupt
 from simpletuner.training.loop import Hook, Recipe, Trainee, plain_score
@@ -67,6 +70,7 @@ def _train(session: Session) -> None:
     config, options = session.config, session.config.options
     record = json.dumps(config.raw, indent=2, default=str)
     write_atomic(session.output_dir / "config.resolved.json", record.encode())
+    translate.check_optimizer(config, session.precision, session.device)
     training, held_out = find_pictures(session)
     resume_from, notes = checkpoint.find(session.output_dir, config.options.checkpoints.resume_from_checkpoint)
     for note in notes:
@@ -162,12 +166,14 @@ def make_trainee(session: Session, parts: Components, adapter: Adapter | None) -
     """Optimizer, EMA and gradient checkpointing around the transformer, or around the adapter on it."""
     options = session.config.options
     transformer = parts.transformer if adapter else parts.transformer.requires_grad_(True)
+    if options.training.layer_freeze_strategy == "bitfit":
+        trained, count = bias_and_norms_only(transformer)
+        session.reporter.say(f"bitfit: {trained:,} of {count:,} weights are trained, biases and norms")
     if options.precision.gradient_checkpointing:
         count = session.family.checkpoint_blocks(transformer, options.precision.gradient_checkpointing_interval)
         session.reporter.say(f"Gradient checkpointing: {count} blocks are recomputed in backward")
-    parameters = adapter.parameters if adapter else list(transformer.parameters())
-    settings = options.training
-    optimizer = optimizers.build(settings.optimizer, parameters, settings.learning_rate, settings.optimizer_arguments())
+    parameters = adapter.parameters if adapter else [p for p in transformer.parameters() if p.requires_grad]
+    optimizer = make_optimizer(session, parameters)
     ema = make_ema(session, parameters) if options.ema.use_ema else None
     scaler = torch.amp.GradScaler(session.device.type) if session.precision.scale_gradients else None
     return Trainee(
@@ -180,14 +186,45 @@ def make_trainee(session: Session, parts: Components, adapter: Adapter | None) -
         scaler=scaler,
         parameters=parameters,
         adapter=adapter,
+        release=make_release(session, optimizer),
+        sums=Float32Sums(parameters) if sums_in_float32(session) else None,
     )
+
+
+def make_optimizer(session: Session, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer by its name, told with the arguments in force."""
+    settings = session.config.options.training
+    overrides = translate.optimizer_overrides(session.config.options)
+    optimizer = optimizers.build(
+        *(settings.optimizer, parameters, settings.peak_rate(), overrides),
+        seed=settings.seed,
+        one_by_one=settings.releases_gradients(),
+    )
+    session.reporter.say(f"Optimizer: {optimizers.describe(settings.optimizer, optimizer)}")
+    return optimizer
+
+
+def make_release(session: Session, optimizer: torch.optim.Optimizer) -> GradientRelease | None:
+    """The hooks that step inside backward, if asked for; gradients are clipped there by value or not at all."""
+    settings = session.config.options.training
+    if not isinstance(optimizer, PerParameter):
+        return None
+    session.reporter.say("Gradient release: each parameter is stepped inside backward and its gradient freed")
+    return GradientRelease(optimizer, settings.max_grad_norm)
+
+
+def sums_in_float32(session: Session) -> bool:
+    """Whether micro-batches are added up beside ``.grad``: float32 weights have float32 gradients anyway."""
+    settings = session.config.options.training
+    several = settings.gradient_accumulation_steps > 2 and settings.gradient_precision == "fp32"
+    return several and session.precision.weights != torch.float32
 
 
 def make_ema(session: Session, parameters: list[torch.nn.Parameter]) -> Ema:
     """The average of the weights as they are now."""
     options = session.config.options.ema
-    where = torch.device("cpu") if options.ema_device == "cpu" else session.device
-    return Ema(parameters, options.ema_decay, options.ema_update_interval, where)
+    where = torch.device("cpu") if options.ema_device == "cpu" or options.ema_cpu_only else session.device
+    return Ema(parameters, options.ema_decay, options.ema_update_interval, where, options.ema_warmup_steps)
 
 
 def resume(session: Session, trainee: Trainee, folder: Path | None, identity: resuming.Identity, total: int) -> int:
@@ -199,7 +236,7 @@ def resume(session: Session, trainee: Trainee, folder: Path | None, identity: re
             trainee,
             folder,
             identity,
-            optimizers.arguments_of(settings.optimizer, settings.optimizer_arguments()),
+            optimizers.arguments_of(settings.optimizer, translate.optimizer_overrides(session.config.options)),
             lambda: make_ema(session, trainee.parameters),
         )
         for note in notes:
@@ -239,7 +276,8 @@ def make_hooks(
             return eval_loss.measure(stacked, lambda b, n: plain_score(trainee, recipe, b, n), trainee.device)
 
         interval = options.evaluation.eval_steps_interval
-        hooks.append(HeldOutLoss(interval, measure, trainee, session.metrics, session.reporter))
+        live_too = options.ema.ema_validation != "ema_only"
+        hooks.append(HeldOutLoss(interval, measure, trainee, session.metrics, session.reporter, live_too))
     if validator:
         hooks.append(
             ValidationPictures(
@@ -252,6 +290,7 @@ def make_hooks(
                 session.reporter,
                 adapter=trainee.adapter,
                 strength=options.adapter.validation_lycoris_strength,
+                optimizer=trainee.optimizer,
             )
         )
     return hooks
@@ -292,6 +331,7 @@ def run_steps(
 def finish(session: Session, parts: Components, trainee: Trainee, hooks: list[Hook], done: int, total: int) -> None:
     """Export (EMA weights if there are any) and say where everything is."""
     say = session.reporter.say
+    optimizers.settle(trainee.optimizer)
     final = export(session, parts, trainee)
     what = "a LoRA or LyCORIS file; the base model is not in it" if trainee.adapter else "a diffusers folder"
     say()

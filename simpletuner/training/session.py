@@ -47,11 +47,11 @@ def open_session(config: RunConfig, reporter: Reporter) -> Session:
     imports.libraries()
     load.only_download_bars()
     output_dir = Path(options.checkpoints.output_dir).expanduser()
-    entry = optimizers.OPTIMIZERS[options.training.optimizer]
+    safe = optimizers.low_precision_safe(options.training.optimizer, options.training.optimizer_arguments())
     if options.model.model_type == "lora":
         precision = choose_for_adapter(options.precision.mixed_precision)
     else:
-        precision = choose(options.precision.mixed_precision, entry.low_precision_safe)
+        precision = choose(options.precision.mixed_precision, safe)
     where = device.choose(disable_tf32=options.precision.disable_tf32)
     source = translate.load_source(options, precision)
     family = FAMILIES[options.model.model_family]

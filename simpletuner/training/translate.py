@@ -7,6 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from simpletuner.config.optimizer_names import SCHEDULE_FREE
 from simpletuner.config.options import Options
 from simpletuner.config.read import RunConfig
 from simpletuner.data.cache import content_key
@@ -17,7 +20,7 @@ from simpletuner.errors import ConfigError, Problem
 from simpletuner.evaluation.validation import ValidationSettings
 from simpletuner.flow.schedules import Density
 from simpletuner.models.base import Facts, LoadSource, TextSettings
-from simpletuner.training import translate_adapter, translate_data, translate_noise, translate_precision
+from simpletuner.training import optimizers, translate_adapter, translate_data, translate_noise, translate_precision
 from simpletuner.training.learning_rate import Schedule
 from simpletuner.training.loop import Recipe
 from simpletuner.training.precision import Precision
@@ -82,15 +85,19 @@ def recipe(options: Options, drawn: Density, total: int, precision: Precision) -
     settings = options.training
     pictures = settings.train_batch_size * settings.gradient_accumulation_steps
     scale = (pictures**0.5 if settings.lr_scale_sqrt else pictures) if settings.lr_scale else 1
+    # Linear goes to 0 by tradition; the others' floor is lr_end.
+    end = 0.0 if settings.lr_scheduler == "linear" and "lr_end" not in settings.model_fields_set else settings.lr_end
     return Recipe(
         density=drawn,
         schedule=Schedule(
-            name=settings.lr_scheduler,
-            peak=settings.learning_rate * scale,
-            end=min(settings.lr_end, settings.learning_rate * scale),  # the default may lie above a small peak
+            name="constant" if settings.optimizer in SCHEDULE_FREE else settings.lr_scheduler,
+            peak=settings.peak_rate() * scale,
+            end=min(end, settings.peak_rate() * scale),  # the default may lie above a small peak
             warmup_steps=settings.lr_warmup_steps,
             total_steps=total,
             power=settings.lr_power,
+            cycles=settings.lr_num_cycles,
+            decay_share=settings.lr_decay_share,
         ),
         accumulation=settings.gradient_accumulation_steps,
         clip_norm=settings.max_grad_norm,
@@ -102,6 +109,34 @@ def recipe(options: Options, drawn: Density, total: int, precision: Precision) -
         weighting=translate_noise.weighting(options),
         rollout=translate_noise.rollout(options),
     )
+
+
+def optimizer_overrides(options: Options) -> dict[str, Any]:
+    """Arguments for the optimizer; one that is schedule-free does the warm-up itself."""
+    settings = options.training
+    overrides = settings.optimizer_arguments()
+    if settings.optimizer == "adamw_schedulefree":
+        overrides["warmup_steps"] = settings.lr_warmup_steps
+    return overrides
+
+
+def check_optimizer(config: RunConfig, precision: Precision, device: torch.device) -> None:
+    """Build the optimizer for a few numbers, before anything is loaded: its class checks what a table cannot.
+
+    Raises:
+        ConfigError: It does not take a value, or its package cannot be used.
+    """
+    settings = config.options.training
+    weight = torch.nn.Parameter(torch.zeros(8, 8, dtype=precision.weights, device=device))
+    try:
+        optimizers.build(settings.optimizer, [weight], settings.peak_rate(), optimizer_overrides(config.options))
+    except (ValueError, TypeError, RuntimeError, NotImplementedError, AssertionError) as error:
+        given = "optimizer_config" if settings.optimizer_config else "optimizer"
+        problem = Problem(config.config_file, given, settings.optimizer_config or settings.optimizer, str(error))
+        raise ConfigError([problem]) from error
+    except (ImportError, OSError) as error:
+        reason = f"its package cannot be used: {error}"
+        raise ConfigError([Problem(config.config_file, "optimizer", settings.optimizer, reason)]) from error
 
 
 def check_validation_sizes(config: RunConfig, facts: Facts) -> None:
@@ -159,6 +194,7 @@ def identity(
     return Identity(
         must_agree={
             "optimizer": settings.optimizer,
+            "optimizer_release_gradients": settings.releases_gradients(),
             "weights in": str(precision.weights).removeprefix("torch."),
             "base model": model,
             "model_type": config.options.model.model_type,
@@ -175,11 +211,17 @@ def identity(
             "data_backend_sampling": config.options.data.data_backend_sampling,
         },
         recipe={
-            "learning_rate": settings.learning_rate,
+            "learning_rate": settings.peak_rate(),
             "lr_scheduler": [
                 *(settings.lr_scheduler, settings.lr_warmup_steps),
                 *(settings.lr_power, settings.lr_end),
             ],
+            "lr_num_cycles": settings.lr_num_cycles,
+            "lr_decay_share": settings.lr_decay_share,
+            "gradient_precision": settings.gradient_precision,
+            "layer_freeze_strategy": settings.layer_freeze_strategy,
+            "ema_decay": [config.options.ema.ema_decay, config.options.ema.ema_update_interval],
+            "ema_warmup_steps": config.options.ema.ema_warmup_steps,
             "max_grad_norm": [settings.max_grad_norm, settings.grad_clip_method],
             "noise": drawn.describe(),
             **translate_noise.identity(config.options),

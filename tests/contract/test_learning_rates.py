@@ -27,6 +27,8 @@ def schedules(draw: st.DrawFn) -> Schedule:
         warmup_steps=draw(st.integers(0, 30)),
         total_steps=draw(st.integers(1, 60)),
         power=draw(st.floats(0.1, 5.0)),
+        cycles=draw(st.integers(1, 4)),
+        decay_share=draw(st.floats(0.05, 1.0)),
     )
 
 
@@ -40,7 +42,8 @@ def test_rates_are_finite_never_negative_never_above_the_peak_and_a_function_of_
 @given(schedules())
 def test_the_first_step_learns_and_the_peak_is_reached_after_warm_up(schedule: Schedule) -> None:
     assert schedule.at(0) > 0
-    assert schedule.at(schedule.warmup_steps) == pytest.approx(schedule.peak)
+    middle = (schedule.peak + schedule.end) / 2  # a sine starts half-way up
+    assert schedule.at(schedule.warmup_steps) == pytest.approx(middle if schedule.name == "sine" else schedule.peak)
 
 
 @given(schedules())
@@ -48,6 +51,9 @@ def test_it_rises_to_the_peak_and_never_again(schedule: Schedule) -> None:
     rates = [schedule.at(step) for step in range(100)]
     warm = schedule.warmup_steps if schedule.name != "constant" else 0
     assert rates[:warm] == sorted(rates[:warm])
+    if schedule.name in ("sine", "cosine_with_restarts"):  # up and down again, between end and peak
+        assert all(schedule.end * (1 - 1e-9) <= rate for rate in rates[warm:])
+        return
     assert all(after <= before * (1 + 1e-9) for before, after in zip(rates[warm:], rates[warm + 1 :], strict=False))
 
 
@@ -63,9 +69,12 @@ def test_it_is_what_its_name_says(name: ScheduleName) -> None:
     expected = {
         "constant": (1.0, 1.0),
         "constant_with_warmup": (1.0, 1.0),
-        "linear": (0.5, 0.0),
+        "linear": (0.55, 0.1),
+        "cosine_with_restarts": (1.0, 0.1),
+        "sine": (0.55, 0.55),
+        "wsd": (1.0, 0.1),
         "cosine": (0.55, 0.1),
         "polynomial": (0.1 + 0.9 * 0.25, 0.1),
     }
-    schedule = Schedule(name, 1.0, 0.1, 0, 100, 2.0)
+    schedule = Schedule(name, 1.0, 0.1, 0, 100, 2.0, cycles=2)
     assert (schedule.at(50), schedule.at(100)) == pytest.approx(expected[name]), "a new schedule needs a line here"

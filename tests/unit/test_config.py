@@ -3,12 +3,13 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from simpletuner.config.catalogue import CATALOGUE, FLAVOURS, OTHER_OPTIMIZERS
 from simpletuner.config.examples import copy
+from simpletuner.config.optimizer_names import OptimizerName
 from simpletuner.config.options import section_of
 from simpletuner.config.read import RunConfig, load
 from simpletuner.errors import ConfigError
@@ -123,7 +124,7 @@ def test_satisfied_keys_say_how_and_off_values_say_nothing(write: Callable[..., 
 
 
 REFUSED = [("attention_mechanism", "sageattention"), ("webhook_config", "x.json"), ("base_model_precision", "int8-quanto"),
-           ("optimizer", "bnb-lion8bit-paged"), ("num_processes", 2), ("text_cache_disable", True),
+           ("optimizer", "sdnq-lion"), ("optimizer", "adamw_schedulefree+no_kahan"), ("num_processes", 2), ("text_cache_disable", True),
            ("mixed_precision", "fp8"), ("delete_problematic_images", True),
            ("scheduled_sampling_reflexflow", True), ("report_to", "wandb")]  # fmt: skip
 
@@ -136,7 +137,7 @@ def test_refused_values_give_a_reason(write: Callable[..., RunConfig], key: str,
 
 def test_no_key_is_in_two_classes() -> None:
     assert not set(section_of()) & set(CATALOGUE)
-    assert "optimi-adamw" not in OTHER_OPTIMIZERS
+    assert not set(OTHER_OPTIMIZERS) & set(get_args(OptimizerName))
     assert all(known.status in ("satisfied", "refused") and known.text for known in CATALOGUE.values())
 
 
@@ -255,7 +256,68 @@ def test_optimizer_arguments(write: Callable[..., RunConfig]) -> None:
     training = write({"optimizer_config": "beta1=0.8,beta2=0.9,weight_decay=0.1"}).options.training
     assert training.optimizer_arguments() == {"betas": (0.8, 0.9), "weight_decay": 0.1}
     assert "go together" in problems(lambda: write({"optimizer_beta1": 0.9}))[0]
-    assert "nonsense=1" in problems(lambda: write({"optimizer_config": "nonsense=1"}))[0]
+    assert "has no argument 'nonsense'" in problems(lambda: write({"optimizer_config": "nonsense=1"}))[0]
+
+
+# What is given, and the keys of the problems that are listed for it, all at once.
+IMPOSSIBLE: list[tuple[dict[str, Any], set[str]]] = [
+    ({"optimizer": "adamw_bf16", "mixed_precision": "no"}, {"optimizer"}),
+    ({"optimizer": "adamw_bf16", "mixed_precision": "fp16"}, {"optimizer"}),
+    ({"optimizer": "adamw_schedulefree", "use_ema": True}, {"use_ema"}),
+    ({"model_type": "lora", "layer_freeze_strategy": "bitfit"}, {"layer_freeze_strategy"}),
+    ({"optimizer_release_gradients": True}, {"grad_clip_method"}),
+    (
+        {"fuse_optimizer": True, "gradient_accumulation_steps": 2, "mixed_precision": "fp16", "optimizer": "prodigy"},
+        {"grad_clip_method", "gradient_accumulation_steps", "mixed_precision", "optimizer"},
+    ),
+]
+
+
+@pytest.mark.parametrize(("given", "keys"), IMPOSSIBLE)
+def test_what_cannot_be_together_is_listed(
+    write: Callable[..., RunConfig], given: dict[str, Any], keys: set[str]
+) -> None:
+    texts = problems(lambda: write(given))
+    assert len(texts) == len(keys) and all(any(f": {key} = " in text for text in texts) for key in keys)
+    assert all("→" in text for text in texts), "each says what to do"
+
+
+@pytest.mark.parametrize("clipping", [{"max_grad_norm": 0}, {"grad_clip_method": "value"}])
+def test_gradient_release_goes_with_other_clipping(write: Callable[..., RunConfig], clipping: dict[str, Any]) -> None:
+    assert write({"optimizer_release_gradients": True, **clipping}).options.training.releases_gradients()
+
+
+def test_a_missing_package_is_named_with_what_to_install(
+    write: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("simpletuner.config.optimizer_rules.find_spec", lambda name: None)
+    (text,) = problems(lambda: write({"optimizer": "bnb-lion8bit-paged"}))
+    assert "bitsandbytes" in text and "pip install 'simpletuner[bnb]'" in text
+    assert write({"optimizer": "prodigy"})
+
+
+IDLE: list[tuple[dict[str, Any], str]] = [
+    ({"lr_num_cycles": 3}, "lr_num_cycles: it acts only with lr_scheduler cosine_with_restarts and sine"),
+    ({"lr_decay_share": 0.5}, "lr_decay_share: it acts only with lr_scheduler wsd"),
+    ({"lr_end": 1e-8}, "lr_end: lr_scheduler constant_with_warmup has no end value"),
+    ({"optimizer": "adamw_schedulefree", "lr_scheduler": "cosine"}, "lr_scheduler: adamw_schedulefree needs no"),
+    ({"optimizer": "radam_schedulefree", "lr_warmup_steps": 3}, "lr_warmup_steps: radam_schedulefree warms up"),
+    ({"model_type": "lora", "optimizer": "adamw_bf16", "mixed_precision": "no"}, "adapter weights are float32"),
+    ({"gradient_precision": "fp32"}, "gradient_precision: a sum of fewer than three"),
+    ({"ema_warmup_steps": 5, "ema_cpu_only": True}, "ema_warmup_steps, ema_cpu_only: without use_ema"),
+    ({"optimizer": "prodigy", "learning_rate": 1e-5}, "learning_rate multiplies prodigy's own estimate"),
+]
+
+
+@pytest.mark.parametrize(("given", "said"), IDLE)
+def test_what_has_no_effect_is_said(write: Callable[..., RunConfig], given: dict[str, Any], said: str) -> None:
+    assert any(said in notice for notice in write(given).notices)
+
+
+def test_prodigy_finds_its_own_rate_where_the_user_is_silent(write: Callable[..., RunConfig]) -> None:
+    assert write({"optimizer": "prodigy"}).options.training.peak_rate() == 1.0
+    assert write({"optimizer": "prodigy", "learning_rate": 0.5}).options.training.peak_rate() == 0.5
+    assert write({}).options.training.peak_rate() == 1e-5
 
 
 def test_examples_in_the_repository_are_the_packaged_ones() -> None:

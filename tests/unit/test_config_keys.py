@@ -1,10 +1,13 @@
 """Every option and dataset field of the original program is in exactly one class: nothing is unknown by oversight."""
 
+from typing import get_args
+
 import pytest
 
 from simpletuner.config.catalogue import ALIASES, CATALOGUE, OTHER_OPTIMIZERS, OTHER_VALUES, Known
 from simpletuner.config.checking import is_off
 from simpletuner.config.datasets import FIELD_ALIASES, FIELD_CATALOGUE, ImageDataset, TextEmbedsDataset
+from simpletuner.config.optimizer_names import OptimizerName
 from simpletuner.config.options import section_of, sections
 
 OPTIONS = """
@@ -103,7 +106,7 @@ def test_every_dataset_field_is_in_a_class(key: str) -> None:
 
 
 def test_every_optimizer_is_known() -> None:
-    assert set(OPTIMIZERS) <= OTHER_OPTIMIZERS
+    assert set(OPTIMIZERS) <= {*OTHER_OPTIMIZERS, *get_args(OptimizerName)}
     assert set(OTHER_VALUES) <= set(section_of())
 
 
@@ -117,7 +120,7 @@ DEFAULTS = {
     "gradient_checkpointing_backend": "torch",
     "attention_mechanism": "diffusers", "validation_image_format": "png",
     "validation_method": "simpletuner-local", "eval_timesteps": 28, "report_to": "none", "evaluation_type": "none",
-    "push_to_hub": False, "disable_benchmark": "false", "validation_guidance_rescale": 0, "ema_cpu_only": False,
+    "push_to_hub": False, "disable_benchmark": "false", "validation_guidance_rescale": 0,
     "pretrained_vae_model_name_or_path": "madebyollin/sdxl-vae-fp16-fix", "snr_weight": 1.0,
 }  # fmt: skip
 

@@ -64,3 +64,34 @@ def test_precision_table() -> None:
     assert (master.weights, master.autocast, master.cache) == (torch.float32, torch.bfloat16, torch.bfloat16)
     assert choose("no", True).cache == torch.float32
     assert choose("fp16", True).scale_gradients
+
+
+def test_until_the_end_of_warm_up_the_average_is_a_copy() -> None:
+    weight = torch.nn.Parameter(torch.zeros(2))
+    ema, plain = Ema([weight], 0.9, interval=2, warmup_steps=3), Ema([weight], 0.9)
+    for step in range(1, 4):
+        weight.data.fill_(float(step))
+        ema.update(step)
+        assert ema.shadow[0].tolist() == [step, step] and ema.updates == 0
+    for step in range(4, 20):  # from there on as if it began now
+        weight.data.fill_(float(step))
+        ema.update(step)
+        if step % 2 == 0:
+            plain.update(step)
+    assert torch.equal(ema.shadow[0], plain.shadow[0]) and ema.updates == plain.updates == 8
+
+
+def test_the_average_is_the_same_however_it_is_batched(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(batch: int) -> list[torch.Tensor]:
+        monkeypatch.setattr("simpletuner.training.ema.BATCH", batch)
+        torch.manual_seed(0)
+        weights = [torch.nn.Parameter(torch.randn(n)) for n in (3, 50, 1, 7)]
+        ema = Ema(weights, 0.9)
+        for step in range(1, 6):
+            for weight in weights:
+                weight.data.add_(torch.randn_like(weight))
+            ema.update(step)
+        return ema.shadow
+
+    whole = run(2**25)
+    assert all(torch.equal(a, b) for batch in (1, 10) for a, b in zip(whole, run(batch), strict=True))

@@ -28,8 +28,11 @@ SPENT_IN_READING = {
     "config/dataloader.py": {"cache_dir", "cache_dir_vae", "cache_dir_text", "default"},
     # density_of(), which training/translate_noise.py calls
     "config/noise_rules.py": {"flow_density", "flow_use_uniform_schedule", "flow_use_beta_schedule"},
-    # optimizer_arguments(), which run.py calls
-    "config/options.py": {"optimizer_config", "optimizer_beta1", "optimizer_beta2"},
+    # optimizer_arguments(), peak_rate() and releases_gradients(), which run.py and translate.py call
+    "config/options.py": {
+        *("optimizer_config", "optimizer_beta1", "optimizer_beta2", "learning_rate"),
+        *("optimizer_release_gradients", "fuse_optimizer"),
+    },
 }
 # A printed line says that they have no effect.
 TOLD = {
@@ -70,7 +73,7 @@ def is_read(field: str) -> bool:
 
 def test_the_scan_sees_who_acts() -> None:
     assert {"training/run.py", "training/translate.py"} <= ACTING
-    assert "training/loop.py" not in ACTING and "optimizer_arguments" in READ
+    assert "training/loop.py" not in ACTING and {"optimizer_arguments", "peak_rate", "releases_gradients"} <= READ
 
 
 @pytest.mark.parametrize("option", sorted(section_of()))

@@ -134,10 +134,14 @@ def test_it_measures_the_ema_weights_and_gives_the_live_ones_back(hooked: Hooked
     hook, seen = hooked(trainee, 2)
     hook.on_start(5)  # resumed: nothing to measure
     hook.on_step_end(step(6))
-    ((weights, training),) = seen
-    assert torch.equal(weights, average) and not training
+    (weights, training), (beside, also) = seen
+    assert torch.equal(weights, average) and torch.equal(beside, live) and not training and not also
     assert torch.equal(toy.flat(trainee.transformer), live) and trainee.transformer.training
     assert hook.metrics.read("eval")[0]["weights"] == "EMA weights"
+    assert [(line["step"], line["weights"]) for line in hook.metrics.read("eval_live")] == [(6, "live weights")]
+    hook.live_beside_ema = False
+    hook.on_step_end(step(8))
+    assert len(seen) == 3 and len(hook.metrics.read("eval_live")) == 1
 
 
 def test_without_an_ema_it_measures_the_live_weights(hooked: Hooked) -> None:

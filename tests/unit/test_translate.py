@@ -74,6 +74,7 @@ def plain(config: RunConfig) -> SimpleNamespace:
         source=translate.load_source(options, precision),
         text=text,
         validation=translate.validation_settings(config),
+        overrides=translate.optimizer_overrides(options),
         density=drawn,
         recipe=translate.recipe(options, drawn, total, precision),
         dataset=dataset,
@@ -143,6 +144,18 @@ OPTIONS: list[tuple[dict[str, Any], str, object]] = [
     ({"lr_scheduler": "cosine", "lr_end": 1.0, "learning_rate": 1e-4}, "recipe.schedule.end", 1e-4),
     ({"lr_warmup_steps": 6}, "recipe.schedule.warmup_steps", 6),
     ({"lr_scheduler": "polynomial", "lr_power": 2.0}, "recipe.schedule.power", 2.0),
+    ({"lr_scheduler": "linear"}, "recipe.schedule.end", 0.0),
+    ({"lr_scheduler": "linear", "lr_end": 1e-6}, "recipe.schedule.end", 1e-6),
+    ({"lr_scheduler": "cosine", "optimizer": "adamw_schedulefree"}, "recipe.schedule.name", "constant"),
+    ({"lr_scheduler": "sine", "lr_num_cycles": 3}, "recipe.schedule.cycles", 3),
+    ({"lr_scheduler": "wsd", "lr_decay_share": 0.5}, "recipe.schedule.decay_share", 0.5),
+    ({"optimizer": "prodigy"}, "recipe.schedule.peak", 1.0),
+    ({"optimizer_config": "eps=0.5"}, "overrides", {"eps": 0.5}),
+    (
+        {"optimizer": "adamw_schedulefree", "lr_warmup_steps": 7, "optimizer_config": "r=1"},
+        "overrides",
+        {"r": 1, "warmup_steps": 7},
+    ),
     ({"max_train_steps": 9}, "recipe.schedule.total_steps", 9),
     ({"max_train_steps": 9}, "total", 9),
     ({"max_train_steps": 0, "num_train_epochs": 3, "train_batch_size": 4}, "total", 18),
@@ -362,6 +375,14 @@ def test_an_alignment_the_model_cannot_take_is_refused(read: Read) -> None:
     ("given", "fields"),
     [
         ({"optimizer": "torch-adamw"}, {}),
+        ({"fuse_optimizer": True, "max_grad_norm": 0}, {}),
+        ({"lr_num_cycles": 2}, {}),
+        ({"lr_decay_share": 0.3}, {}),
+        ({"gradient_precision": "fp32"}, {}),
+        ({"layer_freeze_strategy": "bitfit"}, {}),
+        ({"ema_decay": 0.9}, {}),
+        ({"ema_update_interval": 2}, {}),
+        ({"ema_warmup_steps": 2}, {}),
         ({"train_batch_size": 2}, {}),
         ({"gradient_accumulation_steps": 2}, {}),
         ({"seed": 1}, {}),
@@ -398,6 +419,8 @@ ELSEWHERE = {
     "caption_dropout_probability",  # recorded in the identity here; acts in run.py (test_options_act.py)
     "optimizer",  # likewise
     *("model_type", "lora_dropout", "is_regularisation_data"),  # test_adapter_options.py
+    *("gradient_precision", "layer_freeze_strategy"),  # likewise
+    *("ema_decay", "ema_update_interval", "ema_warmup_steps"),  # likewise
     "validation_disable",  # test_sizes_are_checked_only_where_something_is_drawn
     "dataset_type",  # test_the_held_out_loss_is_never_masked
     "conditioning_type",  # test_a_mask_acts_always

@@ -1,0 +1,136 @@
+"""Room 8, Step: AdamW for bf16 weights, with bf16 states and stochastic rounding.
+
+bf16 keeps 8 bits of a number: an update below 1/256 of a weight is lost when rounded to the nearest. Rounded up with
+the probability of what would be lost, it is kept on average. The maths are pure functions; the class only holds state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+
+from simpletuner.training.seeds import mixed_seed
+
+Piece = tuple[torch.Tensor, ...]
+CHUNK = 2**24  # elements handled at once: the float32 copies of a chunk take 0.5 GiB at most
+
+
+def stochastic_round(value: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
+    """Float32 to bf16, up or down, so that the mean over ``bits`` is the value itself.
+
+    Args:
+        value: Any shape, float32, finite.
+        bits: The same shape, int32, uniform in [0, 65536).
+
+    Returns:
+        bf16: one of the two neighbours of each value; numbers that bf16 can hold stay as they are.
+
+    Source: adding noise below the last kept bit and cutting, as in Zamirai et al. 2021, "Revisiting BFloat16
+        Training", section 3 (stochastic rounding).
+    """
+    whole = value.view(torch.int32) + bits
+    return whole.bitwise_and_(-65536).view(torch.float32).to(torch.bfloat16)
+
+
+def adamw(
+    weight: torch.Tensor,
+    grad: torch.Tensor,
+    mean: torch.Tensor,
+    square: torch.Tensor,
+    step: int,
+    settings: dict[str, Any],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """One AdamW update in float32.
+
+    Args:
+        weight: Any shape, float32; so are the next three.
+        grad: Its gradient.
+        mean: Running mean of gradients.
+        square: Running mean of squared gradients.
+        step: From 1.
+        settings: ``lr``, ``betas``, ``eps``, ``weight_decay``.
+
+    Returns:
+        New weight, mean and square.
+
+    Source: Loshchilov & Hutter 2019, algorithm 2, with eps outside the square root and the decay times the rate.
+    """
+    beta1, beta2 = settings["betas"]
+    mean = mean.lerp(grad, 1.0 - beta1)
+    square = square * beta2 + grad * grad * (1.0 - beta2)
+    denominator = (square / (1.0 - beta2**step)).sqrt_().add_(settings["eps"])
+    decayed = weight * (1.0 - settings["lr"] * settings["weight_decay"])
+    return decayed.addcdiv_(mean, denominator, value=-settings["lr"] / (1.0 - beta1**step)), mean, square
+
+
+class AdamWBF16(torch.optim.Optimizer):
+    """AdamW whose states have the weights' dtype.
+
+    Rounding is drawn from a generator that is a function of seed, parameter and step, so a resumed run rounds the same.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-5,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.01,
+        seed: int = 0,
+    ) -> None:
+        """Hold ``params``; ``seed`` decides the rounding."""
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        self._seed = seed
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient. ``closure`` is not supported."""
+        for group in self.param_groups:
+            touched = [p for p in group["params"] if p.grad is not None]
+            for parameter in touched:
+                state = self.state[parameter]
+                if not state:
+                    state["step"] = 0
+                    state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
+                    state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
+                state["step"] += 1
+            for number, (step, pieces) in enumerate(self._batches(touched)):
+                seed = mixed_seed(mixed_seed(self._seed, number), step)
+                _update(pieces, step, group, torch.Generator(pieces[0][0].device).manual_seed(seed))
+
+    def _batches(self, parameters: list[torch.Tensor]) -> Iterator[tuple[int, list[Piece]]]:
+        """(step, pieces) of about ``CHUNK`` elements: small parameters together, large ones in parts."""
+        pieces: list[Piece] = []
+        size, kind = 0, None
+        for parameter in parameters:
+            state = self.state[parameter]
+            here = (state["step"], parameter.dtype, parameter.device)
+            # Weights keep their own layout when they are written to, whatever it is: only rows are cut.
+            assert parameter.grad is not None
+            four: Piece = (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"])
+            rows = max(1, CHUNK // max(1, parameter[:1].numel())) if parameter.ndim else 1
+            for start in range(0, len(parameter) if parameter.ndim else 1, rows):
+                piece = tuple(t[start : start + rows] if parameter.ndim else t for t in four)
+                if pieces and (here != kind or size + piece[0].numel() > CHUNK):
+                    yield kind[0], pieces  # type: ignore[index]
+                    pieces, size = [], 0
+                pieces.append(piece)
+                size, kind = size + piece[0].numel(), here
+        if pieces:
+            yield kind[0], pieces  # type: ignore[index]
+
+
+def _update(pieces: list[Piece], step: int, settings: dict[str, Any], generator: torch.Generator) -> None:
+    """AdamW on all pieces as one vector; their storage is written to."""
+    columns: list[tuple[torch.Tensor, ...]] = list(zip(*pieces, strict=True))
+    weight, grad, mean, square = (torch.cat([t.reshape(-1).float() for t in column]) for column in columns)
+    new = adamw(weight, grad, mean, square, step, settings)
+    sizes = [piece[0].numel() for piece in pieces]
+    for targets, value in zip((columns[0], columns[2], columns[3]), new, strict=True):
+        if targets[0].dtype is torch.bfloat16:
+            bits = torch.randint(2**16, value.shape, generator=generator, dtype=torch.int32, device=value.device)
+            value = stochastic_round(value, bits)
+        parts = [part.view(t.shape) for part, t in zip(value.split(sizes), targets, strict=True)]
+        torch._foreach_copy_(list(targets), parts)

@@ -1,0 +1,152 @@
+"""Room 8, Step: an optimizer's state as named tensors and a readable structure, and back, bit for bit.
+
+Every optimizer's state is a tree of tensors and numbers per parameter, so these two functions serve them all.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import torch
+
+from simpletuner.errors import ResumeError
+
+# Changed by a schedule or by the machine, not by the user: no news.
+_UNTOLD = ("lr", "fused", "foreach")
+# None lets the optimizer choose at its first step, and optimi writes down what it chose.
+_CHOSEN = ("kahan_sum", "triton", "foreach", "fused")
+# Tensors that are made of others (8-bit states): only classes of these packages are built again from a file.
+_WRAPPERS = ("torchao.",)
+
+
+def pack(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The optimizer's state as tensors and a readable structure.
+
+    Returns:
+        Tensors by name, for a safetensors file, and a JSON-able tree in which each tensor stands as ``{"tensor": name}``.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    known: dict[tuple[Any, ...], str] = {}
+
+    def keep(value: torch.Tensor, name: str) -> Any:
+        if hasattr(value, "__tensor_flatten__"):
+            inner, context = value.__tensor_flatten__()
+            cls = type(value)
+            parts = {key: keep(getattr(value, key), f"{name}.{key}") for key in inner}
+            about = {"class": f"{cls.__module__}.{cls.__qualname__}", "context": walk(context, name)}
+            return {"wrapper": {**about, "shape": list(value.shape), "parts": parts}}
+        # Tables that all parameters share (quantisation maps) are kept once.
+        place = (value.device, value.data_ptr(), value.dtype, value.shape, value.stride())
+        if value.numel() and place in known:
+            return {"tensor": known[place]}
+        tensors[name], known[place] = value.detach().cpu().contiguous(), name
+        return {"tensor": name}
+
+    def walk(value: Any, name: str) -> Any:
+        if isinstance(value, torch.Tensor):
+            return keep(value, name)
+        if isinstance(value, Mapping):
+            return {"map": {str(key): walk(item, f"{name}.{key}") for key, item in value.items()}}
+        if isinstance(value, tuple | list):
+            kind = "tuple" if isinstance(value, tuple) else "list"
+            return {kind: [walk(item, f"{name}.{i}") for i, item in enumerate(value)]}
+        if isinstance(value, torch.dtype):
+            return {"dtype": str(value).removeprefix("torch.")}
+        return value
+
+    state = torch.optim.Optimizer.state_dict(optimizer)  # bitsandbytes' own adds a wrapper of its own
+    groups = [{k: v for k, v in group.items() if k != "params"} for group in state["param_groups"]]
+    shapes = [list(p.shape) for group in optimizer.param_groups for p in group["params"]]
+    return tensors, {"state": walk(state["state"], "state"), "groups": walk(groups, "groups"), "shapes": shapes}
+
+
+def _rebuild(tensors: Mapping[str, torch.Tensor], device_of: Callable[[torch.Tensor], torch.device], value: Any) -> Any:
+    """``pack``'s tree back into tensors, tuples, lists and dicts."""
+    if not isinstance(value, Mapping):
+        return value
+    ((kind, inner),) = value.items()
+
+    def again(item: Any) -> Any:
+        return _rebuild(tensors, device_of, item)
+
+    if kind == "tensor":
+        return tensors[inner].to(device_of(tensors[inner]), copy=True)
+    if kind == "dtype":
+        return getattr(torch, inner)
+    if kind == "map":
+        return {key: again(item) for key, item in inner.items()}
+    if kind == "wrapper":
+        module, _, name = inner["class"].rpartition(".")
+        if not module.startswith(_WRAPPERS):
+            raise ResumeError(f"the checkpoint's optimizer state has a tensor of unknown kind {inner['class']}.")
+        parts = {key: again(part) for key, part in inner["parts"].items()}
+        cls = getattr(importlib.import_module(module), name)
+        stride = torch.empty(inner["shape"], device="meta").stride()
+        return cls.__tensor_unflatten__(parts, again(inner["context"]), torch.Size(inner["shape"]), stride)
+    return (tuple if kind == "tuple" else list)(again(item) for item in inner)
+
+
+def unpack(
+    optimizer: torch.optim.Optimizer,
+    tensors: Mapping[str, torch.Tensor],
+    structure: Mapping[str, Any],
+    configured: Collection[str] = (),
+) -> list[str]:
+    """Put ``pack``'s result back, bit for bit, dtypes included.
+
+    Args:
+        optimizer: Freshly built; changed in place.
+        tensors: From ``pack``.
+        structure: From ``pack``.
+        configured: Names of arguments that the configuration decides (see ``arguments_of``): they keep their new value.
+
+    Returns:
+        A sentence for each configured argument whose value differs from the saved one.
+
+    Raises:
+        ResumeError: The state was saved by another optimizer or for another model.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    saved = {int(index): values for index, values in structure["state"]["map"].items()}
+    if any(index >= len(parameters) for index in saved) or len(structure["groups"]["list"]) != len(
+        optimizer.param_groups
+    ):
+        raise ResumeError("the checkpoint's optimizer state belongs to another model; start a fresh run.")
+    shapes = structure.get("shapes")
+    if shapes is not None and shapes != [list(p.shape) for p in parameters]:
+        raise ResumeError("the checkpoint's optimizer state does not fit these weights; start afresh.")
+    # A fused optimizer keeps its step counter beside the parameter; others keep scalars on the CPU.
+    fused = any(group.get("fused") for group in optimizer.param_groups)
+    changes: list[str] = []
+    # load_state_dict would cast states to the parameter's dtype, so the state is put in place directly.
+    groups = _rebuild(tensors, lambda tensor: tensor.device, structure["groups"])
+    for group, fields in zip(optimizer.param_groups, groups, strict=True):
+        for name in [n for n in fields if n in configured and n in group]:
+            if name in _CHOSEN and group[name] is None:
+                continue
+            saved_value = fields.pop(name)
+            if name not in _UNTOLD and saved_value != group[name]:
+                changes.append(f"{name} {saved_value} → {group[name]}")
+        group.update(fields)
+    for index, tree in saved.items():
+        parameter = parameters[index]
+
+        def beside(tensor: torch.Tensor, home: torch.device = parameter.device) -> torch.device:
+            return home if tensor.ndim or fused else tensor.device
+
+        values = _rebuild(tensors, beside, tree)
+        for name, value in values.items():
+            optimizer.state[parameter][name] = _paged(optimizer, parameter, value)
+    return list(dict.fromkeys(changes))
+
+
+def _paged(optimizer: Any, parameter: torch.Tensor, value: Any) -> Any:
+    """The value in pageable memory where the optimizer keeps such states there (bitsandbytes on a GPU)."""
+    if not getattr(optimizer, "is_paged", False) or not isinstance(value, torch.Tensor):
+        return value
+    if parameter.device.type != "cuda" or value.shape != parameter.shape:
+        return value
+    buffer: torch.Tensor = optimizer.get_state_buffer(parameter, dtype=value.dtype)
+    return buffer.copy_(value)
