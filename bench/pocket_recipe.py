@@ -42,11 +42,12 @@ GUIDANCE = 3.5
 
 
 class HeldOut:
-    """12 held-out pictures and the three metrics on them."""
+    """Held-out pictures and the three metrics on them."""
 
     def __init__(self, half: str) -> None:
-        """Every second picture by name: ``choose`` the first of each pair, ``report`` the second."""
-        files = sorted(PICTURES.glob("*.png"))[0 if half == "choose" else 1 :: 2]
+        """Every second picture by name: ``choose`` the first of each pair, ``report`` the second; or ``all`` 24."""
+        every = sorted(PICTURES.glob("*.png"))
+        files = every if half == "all" else every[0 if half == "choose" else 1 :: 2]
         self.pixels = torch.stack([_pixels(Image.open(f).convert("RGB")) for f in files])
         self.captions = [f.with_suffix(".txt").read_text().strip() for f in files]
 
