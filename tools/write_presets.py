@@ -15,12 +15,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "simpletuner" / "config" / "examples"
+PACKAGE = Path(__file__).resolve().parent.parent / "simpletuner"
+EXAMPLES, POCKET = PACKAGE / "config" / "examples", PACKAGE / "pocket"
+FILES = ("config.json", "multidatabackend.json", "user_prompt_library.json")
 MODEL = "terminusresearch/sana-1.6b-1024px"
 LYCORIS = {
     "algo": "lokr",
     "multiplier": 1.0,
-    "linear_dim": 10000,
     "linear_alpha": 1,
     "factor": 16,
     "full_matrix": True,
@@ -42,10 +43,15 @@ METHODS: dict[str, dict[str, Any]] = {
     "lokr": {
         "model_type": "lora",
         "lora_type": "lycoris",
-        "lycoris_config": "config/lycoris_config.json",
+        "lycoris_config": "{here}/lycoris_config.json",
         "learning_rate": 1e-4,
         "train_batch_size": 4,
     },
+}
+
+POCKET_ADAPTERS: dict[str, dict[str, Any]] = {
+    "lora": {"lora_rank": 16, "lora_alpha": 16, "peft_lora_target_modules": "all", "learning_rate": 2e-3},
+    "lokr": {"learning_rate": 2e-3},
 }
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -79,12 +85,6 @@ PROMPTS = {
     "domain": {"close_up": "a close-up of what the pictures show", "wide": "a wide view of what the pictures show"},
 }
 
-SUMMARY = {
-    "subject": "one person, animal or thing from 5 to 30 pictures",
-    "style": "a way of drawing or photographing from 20 to 300 captioned pictures",
-    "domain": "a field of its own from a thousand captioned pictures or more",
-}
-
 
 def config(kind: str, method: str) -> dict[str, Any]:
     """config.json of one preset."""
@@ -92,7 +92,7 @@ def config(kind: str, method: str) -> dict[str, Any]:
         "model_family": "sana",
         "pretrained_model_name_or_path": MODEL,
         "output_dir": f"output/sana-{kind}-{method}",
-        "data_backend_config": "config/multidatabackend.json",
+        "data_backend_config": "{here}/multidatabackend.json",
         "resume_from_checkpoint": "latest",
         "seed": 42,
         "mixed_precision": "bf16",
@@ -103,7 +103,7 @@ def config(kind: str, method: str) -> dict[str, Any]:
         "use_ema": True,
         **METHODS[method],
         **KINDS[kind],
-        "user_prompt_library": "config/user_prompt_library.json",
+        "user_prompt_library": "{here}/user_prompt_library.json",
         "validation_resolution": "1024x1024",
         "validation_guidance": 4.5,
         "validation_num_inference_steps": 20,
@@ -135,21 +135,45 @@ def datasets(kind: str, method: str) -> Entries:
     return [*entries, {**text, "cache_dir": "cache/text/sana"}]
 
 
+def pocket(method: str) -> dict[str, Any]:
+    """The embedded example with an adapter: the same files, other weights trained."""
+    content = {name: json.loads((POCKET / name).read_text(encoding="utf-8")) for name in FILES}
+    adapter = {
+        k: v
+        for k, v in METHODS[method].items()
+        if k not in ("learning_rate", "train_batch_size", "lora_rank", "lora_alpha")
+    }
+    config = {**content["config.json"], **adapter, **POCKET_ADAPTERS[method], "output_dir": f"output/pocket-{method}"}
+    own = {
+        "data_backend_config": "{here}/multidatabackend.json",
+        "user_prompt_library": "{here}/user_prompt_library.json",
+    }
+    content["config.json"] = {**config, **own}
+    if method == "lokr":
+        content["lycoris_config.json"] = {
+            **LYCORIS,
+            "factor": 4,
+            "apply_preset": {"target_module": ["Attention", "GLUMBConv"]},
+        }
+    return content
+
+
 def files() -> dict[Path, str]:
     """Everything to write, by path."""
-    found: dict[Path, str] = {}
+    presets: dict[str, dict[str, Any]] = {f"pocket-{method}": pocket(method) for method in POCKET_ADAPTERS}
     for kind in KINDS:
         for method in METHODS:
-            folder = EXAMPLES / f"sana-{kind}-{method}"
-            content: dict[str, Any] = {
-                "config.json": config(kind, method),
-                "multidatabackend.json": datasets(kind, method),
-                "user_prompt_library.json": PROMPTS[kind],
-            }
+            content: dict[str, Any] = dict(
+                zip(FILES, (config(kind, method), datasets(kind, method), PROMPTS[kind]), strict=True)
+            )
             if method == "lokr":
                 content["lycoris_config.json"] = LYCORIS
-            found |= {folder / name: json.dumps(value, indent=2) + "\n" for name, value in content.items()}
-    return found
+            presets[f"sana-{kind}-{method}"] = content
+    return {
+        EXAMPLES / preset / name: json.dumps(value, indent=2).replace("{here}", f"{{example:{preset}}}") + "\n"
+        for preset, content in presets.items()
+        for name, value in content.items()
+    }
 
 
 def main() -> None:

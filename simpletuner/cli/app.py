@@ -67,8 +67,9 @@ def list_examples() -> None:
     """List the packaged examples."""
     from simpletuner.config.examples import EXAMPLES
 
-    for name, (_, _, text) in EXAMPLES.items():
-        click.echo(f"{name:8} {text}")
+    width = max(map(len, EXAMPLES))
+    for name, example in EXAMPLES.items():
+        click.echo(f"{name:{width}}  {example.text}")
 
 
 @examples.command("copy")

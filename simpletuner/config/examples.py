@@ -3,22 +3,60 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 from simpletuner.errors import ConfigError, Problem
 
 _PACKAGE = Path(__file__).resolve().parent.parent
-# name → (folder, files to copy as target name → source name)
-EXAMPLES: dict[str, tuple[Path, dict[str, str], str]] = {
-    "pocket": (
+_PRESETS = _PACKAGE / "config" / "examples"  # written by tools/write_presets.py
+_FILES = ("config.json", "multidatabackend.json", "user_prompt_library.json")
+_KINDS = {
+    "subject": "one person, animal or thing, from 5 to 30 pictures",
+    "style": "a way of drawing or photographing, from 20 to 300 captioned pictures",
+    "domain": "a field of its own, from a thousand captioned pictures or more",
+}
+_METHODS = {"full": "full rank", "lora": "LoRA", "lokr": "LoKr"}
+
+
+class Example(NamedTuple):
+    """One packaged example.
+
+    Attributes:
+        folder: Where its files are.
+        files: Target name → packaged name.
+        text: One line for the list.
+    """
+
+    folder: Path
+    files: dict[str, str]
+    text: str
+
+
+def _preset(name: str, text: str, lokr: bool) -> Example:
+    files = [*_FILES, *(["lycoris_config.json"] if lokr else [])]
+    return Example(_PRESETS / name, {file: file for file in files}, text)
+
+
+EXAMPLES: dict[str, Example] = {
+    "pocket": Example(
         _PACKAGE / "pocket",
-        {name: name for name in ("config.json", "multidatabackend.json", "user_prompt_library.json")},
+        {name: name for name in _FILES},
         "the embedded pocket Sana learns a drawing style in minutes, on a CPU",
     ),
-    "sana": (
-        _PACKAGE / "config" / "examples",
-        {name: f"{name}.example" for name in ("config.json", "multidatabackend.json", "user_prompt_library.json")},
-        "full-rank training of Sana 1.6B at 1024 px",
+    **{
+        f"pocket-{method}": _preset(f"pocket-{method}", f"the same with {_METHODS[method]}", method == "lokr")
+        for method in ("lora", "lokr")
+    },
+    "sana": Example(
+        _PRESETS,
+        {name: f"{name}.example" for name in _FILES},
+        "full-rank training of Sana 1.6B at 1024 px, to start from",
     ),
+    **{
+        f"sana-{kind}-{method}": _preset(f"sana-{kind}-{method}", f"{what}; {how}", method == "lokr")
+        for kind, what in _KINDS.items()
+        for method, how in _METHODS.items()
+    },
 }
 
 
@@ -31,7 +69,7 @@ def example_folder(name: str, asked_by: str = "--example") -> Path:
     if name not in EXAMPLES:
         remedy = f"packaged examples: {', '.join(EXAMPLES)}"
         raise ConfigError([Problem("command line", asked_by, name, "there is no such example", remedy)])
-    return EXAMPLES[name][0]
+    return EXAMPLES[name].folder
 
 
 def copy(name: str, destination: Path, force: bool = False) -> list[Path]:
@@ -46,7 +84,7 @@ def copy(name: str, destination: Path, force: bool = False) -> list[Path]:
         ConfigError: No such example, or a file is there already.
     """
     folder = example_folder(name, "examples copy")
-    files = EXAMPLES[name][1]
+    files = EXAMPLES[name].files
     targets = [destination / target for target in files]
     taken = [str(t) for t in targets if t.exists()]
     if taken and not force:

@@ -52,7 +52,7 @@ def test_mistakes_are_sentences(simpletuner: Command) -> None:
     assert done.returncode == 1 and "push_to_hub" in done.stderr and "train_batch_size" in done.stderr
     assert "Traceback" not in done.stderr and "command line" in done.stderr
     done = simpletuner("train", "--example=nothing", check=False)
-    assert "pocket, sana" in done.stderr
+    assert "pocket, pocket-lora" in done.stderr and "sana-style-lora" in done.stderr
 
 
 def test_examples_can_be_listed_copied_and_are_not_overwritten(simpletuner: Command, tmp_path: Path) -> None:
