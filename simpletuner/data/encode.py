@@ -24,7 +24,7 @@ from simpletuner.errors import ImageError
 # Decoding leaves the interpreter free (Pillow and torch release its lock), so threads do what processes would, without
 # copying pixels between them; figures in bench/RESULTS.md. One for each core, and some for waiting on the disk.
 DECODE_THREADS = min(16, 2 + (os.cpu_count() or 1))
-DECODER = "pixels-1"  # raise it when data/images.py gives other pixels for the same file
+DECODER = "pixels-2"  # raise it when data/images.py gives other pixels for the same file
 
 
 @dataclass(frozen=True, slots=True)

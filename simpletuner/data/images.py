@@ -223,20 +223,42 @@ def _decode(path: Path, at_least: Size | None) -> tuple[Image.Image, bytes | Non
                 # Loaded, it outlives its file.
                 rgb = picture.reduce(part) if part > 1 else picture
             else:
-                rgb, profile = _to_srgb_in_bands(_to_eight_bits(picture), profile, part), None
+                rgb, profile = _to_srgb_reduced(_to_eight_bits(picture), profile, part), None
             return (rgb.transpose(_UPRIGHT[orientation]) if orientation != 1 else rgb), profile
 
 
-def _to_srgb_in_bands(picture: Image.Image, profile: bytes | None, part: int) -> Image.Image:
-    """``_to_srgb``, then averaged to one part of its size; from top to bottom, to need little memory."""
+def _to_srgb_reduced(picture: Image.Image, profile: bytes | None, part: int) -> Image.Image:
+    """``_to_srgb`` of a picture that is first averaged to one part of its size, which costs a fraction.
+
+    Transparent pixels count by their alpha in the average, so over white it is the same picture; colours are averaged as
+    they are stored, as resizing does, and the profile is applied to what is left. From top to bottom, to need little
+    memory. LAB is converted first: its halves of a circle cannot be averaged as they are stored.
+    """
     if part == 1:
         return _to_srgb(picture, profile)
-    result = Image.new("RGB", (-(-picture.width // part), -(-picture.height // part)))
+    first, profile = (_to_srgb, None) if picture.mode == "LAB" else (_averageable, profile)
     rows = part * max(1, 2_000_000 // (picture.width * part))
+    result: Image.Image | None = None
     for top in range(0, picture.height, rows):
         band = picture.crop((0, top, picture.width, min(top + rows, picture.height)))
-        result.paste(_to_srgb(band, profile).reduce(part), (0, top // part))
-    return result
+        small = first(band, None).reduce(part)
+        if result is None:
+            result = Image.new(small.mode, (-(-picture.width // part), -(-picture.height // part)))
+        result.paste(small, (0, top // part))
+    assert result is not None  # a picture has at least one row
+    return _to_srgb(result, profile)
+
+
+def _averageable(picture: Image.Image, _: bytes | None) -> Image.Image:
+    """The same colours in a mode that ``reduce`` averages rightly: premultiplied where there is alpha."""
+    if picture.mode in ("RGB", "RGBA", "LA", "L", "CMYK") and "transparency" not in picture.info:
+        return picture
+    colours, alpha = _split_alpha(picture)
+    if alpha is None:
+        return colours
+    colours = colours.copy()
+    colours.putalpha(alpha)
+    return colours
 
 
 def _to_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:

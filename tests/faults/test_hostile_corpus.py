@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -230,29 +231,44 @@ def test_names_that_are_no_text_are_not_captions(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "bytes_a_pixel", "chunks"), [(2, 3, ()), (6, 4, ()), (3, 1, ((b"PLTE", bytes(6)), (b"tRNS", b"\1")))]
+    ("kind", "bytes_a_pixel", "chunks"),
+    [
+        (2, 3, ()),
+        (6, 4, ()),
+        (3, 1, ((b"PLTE", bytes(6)), (b"tRNS", b"\1"))),
+        (6, 4, ((b"iCCP", b"p\0\0" + zlib.compress(profile(DISPLAY_P3))),)),
+    ],
 )
-def test_the_largest_pictures_stay_below_a_gigabyte(
+def test_the_largest_pictures_need_less_than_a_gigabyte_and_a_second(
     tmp_path: Path, kind: int, bytes_a_pixel: int, chunks: tuple[tuple[bytes, bytes], ...]
 ) -> None:
     """A file of a few hundred kB, just within the limit of 100 megapixels."""
     path = tmp_path / "large.png"
     path.write_bytes(one_colour(10_000, 10_000, kind, 10_000 * bytes_a_pixel, *chunks))
     program = f"""
-import sys
+import sys, time
 from pathlib import Path
+import torch
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from corpus_pass import peak_bytes
 from simpletuner.data.images import cut, read_size
 from simpletuner.data.placement import PlacementRules, place
 path = Path({str(path)!r})
-pixels = cut(path, place(read_size(path), PlacementRules(1024, "pixel_area"), 0))
+torch.set_num_threads(1)
+seconds = []
+for _ in range(3):
+    begin = time.process_time()
+    pixels = cut(path, place(read_size(path), PlacementRules(1024, "pixel_area"), 0))
+    seconds.append(time.process_time() - begin)
 assert pixels.shape == (3, 1024, 1024)
-print(peak_bytes())
+print(peak_bytes(), min(seconds))
 """
     done = child("-c", program)
     assert done.returncode == 0, done.stderr
-    assert 0 < int(done.stdout) <= GIGABYTE
+    peak, seconds = done.stdout.split()
+    assert 0 < int(peak) <= GIGABYTE
+    # Of this process alone, the best of three: 0.4 to 0.6 s on the machine that this was written on.
+    assert float(seconds) <= 1.0
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P", "CMYK", "I;16"])
