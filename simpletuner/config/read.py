@@ -352,6 +352,8 @@ def _lycoris(
     if isinstance(content, Path):
         named = [content.expanduser()] + ([path.with_name(content.name)] if "lycoris_config" not in where else [])
         found = next((candidate for candidate in named if candidate.is_file()), None)
+        if found is None and adapter.init_lora and "lycoris_config" not in where:
+            return options.model_copy(update={"adapter": adapter.model_copy(update={"lycoris_config": {}})})
         if found is None:
             remedy = f"write into that file, or as the value itself: {lycoris.EXAMPLE}"
             findings.problems.append(Problem(file, "lycoris_config", str(content), "there is no such file", remedy))

@@ -142,15 +142,17 @@ def read_file(path: Path) -> AdapterFile:
             metadata = dict(content.metadata() or {})
             tensors = {key: content.get_tensor(key) for key in content.keys()}  # noqa: SIM118 - not a mapping
         beside = file.parent / LYCORIS_CONFIG
-        written = metadata.get("lycoris_config") or (beside.read_text(encoding="utf-8") if beside.is_file() else "")
-        config = json.loads(written) if written else None
+        written = [metadata.get("lycoris_config"), beside.read_text(encoding="utf-8") if beside.is_file() else None]
+        config: dict[str, Any] = {}
+        for text in filter(None, written):  # the original's metadata leaves keys out; the file beside it has them
+            config |= json.loads(text)
     except (OSError, SafetensorError, ValueError) as error:
         reason = "there is no such file" if not file.is_file() else str(error)
         raise ModelError(
             f"cannot read the adapter {file}: {reason}. What to do: name a .safetensors file, or a folder that holds "
             f"{WEIGHTS}."
         ) from error
-    return AdapterFile(file, tensors, metadata, config)
+    return AdapterFile(file, tensors, metadata, config or None)
 
 
 def write(file: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,7 +31,7 @@ def file_key(name: str, adapter: str = TRAINED) -> str:
     layer, _, part = name.partition(".lora_")
     part = part.replace(f".{adapter}", "", 1)
     part = part.removesuffix(".weight") if part.startswith("magnitude") else part
-    return f"{_PREFIX}{layer.removesuffix('.linear')}.lora_{part}"
+    return f"{_PREFIX}{targets.published(layer)}.lora_{part}"
 
 
 class Lora:
@@ -119,16 +118,14 @@ class Lora:
     def describe(self) -> list[str]:
         """What was put where."""
         settings = self.settings
-        groups = Counter(targets.generic(name).rpartition(".*.")[2] for name in self.layers)
         trained = sum(p.numel() for p in self.parameters)
         share = trained / sum(p.numel() for p in self.transformer.parameters())
         kind = ("DoRA" if settings.dora else "LoRA") + (
             f", {settings.init} start" if settings.init != "default" else ""
         )
-        listed = ", ".join(f"{name} ×{count}" for name, count in groups.items())
         return [
             f"Adapter: {kind}, rank {settings.rank}, scale {settings.scale:g}, {trained:,} trained weights in float32 "
-            f"({share:.1%}) on {listed}"
+            f"({share:.1%}) on {targets.summary(self.layers)}"
         ]
 
     def shape(self) -> dict[str, Any]:
@@ -139,7 +136,7 @@ class Lora:
             "lora_rank": settings.rank,
             "lora_alpha": [settings.alpha, settings.rslora],
             "lora_init_type": settings.init if self._starts else "default",
-            "adapted layers": sorted(name.removesuffix(".linear") for name in self.layers),
+            "adapted layers": targets.fingerprint(self.layers),
         }
 
     @contextmanager
@@ -178,16 +175,16 @@ class Lora:
         return trained, {
             "r": rank,
             "lora_alpha": alpha,
-            "target_modules": [name.removesuffix(".linear") for name in self.layers],
+            "target_modules": [targets.published(name) for name in self.layers],
             "use_dora": settings.dora,
             "use_rslora": rslora,
         }
 
     def _published(self, name: str, parameter: torch.Tensor) -> torch.Tensor:
         """As the layer of the published model would have it: 1x1 convolutions have four dimensions."""
-        if not name.partition(".lora_")[0].endswith(".linear"):
-            return parameter.detach()
-        value = parameter.detach()
+        layer, value = name.partition(".lora_")[0], parameter.detach()
+        if targets.published(layer) == layer:
+            return value
         return value.reshape(1, -1, 1, 1) if value.ndim == 1 else value[..., None, None]
 
     def save(self, folder: Path, layout: str = "diffusers") -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from collections import Counter
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +23,9 @@ from torch import nn
 from simpletuner.errors import ModelError
 from simpletuner.models import targets
 from simpletuner.models.adapters import LYCORIS_CONFIG, PARAMETERS, WEIGHTS, LycorisSettings, read_file, write
+
+# The library would time Triton kernels and compile graphs on a GPU, and a resumed run might then take others.
+os.environ.setdefault("LYCORIS_KERNEL_BACKEND", "torch")
 
 PREFIX = "lycoris"  # of every key, and the name under which the transformer holds the network
 # Arguments of the configuration → of the network; the rest have the same name.
@@ -120,6 +123,10 @@ class Lycoris:
         self.draws = any(arguments.get(key) for key in ("dropout", "rank_dropout", "module_dropout"))
         named = list(network.named_parameters())
         self.names = [name for name, _ in named]
+        paths = {id(module): name for name, module in transformer.named_modules() if not name.startswith(PREFIX)}
+        self.layers = [paths[id(layer.org_module[0])] for layer in network.loras]
+        inside = zip(network.loras, self.layers, strict=True)
+        self._inside = {layer.lora_name for layer, name in inside if targets.published(name) != name}
         self.parameters = [parameter for _, parameter in named]
 
     @staticmethod
@@ -142,15 +149,11 @@ class Lycoris:
 
     def describe(self) -> list[str]:
         """What was put where, and what matched nothing."""
-        paths = {id(module): name for name, module in self.transformer.named_modules() if not name.startswith(PREFIX)}
-        adapted = [paths[id(layer.org_module[0])] for layer in self.network.loras]
-        groups = Counter(targets.generic(name).rpartition(".*.")[2] for name in adapted)
         trained = sum(p.numel() for p in self.parameters)
         share = trained / sum(p.numel() for p in self.transformer.parameters())
-        listed = ", ".join(f"{name} ×{count}" for name, count in groups.items())
         lines = [
             f"Adapter: LyCORIS {self.settings.config['algo']}, {trained:,} trained weights in float32 ({share:.1%}) on "
-            f"{listed}"
+            f"{targets.summary(self.layers)}"
         ]
         for entry in self._unmatched:
             key, _, name = entry.partition(": ")
@@ -164,7 +167,7 @@ class Lycoris:
         return {
             "adapter": f"lycoris {config.pop('algo')}",
             "lycoris_config": config,
-            "adapted layers": sorted(layer.lora_name for layer in self.network.loras),
+            "adapted layers": targets.fingerprint(self.layers),
         }
 
     @contextmanager
@@ -191,11 +194,20 @@ class Lycoris:
     def save(self, folder: Path, layout: str = "diffusers") -> None:
         """Write the weights and ``lycoris_config.json``; LyCORIS' own keys in either layout, ComfyUI reads them."""
         written = json.dumps(dict(self.settings.config), indent=1)
-        write(folder / WEIGHTS, self.network.state_dict(), {"lycoris_config": written, **self.about})
+        tensors = dict(self._published(key, tensor) for key, tensor in self.network.state_dict().items())
+        write(folder / WEIGHTS, tensors, {"lycoris_config": written, **self.about})
         (folder / LYCORIS_CONFIG).write_text(written + "\n", encoding="utf-8")
         extra = {name: p for name, p in zip(self.names, self.parameters, strict=True) if name.endswith(".scalar")}
         if extra:  # the file has them multiplied in, which a resumed run could not take apart
             write(folder / PARAMETERS, dict(zip(self.names, self.parameters, strict=True)), {})
+
+    def _published(self, key: str, tensor: torch.Tensor) -> tuple[str, torch.Tensor]:
+        """Key and tensor as for the published model's layer: a 1x1 convolution's kernel has four dimensions."""
+        layer, _, part = key.partition(".")
+        if layer not in self._inside:
+            return key, tensor
+        kernel = tensor.ndim == 2 and (part in ("lokr_w2", "dora_scale") or part.endswith(".weight"))
+        return f"{layer.removesuffix('_linear')}.{part}", tensor[..., None, None] if kernel else tensor
 
     def read(self, folder: Path) -> dict[str, torch.Tensor]:
         """What ``save`` wrote, by parameter name."""
@@ -205,12 +217,16 @@ class Lycoris:
         own = self.network.state_dict()
         values: dict[str, torch.Tensor] = {}
         for name, parameter in zip(self.names, self.parameters, strict=True):
-            value = stored.get(name, torch.ones_like(parameter) if name.endswith(".scalar") else None)
-            if value is None or value.shape != parameter.shape:
+            key, wanted = self._published(name, parameter)
+            value = stored.get(name, stored.get(key))
+            if value is None and name.endswith(".scalar"):
+                value = torch.ones_like(parameter)
+            if value is None or value.shape not in (wanted.shape, parameter.shape):
                 raise self._other(file.path, name)
-            values[name] = value
-        for name in [n for n in own if n.endswith(".alpha") and n in file.tensors]:
-            if float(own[name]) != float(file.tensors[name]):
+            values[name] = value.reshape(parameter.shape)
+        for name, alpha in own.items():
+            key = self._published(name, alpha)[0]
+            if name.endswith(".alpha") and key in file.tensors and float(alpha) != float(file.tensors[key]):
                 raise self._other(file.path, name)
         return values
 

@@ -5,6 +5,7 @@ In: a transformer and names. Out: full module names. A name that matches nothing
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -26,6 +27,23 @@ def generic(name: str) -> str:
     return re.sub(r"(?<=_blocks)\.\d+(?=\.|$)", ".*", name)
 
 
+def published(name: str) -> str:
+    """The name a layer has in the published model: 1x1 convolutions may be held as linears inside a module."""
+    return name.removesuffix(_INSIDE)
+
+
+def summary(names: Sequence[str]) -> str:
+    """Adapted layers, grouped over the blocks: ``attn1.to_q ×20, attn1.to_k ×20``."""
+    groups = Counter(generic(published(name)).rpartition(".*.")[2] for name in names)
+    return ", ".join(f"{name} ×{count}" for name, count in groups.items())
+
+
+def fingerprint(names: Sequence[str]) -> str:
+    """``summary``, and a digest that tells which blocks they are in."""
+    digest = hashlib.sha256("\n".join(sorted(map(published, names))).encode()).hexdigest()[:8]
+    return f"{summary(names)} ({digest})"
+
+
 def layers_of(transformer: nn.Module) -> dict[str, str]:
     """Layers with a weight matrix or kernel: full name → class name."""
     found = {}
@@ -38,7 +56,8 @@ def layers_of(transformer: nn.Module) -> dict[str, str]:
 
 def listing(transformer: nn.Module) -> str:
     """All layers, grouped over the blocks: ``attn1.to_q (Linear) ×20``."""
-    groups = Counter((generic(name).rpartition(".*.")[2], kind) for name, kind in layers_of(transformer).items())
+    layers = layers_of(transformer).items()
+    groups = Counter((generic(published(name)).rpartition(".*.")[2], kind) for name, kind in layers)
     return ", ".join(f"{name} ({kind}) ×{count}" for (name, kind), count in groups.items())
 
 
@@ -56,8 +75,7 @@ def classes(transformer: nn.Module) -> str:
 
 
 def _means(pattern: str, name: str) -> bool:
-    plain = name.removesuffix(_INSIDE)
-    return any(n == pattern or n.endswith("." + pattern) for n in (name, plain))
+    return any(n == pattern or n.endswith("." + pattern) for n in (name, published(name)))
 
 
 def resolve(transformer: Any, wanted: Sequence[str] | None) -> list[str]:

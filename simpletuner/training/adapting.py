@@ -58,7 +58,12 @@ def _continued(file: AdapterFile, settings: Settings) -> Settings:
         raise ModelError(f"{file.path} (init_lora) is a {kind} adapter. What to do: set lora_type to {kind}.")
     if isinstance(settings, LoraSettings):
         return lora.settings_of(file, settings.dropout)
-    return replace(settings, config=file.config or settings.config, lokr_norm=None)
+    config = {**settings.config, **(file.config or {})}
+    if "algo" not in config:
+        raise ModelError(
+            f"{file.path} (init_lora) does not tell its LyCORIS settings. What to do: name them in lycoris_config."
+        )
+    return replace(settings, config=config, lokr_norm=None)
 
 
 def _differences(asked: Settings, continued: Settings) -> list[str]:
@@ -71,7 +76,11 @@ def _differences(asked: Settings, continued: Settings) -> list[str]:
         }
         return [f"{key}: {a} → {c}, as in the file" for key, (a, c) in pairs.items() if a != c]
     if isinstance(asked, LycorisSettings) and isinstance(continued, LycorisSettings):
-        return [] if dict(asked.config) == dict(continued.config) else ["lycoris_config: that of the file is used"]
+        return (
+            []
+            if not asked.config or dict(asked.config) == dict(continued.config)
+            else ["lycoris_config: that of the file is used"]
+        )
     return []
 
 

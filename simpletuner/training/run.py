@@ -333,7 +333,7 @@ def finish(session: Session, parts: Components, trainee: Trainee, hooks: list[Ho
     say = session.reporter.say
     optimizers.settle(trainee.optimizer)
     final = export(session, parts, trainee)
-    what = "a LoRA or LyCORIS file; the base model is not in it" if trainee.adapter else "a diffusers folder"
+    what = "the adapter alone, without the base model" if trainee.adapter else "a diffusers folder"
     say()
     say(f"Done: {done} steps." if done <= total else f"Exported as it was after {done} steps.")
     _warn_if_skipped(session)

@@ -169,6 +169,26 @@ def test_an_adapter_is_continued_from_its_file(train: Callable[..., str], tmp_pa
         torch.testing.assert_close(value, first[name], atol=1e-9, rtol=0)
 
 
+def test_a_lycoris_file_is_continued_by_its_own_settings(train: Callable[..., str], tmp_path: Path) -> None:
+    config = {**LYCORIS, "algo": "loha"}
+    train(lora_type="lycoris", lycoris_config=config, max_train_steps=1, output_dir=str(tmp_path / "first"))
+    goes_on = {"lora_type": "lycoris", "max_train_steps": 1, "learning_rate": 1e-12}
+    said = train(**goes_on, init_lora=str(tmp_path / "first" / WEIGHTS))
+    assert "LyCORIS loha" in said and "The adapter goes on from" in said and "that of the file" not in said
+    first, second = load_file(tmp_path / "first" / WEIGHTS), load_file(tmp_path / "out" / WEIGHTS)
+    assert all(torch.allclose(first[key], second[key], atol=1e-9) for key in first)
+    said = train(**goes_on, init_lora=str(tmp_path / "first"), lycoris_config=LYCORIS, resume_from_checkpoint="no")
+    assert "lycoris_config: that of the file is used" in said
+    with pytest.raises(ModelError, match="set lora_type to lycoris"):
+        train(init_lora=str(tmp_path / "first"), resume_from_checkpoint="no")
+
+
+def test_fp16_trains_an_adapter(train: Callable[..., str], tmp_path: Path) -> None:
+    said = train(mixed_precision="fp16", max_train_steps=2, lora_rank=2)
+    assert "float32 for the adapter over a frozen float32 model under float16 autocast" in said
+    assert all(t.isfinite().all() for t in load_file(tmp_path / "out" / WEIGHTS).values())
+
+
 def test_lycoris_in_bf16_with_pictures_at_another_strength(train: Callable[..., str], tmp_path: Path) -> None:
     options = {"lora_type": "lycoris", "mixed_precision": "bf16", "gradient_checkpointing": True, "max_train_steps": 2}
     drawing = {"validation_disable": False, "validation_prompt": "a fox", "validation_resolution": "64x64"}

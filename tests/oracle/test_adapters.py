@@ -17,6 +17,7 @@ from simpletuner.errors import ModelError
 from simpletuner.models import adapters, lora, lora_layout, targets
 from simpletuner.models.adapters import WEIGHTS, Adapter, LoraSettings, LycorisSettings
 from simpletuner.models.checkpointing import enable
+from simpletuner.models.linears import pointwise_as_linear
 
 SIDES = {"target_module": ["Attention", "GLUMBConv"]}
 
@@ -296,3 +297,25 @@ def test_lokr_noise_starts_like_the_weights() -> None:
     assert 0.007 < float(ratio) < 0.013
     with pytest.raises(ModelError, match="full_matrix"):
         adapters.put_on(base(), LycorisSettings(LYCORIS["lokr"].config, lokr_norm=1e-2), seed=1)
+
+
+@pytest.mark.parametrize(
+    "kind", ["lora-all-rslora", "dora", "pissa", "lokr", "lokr-full", "lokr-dora", "loha", "locon"]
+)
+def test_trained_over_convolutions_as_linears_it_fits_the_published_model(kind: str, tmp_path: Path) -> None:
+    """As a quantised base holds them: the file has the names and shapes of the plain model, and goes both ways."""
+    model = base()
+    assert pointwise_as_linear(model) == 2 * 2 + 1
+    adapter = adapters.put_on(model, ALL[kind], seed=1)
+    move(adapter)
+    adapter.save(tmp_path)
+    plain = base()
+    put = adapters.put_on(plain, ALL[kind], seed=2)
+    adapters.load(put, put.read(tmp_path))
+    with torch.no_grad():
+        torch.testing.assert_close(velocity(plain), velocity(model), rtol=1e-4, atol=1e-5)
+    assert put.shape() == adapter.shape() and "conv_inverted ×2" in put.describe()[0]
+    put.save(tmp_path / "again")
+    adapters.load(adapter, adapter.read(tmp_path / "again"))
+    first, second = load_file(tmp_path / WEIGHTS), load_file(tmp_path / "again" / WEIGHTS)
+    assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)

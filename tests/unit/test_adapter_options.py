@@ -185,3 +185,12 @@ def test_the_adapter_is_float32_whatever_the_base() -> None:
     assert [kinds[name].base for name in kinds] == [torch.float32, torch.bfloat16, torch.float32]
     assert [kinds[name].autocast for name in kinds] == [None, torch.bfloat16, torch.float16]
     assert kinds["fp16"].scale_gradients and "frozen bfloat16 model" in kinds["bf16"].describe()
+
+
+def test_the_page_shows_configurations_that_are_right(read: Read) -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "adapters.md"
+    blocks = [part.split("```")[0] for part in page.read_text(encoding="utf-8").split("```json\n")[1:]]
+    standard, settings = (json.loads(block) for block in blocks)
+    found = translate_adapter.settings(read(standard).options)
+    assert isinstance(found, LoraSettings) and found.targets == ("all",)
+    assert not list(lycoris.problems(settings)) and not lycoris.notices(settings)
