@@ -29,6 +29,7 @@ from simpletuner.training.guard import Guard
 from simpletuner.training.learning_rate import Schedule
 from simpletuner.training.optimizers import set_learning_rate
 from simpletuner.training.precision import Precision
+from simpletuner.training.seeds import mixed_seed
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,12 +146,8 @@ class Hook(Protocol):
 
 
 def position_generator(seed: int, position: int, device: torch.device) -> torch.Generator:
-    """The generator of one micro-batch's noise: a function of seed and position, so a resumed run draws the same.
-
-    The multiplier is a large odd constant, so neighbouring seeds do not share streams at shifted positions.
-    """
-    mixed = (seed * 0x9E3779B97F4A7C15 + position * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % 2**63
-    return torch.Generator(device).manual_seed(mixed)
+    """The generator of one micro-batch's noise: a function of seed and position, so a resumed run draws the same."""
+    return torch.Generator(device).manual_seed(mixed_seed(seed, position))
 
 
 def noise_batch(

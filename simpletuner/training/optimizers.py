@@ -38,6 +38,7 @@ class OptimizerEntry:
             trains.
         per_parameter: Each parameter can be stepped alone.
         matrices: Weights of 1x1 convolutions are given to it as matrices.
+        remark: What to know beside its arguments; printed with them.
     """
 
     module: str
@@ -49,6 +50,7 @@ class OptimizerEntry:
     schedule_free: bool = False
     per_parameter: bool = True
     matrices: bool = False
+    remark: str = ""
 
     @property
     def low_precision_safe(self) -> bool:
@@ -70,8 +72,17 @@ def _bnb(name: str, cls: str) -> dict[str, OptimizerEntry]:
     return {f"bnb-{name}{form}": OptimizerEntry("bitsandbytes.optim", c, {}) for form, c in forms.items()}
 
 
-# 32 bits a state where there is no 8 in the name; a second moment of 4 or 8 bits saves memory, not the weights.
-_STOCHASTIC = {"bf16_stochastic_round": True}
+def _torchao(cls: str) -> OptimizerEntry:
+    return OptimizerEntry(
+        "torchao.optim",
+        cls,
+        {"bf16_stochastic_round": True},
+        keeps_small_updates=("bf16_stochastic_round",),
+        seed="global",
+        remark="its first step is compiled, which takes up to a minute",
+    )
+
+
 _FREE = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
 
 OPTIMIZERS: dict[str, OptimizerEntry] = {
@@ -107,7 +118,11 @@ OPTIMIZERS: dict[str, OptimizerEntry] = {
         "pytorch_optimizer", "SOAP", {"betas": (0.95, 0.95), "eps": 1e-8, "weight_decay": 0.01}, matrices=True
     ),
     "came": OptimizerEntry(
-        "pytorch_optimizer", "CAME", {"betas": (0.9, 0.999, 0.9999), "weight_decay": 0.0}, matrices=True
+        "pytorch_optimizer",
+        "CAME",
+        {"betas": (0.9, 0.999, 0.9999), "weight_decay": 0.0},
+        matrices=True,
+        remark="its first steps are ten to twenty times the rate, so it wants lr_warmup_steps",
     ),
     "prodigy": OptimizerEntry(
         "prodigyopt",
@@ -117,8 +132,8 @@ OPTIMIZERS: dict[str, OptimizerEntry] = {
     ),
     "adamw_schedulefree": OptimizerEntry("schedulefree", "AdamWScheduleFree", _FREE, schedule_free=True),
     "radam_schedulefree": OptimizerEntry("schedulefree", "RAdamScheduleFree", _FREE, schedule_free=True),
-    "ao-adamw8bit": OptimizerEntry("torchao.optim", "AdamW8bit", _STOCHASTIC, tuple(_STOCHASTIC), seed="global"),
-    "ao-adamw4bit": OptimizerEntry("torchao.optim", "AdamW4bit", _STOCHASTIC, tuple(_STOCHASTIC), seed="global"),
+    "ao-adamw8bit": _torchao("AdamW8bit"),
+    "ao-adamw4bit": _torchao("AdamW4bit"),
     "bnb-adagrad": OptimizerEntry("bitsandbytes.optim", "Adagrad"),
     "bnb-adagrad8bit": OptimizerEntry("bitsandbytes.optim", "Adagrad8bit"),
     **_bnb("adam", "Adam"),
@@ -225,10 +240,11 @@ def describe(name: str, optimizer: torch.optim.Optimizer) -> str:
             if key in known and key not in ("params", "lr", "foreach") and value is not None and value is not False:
                 shown.setdefault(key, value)
     listed = [f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in shown.items()]
-    note = (
-        "; not paged, as there is no GPU" if name.endswith("-paged") and not getattr(optimizer, "is_paged", 0) else ""
-    )
-    return f"{name} ({', '.join(listed)}{note})"
+    if name.endswith("-paged") and not getattr(optimizer, "is_paged", False):
+        listed.append("not paged, as there is no GPU")
+    if OPTIMIZERS[name].remark:
+        listed.append(OPTIMIZERS[name].remark)
+    return f"{name} ({', '.join(listed)})"
 
 
 @contextmanager

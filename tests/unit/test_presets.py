@@ -18,7 +18,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_the_files_are_what_the_script_writes() -> None:
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tools" / "write_presets.py"), "--check"], capture_output=True, text=True, check=False
+        [sys.executable, str(ROOT / "tools" / "write_presets.py"), "--check"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
 
