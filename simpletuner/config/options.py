@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from simpletuner.config.optimizer_names import OWN_RATE, OptimizerName, parse
 from simpletuner.config.values import (
+    parse_four,
     parse_instruction,
     parse_names,
     parse_numbers,
@@ -225,7 +226,7 @@ class FlowOptions(Section):
         1.29, description="With flow_density mode: above 0 more of the middle, below 0 more of the ends."
     )
     flow_cubic_schedule_weights: Annotated[
-        tuple[Probability, Probability, Probability, Probability] | None, BeforeValidator(parse_numbers)
+        tuple[Probability, Probability, Probability, Probability] | None, BeforeValidator(parse_four)
     ] = Field(None, description="Draw sigmas along a cubic Bezier curve of these four values from 0 to 1.")
     flow_custom_timesteps: Annotated[
         Annotated[tuple[Timestep, ...], Field(min_length=1)] | None, BeforeValidator(parse_numbers)
@@ -261,10 +262,11 @@ class FlowOptions(Section):
 
 
 class LossOptions(Section):
-    """Loss. Held-out loss is a plain mean square, whatever is set here."""
+    """Loss."""
 
     loss_type: Literal["l2", "huber", "smooth_l1"] = Field(
-        "l2", description="Mean square, or pseudo-Huber losses that outliers move less."
+        "l2",
+        description="Mean square, or pseudo-Huber losses that outliers move less; held-out loss is always a mean square.",
     )
     huber_c: Annotated[float, Field(gt=0.0)] = Field(0.1, description="Errors far above it count linearly.")
     huber_schedule: Literal["constant", "exponential", "snr"] = Field(

@@ -58,6 +58,18 @@ def parse_numbers(value: Any) -> Any:
         raise ValueError("it must be a list of numbers") from error
 
 
+def parse_four(value: Any) -> Any:
+    """As ``parse_numbers``, for exactly four of them.
+
+    Raises:
+        ValueError: Something that is not a number, or more or fewer than four.
+    """
+    numbers = parse_numbers(value)
+    if numbers is not None and len(numbers) != 4:
+        raise ValueError("it must be four numbers")
+    return numbers
+
+
 def parse_instruction(value: Any) -> Any:
     """Instruction text, JSON list or file → lines; "None" → no lines; unset stays None.
 

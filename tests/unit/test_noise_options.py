@@ -156,7 +156,7 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
     ({"flow_density": "cosmap", "flow_sigmoid_scale": 2}, "no sigmoid"),
     ({"flow_use_beta_schedule": True, "flow_sigmoid_mean": 1}, "no sigmoid"),
     ({"flow_cubic_schedule_weights": [0, 0.9, 0.1, 1]}, "must not decrease"),
-    ({"flow_cubic_schedule_weights": [0, 1]}, "flow_cubic_schedule_weights"),
+    ({"flow_cubic_schedule_weights": [0, 1]}, "four numbers"),
     ({"flow_cubic_schedule_weights": "a,b,c,d"}, "list of numbers"),
     ({"flow_custom_timesteps": [0.1, 0.9]}, "multiply them by 1000"),
     ({"flow_custom_timesteps": [100, 1001]}, "1000"),
