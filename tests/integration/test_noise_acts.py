@@ -137,3 +137,17 @@ def test_a_run_with_everything_resumes_bit_exactly(
     run("parts", 5, **{**EVERYTHING, "loss_type": "l2", "scheduled_sampling_max_step_offset": 0})
     told = " ".join(capsys.readouterr().out.split())
     assert "loss, rollout changed since" in told
+
+
+def test_an_adapter_with_dropout_and_rollout_resumes_bit_exactly(run: Callable[..., Path]) -> None:
+    """A walk draws dropout too, so it must draw the same after a stop."""
+    options = {"model_type": "lora", "lora_rank": 2, "lora_dropout": 0.3, "eval_loss_disable": True}
+    options |= {"scheduled_sampling_max_step_offset": 5, "scheduled_sampling_probability": 1.0}
+    whole = run("whole", 2, **options)
+    run("parts", 1, **options)
+    parts = run("parts", 2, **options)
+    name = "pytorch_lora_weights.safetensors"
+    first, second = load_file(whole / name), load_file(parts / name)
+    assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+    told = [[line["loss"] for line in lines_of(out, "step")] for out in (whole, parts)]
+    assert told[0] == told[1]
