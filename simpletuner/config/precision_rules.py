@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from simpletuner.config.noise_rules import Row
 from simpletuner.config.options import Options
@@ -18,6 +19,31 @@ def precision_problems(options: Options) -> Iterator[Row]:
             "full-rank training changes the very weights that would be quantised",
             "set model_type to lora, or base_model_precision to no_change; text_encoder_1_precision works with both",
         )
+    elif base != "no_change" and isinstance(options.adapter.lycoris_config, Mapping):
+        yield from _over_quantised(options.adapter.lycoris_config)
+
+
+_NEEDS_WEIGHTS = "the base weights it needs are quantised"
+_WHOLE_WEIGHTS = {  # settings that LyCORIS applies to W + ΔW, which cannot be made of quantised weights
+    **dict.fromkeys(
+        ("dora_wd", "weight_decompose"), (True, _NEEDS_WEIGHTS, "leave it out; use_dora (lora_type standard) works")
+    ),
+    "bypass_mode": (False, _NEEDS_WEIGHTS, "leave it out: it is chosen for each layer"),
+}
+_ROTATIONS = ("diag-oft", "boft")
+
+
+def _over_quantised(config: Mapping[str, Any]) -> Iterator[Row]:
+    """What a lycoris_config cannot do over a quantised base."""
+    preset = config.get("apply_preset", {})
+    maps = [preset.get(key, {}) for key in ("module_algo_map", "name_algo_map")]
+    for entry in (config, *(entry for names in maps for entry in names.values())):
+        if entry.get("algo") in _ROTATIONS:
+            reason = "beside quantised weights it would turn biases too, so that its file would not fit the plain model"
+            yield ("lycoris_config.algo", entry["algo"], reason, "use lokr, loha or lora")
+        for key, (refused, reason, remedy) in _WHOLE_WEIGHTS.items():
+            if key in entry and entry[key] is refused:
+                yield (f"lycoris_config.{key}", entry[key], reason, remedy)
 
 
 def precision_without_effect(options: Options, where: Mapping[str, str]) -> list[str]:

@@ -18,8 +18,9 @@ import torch
 from torch import nn
 
 from simpletuner.errors import ModelError
-from simpletuner.models import lora_layout, targets
+from simpletuner.models import imports, lora_layout, quantize, targets
 from simpletuner.models.adapters import DIFFUSERS_METADATA, WEIGHTS, AdapterFile, LoraSettings, read_file, write
+from simpletuner.models.linears import is_inside, published
 from simpletuner.models.lora_start import STARTS
 
 TRAINED, START = "default", "start"
@@ -31,7 +32,7 @@ def file_key(name: str, adapter: str = TRAINED) -> str:
     layer, _, part = name.partition(".lora_")
     part = part.replace(f".{adapter}", "", 1)
     part = part.removesuffix(".weight") if part.startswith("magnitude") else part
-    return f"{_PREFIX}{targets.published(layer)}.lora_{part}"
+    return f"{_PREFIX}{published(layer)}.lora_{part}"
 
 
 class Lora:
@@ -46,8 +47,8 @@ class Lora:
         self.about: dict[str, str] = {}
         self.layers = targets.resolve(transformer, settings.targets)
         self.draws = settings.dropout > 0
-        weights = {name: transformer.get_submodule(name).weight for name in self.layers} if self._starts else {}
-        self._check_rank()
+        weights = {n: quantize.dense(transformer.get_submodule(n)) for n in self.layers} if self._starts else {}
+        self._check_rank(weights)
         common: dict[str, Any] = {
             "r": settings.rank,
             "lora_alpha": settings.alpha,
@@ -60,10 +61,11 @@ class Lora:
             use_dora=settings.dora,
             init_lora_weights="gaussian" if settings.init == "gaussian" else True,
         )
-        inject_adapter_in_model(config, transformer, TRAINED)
-        if self._starts:
-            with warnings.catch_warnings():  # PEFT asks whether two adapters are meant: they are
-                warnings.simplefilter("ignore", UserWarning)
+        with imports.without_optional(), warnings.catch_warnings():
+            # PEFT asks whether two adapters are meant (they are), and says that none can be merged over torchao.
+            warnings.simplefilter("ignore", UserWarning)
+            inject_adapter_in_model(config, transformer, TRAINED)
+            if self._starts:
                 inject_adapter_in_model(LoraConfig(**common), transformer, START)
         transformer._hf_peft_config_loaded = True  # as diffusers' own add_adapter leaves it
         named = [(name, p) for name, p in transformer.named_parameters() if ".lora_" in name]
@@ -86,9 +88,9 @@ class Lora:
 
         return [module for module in self.transformer.modules() if isinstance(module, BaseTunerLayer)]
 
-    def _check_rank(self) -> None:
-        for name in self.layers if self._starts else []:
-            sides = self.transformer.get_submodule(name).weight.shape[:2]
+    def _check_rank(self, weights: Mapping[str, torch.Tensor]) -> None:
+        for name, weight in weights.items():
+            sides = weight.shape[:2]
             if self.settings.rank > min(sides):
                 raise ModelError(
                     f"lora_init_type {self.settings.init} needs lora_rank of at most {min(sides)}, the smaller side of "
@@ -119,7 +121,7 @@ class Lora:
         """What was put where."""
         settings = self.settings
         trained = sum(p.numel() for p in self.parameters)
-        share = trained / sum(p.numel() for p in self.transformer.parameters())
+        share = trained / quantize.weights(self.transformer)
         kind = ("DoRA" if settings.dora else "LoRA") + (
             f", {settings.init} start" if settings.init != "default" else ""
         )
@@ -175,7 +177,7 @@ class Lora:
         return trained, {
             "r": rank,
             "lora_alpha": alpha,
-            "target_modules": [targets.published(name) for name in self.layers],
+            "target_modules": [published(name) for name in self.layers],
             "use_dora": settings.dora,
             "use_rslora": rslora,
         }
@@ -183,7 +185,7 @@ class Lora:
     def _published(self, name: str, parameter: torch.Tensor) -> torch.Tensor:
         """As the layer of the published model would have it: 1x1 convolutions have four dimensions."""
         layer, value = name.partition(".lora_")[0], parameter.detach()
-        if targets.published(layer) == layer:
+        if not is_inside(layer):
             return value
         return value.reshape(1, -1, 1, 1) if value.ndim == 1 else value[..., None, None]
 

@@ -21,8 +21,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from simpletuner.errors import ModelError
-from simpletuner.models import targets
+from simpletuner.models import imports, quantize, targets
 from simpletuner.models.adapters import LYCORIS_CONFIG, PARAMETERS, WEIGHTS, LycorisSettings, read_file, write
+from simpletuner.models.linears import is_inside, published
 
 # The library would time Triton kernels and compile graphs on a GPU, and a resumed run might then take others.
 os.environ.setdefault("LYCORIS_KERNEL_BACKEND", "torch")
@@ -85,8 +86,16 @@ class Lycoris:
 
     def __init__(self, transformer: Any, settings: LycorisSettings) -> None:
         """Put it on ``transformer``. Raises ModelError if nothing matches."""
-        from lycoris import LycorisNetwork
-        from lycoris.logging import logger
+        with imports.without_optional():
+            from lycoris import LycorisNetwork
+            from lycoris.logging import logger
+
+        class Network(LycorisNetwork):
+            """Names in presets are those of the published model."""
+
+            def match_fn(self, pattern: str, name: str) -> bool:
+                matches: bool = super().match_fn(pattern, published(name))
+                return matches
 
         logger.setLevel("ERROR")  # what matched is said by describe
         self.transformer = transformer
@@ -97,7 +106,7 @@ class Lycoris:
         LycorisNetwork.apply_preset(preset)
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # a line for each layer; config.lycoris says it once
-                network = LycorisNetwork(transformer, warn_on_unmatched=False, **arguments)
+                network = Network(transformer, warn_on_unmatched=False, **arguments)
         except (RuntimeError, ValueError, NotImplementedError) as error:
             raise ModelError(
                 f"lycoris_config: {config.get('algo')} cannot be put on these layers: {error}. What to do: choose other "
@@ -113,6 +122,7 @@ class Lycoris:
         self._refuse_depthwise(network)
         network.float()
         for layer in network.loras:
+            layer.lora_name = published(layer.lora_name)  # so that its file fits the published model
             self._keep_small_updates(layer)
         network.apply_to()
         if settings.lokr_norm is not None:
@@ -126,7 +136,7 @@ class Lycoris:
         paths = {id(module): name for name, module in transformer.named_modules() if not name.startswith(PREFIX)}
         self.layers = [paths[id(layer.org_module[0])] for layer in network.loras]
         inside = zip(network.loras, self.layers, strict=True)
-        self._inside = {layer.lora_name for layer, name in inside if targets.published(name) != name}
+        self._inside = {layer.lora_name for layer, name in inside if is_inside(name)}
         self.parameters = [parameter for _, parameter in named]
 
     @staticmethod
@@ -150,11 +160,16 @@ class Lycoris:
     def describe(self) -> list[str]:
         """What was put where, and what matched nothing."""
         trained = sum(p.numel() for p in self.parameters)
-        share = trained / sum(p.numel() for p in self.transformer.parameters())
+        share = trained / quantize.weights(self.transformer)
         lines = [
             f"Adapter: LyCORIS {self.settings.config['algo']}, {trained:,} trained weights in float32 ({share:.1%}) on "
             f"{targets.summary(self.layers)}"
         ]
+        beside = sum(bool(layer.bypass_mode) for layer in self.network.loras)
+        if beside:
+            lines.append(
+                f"  its output is added beside {beside} of these layers, since their weights cannot be rebuilt"
+            )
         for entry in self._unmatched:
             key, _, name = entry.partition(": ")
             hint = f"in Sana it is called {_NEAREST[name]}" if name in _NEAREST else "leave it out or correct it"
@@ -194,20 +209,22 @@ class Lycoris:
     def save(self, folder: Path, layout: str = "diffusers") -> None:
         """Write the weights and ``lycoris_config.json``; LyCORIS' own keys in either layout, ComfyUI reads them."""
         written = json.dumps(dict(self.settings.config), indent=1)
-        tensors = dict(self._published(key, tensor) for key, tensor in self.network.state_dict().items())
+        tensors = {name: self._published(name, tensor) for name, tensor in self.network.state_dict().items()}
         write(folder / WEIGHTS, tensors, {"lycoris_config": written, **self.about})
         (folder / LYCORIS_CONFIG).write_text(written + "\n", encoding="utf-8")
         extra = {name: p for name, p in zip(self.names, self.parameters, strict=True) if name.endswith(".scalar")}
         if extra:  # the file has them multiplied in, which a resumed run could not take apart
-            write(folder / PARAMETERS, dict(zip(self.names, self.parameters, strict=True)), {})
+            exact = {n: self._published(n, p) for n, p in zip(self.names, self.parameters, strict=True)}
+            write(folder / PARAMETERS, exact, {})
 
-    def _published(self, key: str, tensor: torch.Tensor) -> tuple[str, torch.Tensor]:
-        """Key and tensor as for the published model's layer: a 1x1 convolution's kernel has four dimensions."""
-        layer, _, part = key.partition(".")
+    def _published(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """As for the published model, whose 1x1 convolutions have four dimensions."""
+        layer, _, part = name.partition(".")
         if layer not in self._inside:
-            return key, tensor
-        kernel = tensor.ndim == 2 and (part in ("lokr_w2", "dora_scale") or part.endswith(".weight"))
-        return f"{layer.removesuffix('_linear')}.{part}", tensor[..., None, None] if kernel else tensor
+            return tensor
+        rescales = part == "rescale" and type(getattr(self.network, layer)).__name__ == "DiagOFTModule"
+        kernel = tensor.ndim == 2 and (rescales or part in ("lokr_w2", "dora_scale") or part.endswith(".weight"))
+        return tensor[..., None, None] if kernel else tensor
 
     def read(self, folder: Path) -> dict[str, torch.Tensor]:
         """What ``save`` wrote, by parameter name."""
@@ -217,16 +234,14 @@ class Lycoris:
         own = self.network.state_dict()
         values: dict[str, torch.Tensor] = {}
         for name, parameter in zip(self.names, self.parameters, strict=True):
-            key, wanted = self._published(name, parameter)
-            value = stored.get(name, stored.get(key))
+            value = stored.get(name)
             if value is None and name.endswith(".scalar"):
                 value = torch.ones_like(parameter)
-            if value is None or value.shape not in (wanted.shape, parameter.shape):
+            if value is None or value.shape not in (self._published(name, parameter).shape, parameter.shape):
                 raise self._other(file.path, name)
             values[name] = value.reshape(parameter.shape)
         for name, alpha in own.items():
-            key = self._published(name, alpha)[0]
-            if name.endswith(".alpha") and key in file.tensors and float(alpha) != float(file.tensors[key]):
+            if name.endswith(".alpha") and name in file.tensors and float(alpha) != float(file.tensors[name]):
                 raise self._other(file.path, name)
         return values
 
@@ -272,6 +287,6 @@ def perturb(layers: list[Any], scale: float) -> None:
                 f"init_lokr_norm needs whole LoKr factors, and {layer.lora_name} has decomposed ones. What to do: set "
                 '"algo": "lokr" and "full_matrix": true in lycoris_config, or remove init_lokr_norm.'
             )
-        weight = layer.org_module[0].weight.float()
+        weight = quantize.dense(layer.org_module[0]).float()
         layer.lokr_w1.fill_(1.0)
         layer.lokr_w2.normal_(weight.mean().item() * scale, max(weight.std().item(), 1e-12) * scale)

@@ -184,6 +184,24 @@ def matrices(blocks: nn.Module) -> list[tuple[nn.Module, str, nn.Linear]]:
     return [(parent, name, child) for parent, name, child in children if isinstance(child, nn.Linear)]
 
 
+def dense(layer: Any) -> torch.Tensor:
+    """A layer's weight as the products see it, quantised or not: [O, I], or [O, I, k, k] of a convolution."""
+    if isinstance(layer, TorchaoLinear):
+        return torch.as_tensor(layer.weight.dequantize())
+    state = getattr(layer.weight, "quant_state", None)
+    if state is None:
+        weight: torch.Tensor = layer.weight
+        return weight
+    from bitsandbytes.functional import dequantize_4bit
+
+    return torch.as_tensor(dequantize_4bit(layer.weight.data, state))
+
+
+def weights(model: nn.Module) -> int:
+    """How many weights a model has; two of 4 bits share a byte."""
+    return sum(p.numel() * (2 if hasattr(p, "quant_state") else 1) for p in model.parameters())
+
+
 def relative_error(exact: torch.Tensor, other: torch.Tensor) -> float:
     """‖other − exact‖ / ‖exact‖."""
     exact, other = exact.detach().float(), other.detach().float()

@@ -14,22 +14,17 @@ from typing import Any
 from torch import nn
 
 from simpletuner.errors import ModelError
+from simpletuner.models.linears import is_inside, published
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 FEED_FORWARD = ("conv_inverted", "conv_point")
 ALL = "all"
 ALL_LINEAR = "all-linear"
-_INSIDE = ".linear"  # a 1x1 convolution that stands as a linear layer holds it under this name
 
 
 def generic(name: str) -> str:
     """A module's name with ``*`` for block numbers: ``transformer_blocks.3.attn1.to_q`` → ``transformer_blocks.*.…``."""
     return re.sub(r"(?<=_blocks)\.\d+(?=\.|$)", ".*", name)
-
-
-def published(name: str) -> str:
-    """The name a layer has in the published model: 1x1 convolutions may be held as linears inside a module."""
-    return name.removesuffix(_INSIDE)
 
 
 def summary(names: Sequence[str]) -> str:
@@ -97,7 +92,7 @@ def resolve(transformer: Any, wanted: Sequence[str] | None) -> list[str]:
     unmatched = []
     for pattern in patterns:
         if pattern == ALL_LINEAR:
-            found = {n for n in layers if isinstance(transformer.get_submodule(n), nn.Linear)}
+            found = {n for n in layers if isinstance(transformer.get_submodule(n), nn.Linear) and not is_inside(n)}
         else:
             found = {n for n in layers if _means(pattern, n)}
         chosen |= found

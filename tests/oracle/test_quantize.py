@@ -49,7 +49,7 @@ def test_pointwise_convolutions_as_linears_are_the_same(plain: SanaTransformer2D
     assert all(torch.equal(again[key], tensor) for key, tensor in plain.state_dict().items())
     model.load_state_dict({key: 2 * tensor for key, tensor in plain.state_dict().items()})
     inverted = plain.transformer_blocks[0].ff.conv_inverted.weight
-    assert torch.equal(model.transformer_blocks[0].ff.conv_inverted.linear.weight, 2 * inverted.flatten(1))
+    assert torch.equal(model.transformer_blocks[0].ff.conv_inverted.pointwise.weight, 2 * inverted.flatten(1))
 
 
 def test_of_the_real_model_nearly_all_is_quantised() -> None:
@@ -58,7 +58,7 @@ def test_of_the_real_model_nearly_all_is_quantised() -> None:
     total = sum(p.numel() for p in model.parameters())
     layers = quantize.matrices(model.transformer_blocks)
     assert 0.965 < sum(layer.weight.numel() for _, _, layer in layers) / total < 0.98
-    assert {name for _, name, _ in layers} == {"to_q", "to_k", "to_v", "0", "linear"}
+    assert {name for _, name, _ in layers} == {"to_q", "to_k", "to_v", "0", "pointwise"}
 
 
 @pytest.mark.parametrize("name", HERE)
@@ -104,7 +104,7 @@ def test_lora_over_a_quantised_model_trains_with_and_without_checkpointing(
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # merging is not possible, says PEFT
-        inject_adapter_in_model(LoraConfig(r=4, target_modules=["to_q", "conv_inverted.linear"]), model)
+        inject_adapter_in_model(LoraConfig(r=4, target_modules=["to_q", "conv_inverted.pointwise"]), model)
     trained = {n: p for n, p in model.named_parameters() if "lora_" in n}
     for parameter in trained.values():
         nn.init.normal_(parameter.data, std=0.05)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from simpletuner.config.catalogue import OTHER_VALUES
-from simpletuner.config.options import ModelOptions, Options, PrecisionOptions
+from simpletuner.config.options import AdapterOptions, ModelOptions, Options, PrecisionOptions
 from simpletuner.config.precision_rules import precision_problems, precision_without_effect
 from simpletuner.errors import ConfigError
 from simpletuner.models.quantize import PLANS
@@ -30,6 +30,27 @@ def test_full_rank_training_over_a_quantised_base_is_refused() -> None:
     assert "changes the very weights" in reason and "model_type to lora" in remedy
     assert not list(precision_problems(options("full", text_encoder_1_precision="nf4-bnb")))
     assert not list(precision_problems(options("lora", base_model_precision="nf4-bnb")))
+
+
+@pytest.mark.parametrize(
+    ("config", "key"),
+    [
+        ({"algo": "lokr", "dora_wd": True}, "lycoris_config.dora_wd"),
+        ({"algo": "lokr", "bypass_mode": False}, "lycoris_config.bypass_mode"),
+        ({"algo": "boft"}, "lycoris_config.algo"),
+        ({"algo": "lokr", "apply_preset": {"module_algo_map": {"A": {"algo": "diag-oft"}}}}, "lycoris_config.algo"),
+        (
+            {"algo": "lokr", "apply_preset": {"name_algo_map": {"x": {"weight_decompose": True}}}},
+            "lycoris_config.weight_decompose",
+        ),
+        ({"algo": "lokr", "dora_wd": False, "bypass_mode": True, "factor": 4}, None),
+    ],
+)
+def test_what_lycoris_cannot_do_over_a_quantised_base(config: dict[str, Any], key: str | None) -> None:
+    adapter = AdapterOptions.model_construct(**{**dict(AdapterOptions()), "lycoris_config": config})
+    asked = options(base_model_precision="nf4-bnb").model_copy(update={"adapter": adapter})
+    assert [row[0] for row in precision_problems(asked)] == ([key] if key else [])
+    assert not list(precision_problems(options().model_copy(update={"adapter": adapter})))
 
 
 @pytest.mark.parametrize(
