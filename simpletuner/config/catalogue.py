@@ -112,8 +112,6 @@ _NOT_YET = {
     **_not_yet("PNG is written", "validation_image_format", ("png",)),
     **_not_yet("ReflexFlow changes target and weighting of rolled-out samples; plain rollout works "
                "(scheduled_sampling_max_step_offset)", "scheduled_sampling_reflexflow"),
-    **_not_yet("it comes with the data sources; latents are cached on disk", "text_cache_ondemand "
-               "text_cache_disable"),
     **_not_yet("it comes with speed work", "fuse_qkv_projections dynamo_backend gradient_checkpointing_segment_stride "
                "gradient_checkpointing_offload_attention enable_group_offload ramtorch musubi_blocks_to_swap "
                "context_parallel_size", ("no", 1)),

@@ -16,6 +16,7 @@ from simpletuner.config.datasets import (
     FILLED_FROM_OPTIONS,
     MASK_SATISFIED,
     OTHER_FIELD_VALUES,
+    TEXT_ONLY,
     Datasets,
     ImageDataset,
     MaskDataset,
@@ -71,6 +72,7 @@ def load_datasets(entries: Any, file: str, options: Options, findings: Findings)
         return None
     texts = [e for e in built if isinstance(e, TextEmbedsDataset)]
     chosen = next((e for e in texts if e.default), texts[0] if texts else None)
+    said = chosen or options.data
     images = [e for e in built if isinstance(e, ImageDataset)]
     return Datasets(
         train=tuple(e for e in images if e.dataset_type == "image"),
@@ -78,6 +80,7 @@ def load_datasets(entries: Any, file: str, options: Options, findings: Findings)
         text_cache_dir=chosen.cache_dir if chosen else _cache(options) / "text",
         masks={e.id: e for e in built if isinstance(e, MaskDataset)},
         text_embeds=chosen,
+        text_caching="never" if said.text_cache_disable else "ondemand" if said.text_cache_ondemand else "ahead",
     )
 
 
@@ -95,6 +98,8 @@ def _entry(entry: dict[str, Any], name: str, file: str, options: Options, findin
     named = set(entry)
     other_values(entry, where, OTHER_FIELD_VALUES, findings, prefix)
     catalogue = FIELD_CATALOGUE
+    if model is ImageDataset:
+        catalogue = {**FIELD_CATALOGUE, **TEXT_ONLY}
     if model is MaskDataset:
         theirs = set(ImageDataset.model_fields) - set(MaskDataset.model_fields)
         catalogue = {**FIELD_CATALOGUE, **dict.fromkeys(theirs, MASK_SATISFIED)}
@@ -115,6 +120,11 @@ def _entry(entry: dict[str, Any], name: str, file: str, options: Options, findin
         if values.get("type") == "aws":
             _text_bucket(values, name, file, findings)
         _cache_elsewhere(values, "cache_dir", options)
+        for key in ("text_cache_ondemand", "text_cache_disable"):
+            values.setdefault(key, getattr(options.data, key))
+        if to_bool(values["text_cache_ondemand"]) and to_bool(values["text_cache_disable"]):
+            reason, key = "text_cache_disable keeps nothing to fill on demand", f"[{name}].text_cache_ondemand"
+            findings.problems.append(Problem(file, key, True, reason, "set one of the two"))
         return build(model, values, where, findings, prefix)  # type: ignore[return-value]
     for key in FILLED_FROM_OPTIONS:
         value = getattr(options.data, key)

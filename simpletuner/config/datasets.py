@@ -138,6 +138,8 @@ class TextEmbedsDataset(OnS3):
     dataset_type: Literal["text_embeds"]
     default: bool = False
     cache_dir: Path
+    text_cache_ondemand: bool = False
+    text_cache_disable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +152,7 @@ class Datasets:
         text_cache_dir: Where text embeds are kept here.
         masks: Mask datasets by id.
         text_embeds: The entry that says so, if there is one.
+        text_caching: When captions are encoded; see ``DatasetSource.caching``.
     """
 
     train: tuple[ImageDataset, ...]
@@ -157,6 +160,7 @@ class Datasets:
     text_cache_dir: Path
     masks: Mapping[str, MaskDataset] = field(default_factory=dict)
     text_embeds: TextEmbedsDataset | None = None
+    text_caching: Literal["ahead", "ondemand", "never"] = "ahead"
 
 
 FIELD_ALIASES: Mapping[str, str] = {
@@ -198,9 +202,11 @@ FIELD_CATALOGUE: Mapping[str, Known] = {
     **_known("satisfied", "sizes are read from the pictures' own headers", "width_column height_column"),
     **_known("satisfied", "the dataset is kept on disk once, and read from there", "streaming"),
     **_known("satisfied", "looking at pictures reads headers only, and caches know what they hold", "skip_file_discovery"),
-    **_known("refused", "not yet: it comes with the data sources", "text_cache_ondemand "
-             "text_cache_disable "
-             "huggingface quality_column filter composite_image_config"),
+    **_known("refused", "its keys (dataset_name, split, image_column …) stand in the entry itself", "huggingface"),
+    **_known("refused", "rows are not chosen here: filter the dataset once with the datasets library, and name its folder",
+             "quality_column filter"),
+    **_known("refused", "pictures are not cut out of composites: save each as a picture of its own",
+             "composite_image_config"),
     **_known("refused", "made conditioning is not planned; mask files in a dataset of their own work (conditioning_data)",
              "conditioning source_dataset_id conditioning_image_embeds slider_strength"),
     **_known("refused", "only a dataset with dataset_type conditioning has one", "conditioning_type"),
@@ -217,7 +223,7 @@ OTHER_FIELD_VALUES: Mapping[str, Mapping[str, str]] = {
         "image_embeds": "not needed: latents are kept in cache_dir_vae; remove this entry",
         "video": "Sana makes pictures, not video",
         "audio": "Sana makes pictures, not sound",
-        "caption": "not yet: it comes with the data sources",
+        "caption": "captions without pictures train nothing here; remove this entry",
         "distillation_cache": "not yet: distillation is not planned for Sana",
     },
     "crop_style": {"face": "finding faces needs a detector that this program does not carry; use center"},
@@ -228,6 +234,13 @@ OTHER_FIELD_VALUES: Mapping[str, Mapping[str, str]] = {
     "caption_strategy": {"webshart": "captions of tar files come with type webdataset and caption_strategy webdataset"},
     "metadata_backend": {"webshart": "no metadata is kept; use type webdataset, and leave this out"},
 }
+
+# Keys that an entry of pictures must not have.
+TEXT_ONLY: Mapping[str, Known] = _known(
+    "refused",
+    "it belongs to an entry with dataset_type text_embeds, or to the options of the run",
+    "text_cache_ondemand text_cache_disable",
+)
 
 # Keys that a mask dataset takes over from the pictures it belongs to.
 MASK_SATISFIED = Known(

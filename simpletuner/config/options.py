@@ -344,6 +344,10 @@ class DataOptions(Section):
     cache_dir: Path | None = Field(None, description="Caches without a folder of their own; output_dir/cache.")
     cache_dir_vae: Path | None = Field(None, description="Latents of datasets without cache_dir_vae.")
     cache_dir_text: Path | None = Field(None, description="Text embeds where no text_embeds entry says otherwise.")
+    text_cache_ondemand: bool = Field(
+        False, description="Encode captions when first needed, and keep them; the text encoder stays on the device."
+    )
+    text_cache_disable: bool = Field(False, description="Encode captions whenever needed, and keep none on disk.")
 
 
 class ValidationOptions(Section):

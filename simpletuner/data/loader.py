@@ -72,7 +72,7 @@ class Loader:
     def __init__(
         self,
         samples: Sequence[LatentRef] | Callable[[int], Sequence[LatentRef]],
-        texts: TensorStore,
+        texts: Tensors,
         plan: Plan,
         seed: int,
         caption_dropout: float,

@@ -6,16 +6,58 @@ pixels, same encoder, same dtype). Where a dataset has a cache, what was encoded
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
 from simpletuner.data.cache import ShardWriter, TensorStore
-from simpletuner.data.encode import DECODE_THREADS
+from simpletuner.data.encode import DECODE_THREADS, text_key
 from simpletuner.data.images import cut
 from simpletuner.data.loader import LatentRef
 from simpletuner.errors import CacheError, DataError, ImageError
+
+
+class TextsOnDemand:
+    """Text embeds by key, like a TensorStore; what it lacks is encoded when asked for, each caption by itself."""
+
+    def __init__(
+        self,
+        store: TensorStore | None,
+        encode: Callable[[list[str]], list[torch.Tensor]],
+        dtype: torch.dtype,
+        captions: Iterable[str],
+    ) -> None:
+        """Encode with ``encode``.
+
+        Args:
+            store: Where embeds are kept, or None to keep none.
+            encode: Captions → one [n, D] tensor each, real tokens only.
+            dtype: Of the embeds, as in the cache.
+            captions: Every caption that may be asked for.
+        """
+        self._store, self._encode, self._dtype = store, encode, dtype
+        self._captions = {text_key(caption): caption for caption in captions}
+        self._writer = store.writer() if store is not None else None
+
+    def get(self, key: str) -> torch.Tensor:
+        """[n, D] embeds. Raises CacheError for a caption that was not announced."""
+        if self._writer and (pending := self._writer.pending(key)) is not None:
+            return pending
+        if self._store is not None and key in self._store:
+            return self._store.get(key)
+        if key not in self._captions:
+            raise CacheError(f"no caption of this run has the key {key[:12]}…; run again.")
+        caption = self._captions[key]
+        embeds = self._encode([caption])[0].to(self._dtype).cpu()
+        if self._writer:
+            self._writer.add(key, embeds, f"the caption {caption[:60]!r}")
+        return embeds
+
+    def close(self) -> None:
+        """Write what is still buffered."""
+        if self._writer:
+            self._writer.flush()
 
 
 class OnDemand:

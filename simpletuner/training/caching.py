@@ -13,7 +13,7 @@ from simpletuner.data.cache import TensorStore, content_key, weights_digest
 from simpletuner.data.encode import text_key
 from simpletuner.data.loader import DROPPED
 from simpletuner.data.mirror import RemoteSource
-from simpletuner.data.ondemand import OnDemand
+from simpletuner.data.ondemand import OnDemand, TextsOnDemand
 from simpletuner.data.remote_cache import RemoteCaches
 from simpletuner.models.base import Components
 from simpletuner.models.sana.prompts import trim
@@ -22,8 +22,10 @@ from simpletuner.reporting.progress import Reporter
 from simpletuner.training import prepare, quantising, translate_data, translate_precision
 from simpletuner.training.session import Session, check_sizes, find_pictures, open_session
 
+Texts = TensorStore | TextsOnDemand
 
-def fill_caches(session: Session, parts: Components, found: list[prepare.Found]) -> tuple[prepare.Refs, TensorStore]:
+
+def fill_caches(session: Session, parts: Components, found: list[prepare.Found]) -> tuple[prepare.Refs, Texts]:
     """Room 4: latents and text embeds on disk, in folders named by everything that went into them.
 
     The text encoder comes on the CPU, and ends on the device; quantised, if it is to be.
@@ -52,10 +54,17 @@ def fill_caches(session: Session, parts: Components, found: list[prepare.Found])
     parts.text_encoder.to(session.device)
     datasets = session.config.datasets
     store = session.caches.open(datasets.text_cache_dir / text_print[:16], translate_data.text_remote(datasets))
-    prepare.keep_texts(
-        found, store, lambda captions: encode_trimmed(session, parts, captions), dtype, [DROPPED], session.reporter
-    )
-    return refs, store
+
+    def encode(captions: list[str]) -> list[torch.Tensor]:
+        return encode_trimmed(session, parts, captions)
+
+    if datasets.text_caching == "ahead":
+        prepare.keep_texts(found, store, encode, dtype, [DROPPED], session.reporter)
+        return refs, store
+    captions = {DROPPED, *prepare.captions_of(found)}
+    keep = datasets.text_caching == "ondemand"
+    session.reporter.say(f"{len(captions)} distinct captions are encoded when needed{'' if keep else ', and not kept'}")
+    return refs, TextsOnDemand(store if keep else None, encode, dtype, captions)
 
 
 def in_tiles(session: Session, found: list[prepare.Found]) -> bool:
@@ -104,7 +113,12 @@ def build(config: RunConfig, reporter: Reporter) -> None:
     finally:
         session.caches.close()
     check_sizes(session, training)
-    reporter.say("The caches are complete: training starts without encoding.")
+    ahead = config.datasets.text_caching == "ahead" and all(i.source.caching == "ahead" for i in (*training, *held_out))
+    reporter.say(
+        "The caches are complete: training starts without encoding."
+        if ahead
+        else "What is encoded ahead is in the caches; the rest is encoded while training."
+    )
 
 
 @dataclass(frozen=True, slots=True)

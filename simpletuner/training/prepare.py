@@ -352,6 +352,11 @@ def _keep_masks(item: Found, reporter: Reporter) -> TensorStore | None:
     return store
 
 
+def captions_of(found: Sequence[Found]) -> list[str]:
+    """All captions of all pictures."""
+    return [c for item in found for p in item.placed for c in p.sample.captions]
+
+
 def keep_texts(
     found: Sequence[Found],
     store: TensorStore,
@@ -361,7 +366,7 @@ def keep_texts(
     reporter: Reporter,
 ) -> None:
     """Room 4 for captions: each distinct caption once, plus ``extra``."""
-    captions = [*extra, *(c for item in found for p in item.placed for c in p.sample.captions)]
+    captions = [*extra, *captions_of(found)]
     missing = sum(text_key(c) not in store for c in dict.fromkeys(captions))
     if not missing:
         reporter.say(f"all {len(set(captions))} distinct captions are in the cache")

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 
 from simpletuner.config.read import RunConfig
-from simpletuner.data.cache import TensorStore, write_atomic
+from simpletuner.data.cache import write_atomic
 from simpletuner.data.loader import Loader
-from simpletuner.data.ondemand import OnDemand
+from simpletuner.data.ondemand import OnDemand, TextsOnDemand
 from simpletuner.evaluation import eval_loss
 from simpletuner.evaluation.validation import Validator
 from simpletuner.models.adapters import Adapter
@@ -34,7 +34,7 @@ from simpletuner.training import (
     translate_noise,
     translate_precision,
 )
-from simpletuner.training.caching import fill_caches, on_demand
+from simpletuner.training.caching import Texts, fill_caches, on_demand
 from simpletuner.training.ema import Ema
 from simpletuner.training.gradient_release import GradientRelease, PerParameter
 from simpletuner.training.gradient_sums import Float32Sums
@@ -87,7 +87,9 @@ def _train(session: Session) -> None:
     refs, texts = fill_caches(session, parts, [*training, *held_out])
     check_sizes(session, training)  # again: pictures that could not be decoded are out now
     validator = make_validator(session, parts)
-    if options.precision.text_encoder_1_precision != "no_change":
+    if isinstance(texts, TextsOnDemand):
+        pass  # it stays where it is: captions are still to be encoded
+    elif options.precision.text_encoder_1_precision != "no_change":
         parts.text_encoder = None  # what is exported is read again: the published weights, not the quantised ones
     else:
         parts.text_encoder.to("cpu")  # not needed until export: its memory belongs to training now
@@ -123,6 +125,9 @@ def _train(session: Session) -> None:
         done = run_steps(session, trainee, recipe, loader, start, total, hooks)
     finally:
         latents_of.close()
+        texts.close()
+    if options.precision.text_encoder_1_precision != "no_change":
+        parts.text_encoder = None
     finish(session, parts, trainee, hooks, done, total)
 
 
@@ -257,7 +262,7 @@ def make_hooks(
     validator: Validator | None,
     held_out: list[prepare.Found],
     refs: prepare.Refs,
-    texts: TensorStore,
+    texts: Texts,
     latents_of: OnDemand,
     identity: resuming.Identity,
 ) -> list[Hook]:

@@ -124,7 +124,7 @@ def test_satisfied_keys_say_how_and_off_values_say_nothing(write: Callable[..., 
 
 
 REFUSED = [("attention_mechanism", "sageattention"), ("webhook_config", "x.json"), ("base_model_precision", "int8-quanto"),
-           ("optimizer", "sdnq-lion"), ("optimizer", "adamw_schedulefree+no_kahan"), ("num_processes", 2), ("text_cache_disable", True),
+           ("optimizer", "sdnq-lion"), ("optimizer", "adamw_schedulefree+no_kahan"), ("num_processes", 2),
            ("mixed_precision", "fp8"), ("delete_problematic_images", True),
            ("scheduled_sampling_reflexflow", True), ("report_to", "wandb")]  # fmt: skip
 

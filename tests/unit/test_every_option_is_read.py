@@ -25,7 +25,10 @@ PACKAGE = Path(simpletuner.__file__).parent
 # These become datasets, prompts and folders while the configuration is read, and are spent with that.
 SPENT_IN_READING = {
     "config/read.py": {"data_backend_config", "validation_prompt", "user_prompt_library", "model_flavour"},
-    "config/dataloader.py": {"cache_dir", "cache_dir_vae", "cache_dir_text", "default"},
+    "config/dataloader.py": {
+        *("cache_dir", "cache_dir_vae", "cache_dir_text", "default"),
+        *("text_cache_ondemand", "text_cache_disable"),  # test_texts_on_demand.py
+    },
     # density_of(), which training/translate_noise.py calls
     "config/noise_rules.py": {"flow_density", "flow_use_uniform_schedule", "flow_use_beta_schedule"},
     # optimizer_arguments(), peak_rate() and releases_gradients(), which run.py and translate.py call
