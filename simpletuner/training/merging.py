@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from simpletuner.errors import ModelError, TunerError
-from simpletuner.models import adapters, load, lora, lora_layout
+from simpletuner.models import adapters, imports, load, lora, lora_layout
 from simpletuner.models.adapters import Adapter, AdapterFile, LycorisSettings
 from simpletuner.models.base import LoadSource
 from simpletuner.models.families import FAMILIES
@@ -34,6 +34,7 @@ def merge(adapter: Path, base: str, output: Path, dtype: torch.dtype, strength: 
     if output.exists():
         raise TunerError(f"{output} exists already (--output). What to do: name another folder, or remove it.")
     file = adapters.read_file(adapter)
+    imports.libraries()
     load.only_download_bars()
     family = FAMILIES["sana"]
     reporter.say(f"Loading {base}")

@@ -183,6 +183,27 @@ def test_a_lycoris_file_is_continued_by_its_own_settings(train: Callable[..., st
         train(init_lora=str(tmp_path / "first"), resume_from_checkpoint="no")
 
 
+def test_regularisation_data_is_logged_apart(
+    pocket_run: Callable[..., Path], pictures: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Two sets through the whole program: the first regularisation step of an untrained adapter has exactly nothing to keep."""
+    from simpletuner.training.run import train as real
+
+    config = pocket_run(model_type="lora", learning_rate=1e-30, max_train_steps=8, caption_dropout_probability=0)
+    file = tmp_path / "config" / "multidatabackend.json"
+    entries = json.loads(file.read_text())
+    kept = {"id": "kept", "instance_data_dir": str(pictures("others")), "is_regularisation_data": True}
+    file.write_text(
+        json.dumps([entries[0], {**entries[0], **kept, "cache_dir_vae": str(tmp_path / "k")}, *entries[1:]])
+    )
+    real(load(str(config), environ={}), Reporter(Console(file=StringIO())))
+    steps = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    apart = [step for step in steps if step["regularisation_samples"]]
+    assert 0 < len(apart) < 8, "batches of both sets, never mixed"
+    assert all(s["regularisation_loss"] == 0.0 and s["regularisation_samples"] == s["samples"] == 2 for s in apart)
+    assert all(s["regularisation_loss"] is None and s["loss"] > 0.1 for s in steps if s not in apart)
+
+
 def test_fp16_trains_an_adapter(train: Callable[..., str], tmp_path: Path) -> None:
     said = train(mixed_precision="fp16", max_train_steps=2, lora_rank=2)
     assert "float32 for the adapter over a frozen float32 model under float16 autocast" in said

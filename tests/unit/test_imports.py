@@ -15,6 +15,11 @@ from diffusers import SanaPipeline
 from transformers import Gemma2Config, Gemma2Model
 Gemma2Model(Gemma2Config(num_hidden_layers=1, hidden_size=8, intermediate_size=8, num_attention_heads=1,
     num_key_value_heads=1, head_dim=8, vocab_size=8))
+from diffusers import SanaTransformer2DModel
+from simpletuner.models.adapters import LoraSettings, LycorisSettings, put_on
+for settings in (LoraSettings(), LycorisSettings({"algo": "lokr", "apply_preset": {"target_module": ["Attention"]}})):
+    put_on(SanaTransformer2DModel(num_layers=1, num_attention_heads=1, attention_head_dim=4, cross_attention_dim=4,
+        num_cross_attention_heads=1, cross_attention_head_dim=4, caption_channels=4), settings, 0)
 assert not {"bitsandbytes", "torchao"} & set(sys.modules)
 import bitsandbytes
 assert bitsandbytes.nn.Linear4bit
