@@ -14,7 +14,9 @@ import torch
 from simpletuner.training.seeds import mixed_seed
 
 Piece = tuple[torch.Tensor, ...]
-CHUNK = 2**24  # elements handled at once: the float32 copies of a chunk take 0.5 GiB at most
+# Elements handled at once: on a GPU as many as make few launches (their float32 copies take 0.5 GiB at most), on a CPU
+# as many as stay in its cache.
+CHUNK, CPU_CHUNK = 2**24, 2**18
 
 
 def stochastic_round(value: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
@@ -32,6 +34,13 @@ def stochastic_round(value: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
     """
     whole = value.view(torch.int32) + bits
     return whole.bitwise_and_(-65536).view(torch.float32).to(torch.bfloat16)
+
+
+def random_bits(rows: int, count: int, generator: torch.Generator) -> torch.Tensor:
+    """[rows, count] int32, uniform in [0, 65536): four of each 64-bit draw, as drawing is what takes the time."""
+    whole = torch.empty(-(-rows * count // 4), dtype=torch.int64, device=generator.device)
+    whole.random_(-(2**63), None, generator=generator)
+    return whole.view(torch.int16)[: rows * count].to(torch.int32).bitwise_and_(0xFFFF).view(rows, count)
 
 
 def adamw(
@@ -105,15 +114,16 @@ class AdamWBF16(torch.optim.Optimizer):
         pieces: list[Piece] = []
         size, kind = 0, None
         for parameter in parameters:
+            chunk = CHUNK if parameter.is_cuda else CPU_CHUNK
             state = self.state[parameter]
             here = (state["step"], parameter.dtype, parameter.device)
             # Weights keep their own layout when they are written to, whatever it is: only rows are cut.
             assert parameter.grad is not None
             four: Piece = (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"])
-            rows = max(1, CHUNK // max(1, parameter[:1].numel())) if parameter.ndim else 1
+            rows = max(1, chunk // max(1, parameter[:1].numel())) if parameter.ndim else 1
             for start in range(0, len(parameter) if parameter.ndim else 1, rows):
                 piece = tuple(t[start : start + rows] if parameter.ndim else t for t in four)
-                if pieces and (here != kind or size + piece[0].numel() > CHUNK):
+                if pieces and (here != kind or size + piece[0].numel() > chunk):
                     yield kind[0], pieces  # type: ignore[index]
                     pieces, size = [], 0
                 pieces.append(piece)
@@ -128,9 +138,10 @@ def _update(pieces: list[Piece], step: int, settings: dict[str, Any], generator:
     weight, grad, mean, square = (torch.cat([t.reshape(-1).float() for t in column]) for column in columns)
     new = adamw(weight, grad, mean, square, step, settings)
     sizes = [piece[0].numel() for piece in pieces]
-    for targets, value in zip((columns[0], columns[2], columns[3]), new, strict=True):
-        if targets[0].dtype is torch.bfloat16:
-            bits = torch.randint(2**16, value.shape, generator=generator, dtype=torch.int32, device=value.device)
+    in_bf16 = columns[0][0].dtype is torch.bfloat16
+    draws = random_bits(3, weight.numel(), generator) if in_bf16 else [None] * 3
+    for targets, value, bits in zip((columns[0], columns[2], columns[3]), new, draws, strict=True):
+        if bits is not None:
             value = stochastic_round(value, bits)
         parts = [part.view(t.shape) for part, t in zip(value.split(sizes), targets, strict=True)]
         torch._foreach_copy_(list(targets), parts)

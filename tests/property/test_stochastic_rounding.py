@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simpletuner.training.adamw_bf16 import AdamWBF16, adamw, stochastic_round
+from simpletuner.training.adamw_bf16 import AdamWBF16, adamw, random_bits, stochastic_round
 from simpletuner.training.seeds import mixed_seed
 
 DRAWS = 2**16
@@ -66,7 +66,7 @@ def test_small_and_large_parameters_are_batched_without_changing_what_is_compute
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def run(chunk: int) -> list[torch.Tensor]:
-        monkeypatch.setattr("simpletuner.training.adamw_bf16.CHUNK", chunk)
+        monkeypatch.setattr("simpletuner.training.adamw_bf16.CPU_CHUNK", chunk)
         torch.manual_seed(1)
         shapes: list[tuple[int, ...]] = [(7, 5), (3,), (), (40, 3), (2, 3, 1, 1)]
         parameters = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
@@ -82,6 +82,17 @@ def test_small_and_large_parameters_are_batched_without_changing_what_is_compute
     for chunk in (1, 10, 64):
         for a, b in zip(whole, run(chunk), strict=True):
             torch.testing.assert_close(a, b)
+
+
+def test_random_bits_are_uniform_and_independent() -> None:
+    bits = random_bits(3, 100_001, torch.Generator().manual_seed(1))
+    assert bits.shape == (3, 100_001) and bits.min() >= 0 and bits.max() < 2**16
+    for bit in range(16):  # each is on in half of the draws: six standard deviations
+        assert ((bits >> bit) & 1).double().mean().item() == pytest.approx(0.5, abs=6 * 0.5 / 300_003**0.5)
+    centred = bits.double() - bits.double().mean(1, keepdim=True)
+    assert torch.corrcoef(centred).fill_diagonal_(0).abs().max() < 0.02
+    assert abs(torch.corrcoef(torch.stack([centred[0, :-1], centred[0, 1:]]))[0, 1]) < 0.02
+    assert torch.equal(bits, random_bits(3, 100_001, torch.Generator().manual_seed(1)))
 
 
 def test_seeds_of_neighbouring_positions_differ() -> None:
