@@ -262,6 +262,9 @@ def _check_image(entry: ImageDataset, own: Mapping[str, Any], file: str, options
             problem(key, value, "with resolution_type area it is in megapixels", "use pixel_area for a value in pixels")
         elif entry.resolution_type != "area" and value < 16:
             problem(key, value, "with this resolution_type it is in pixels", "use resolution_type area for megapixels")
+    if entry.conditioning_data and entry.type in ("csv", "webdataset"):
+        reason = f"masks are found by file name, and pictures of type {entry.type} get names of their own here"
+        problem("conditioning_data", entry.conditioning_data, reason, "put pictures and masks into folders")
     chance = entry.crop and "random" in (entry.crop_style, entry.crop_aspect) and entry.dataset_type == "image"
     if entry.vae_cache_clear_each_epoch and not chance:
         why = "held-out pictures stay as they are" if entry.dataset_type == "eval" else "no crop or aspect is random"

@@ -53,18 +53,20 @@ def fill_caches(session: Session, parts: Components, found: list[prepare.Found])
         session.reporter.say(quantising.text_encoder(parts, text_settings))
     parts.text_encoder.to(session.device)
     datasets = session.config.datasets
-    store = session.caches.open(datasets.text_cache_dir / text_print[:16], translate_data.text_remote(datasets))
 
     def encode(captions: list[str]) -> list[torch.Tensor]:
         return encode_trimmed(session, parts, captions)
 
-    if datasets.text_caching == "ahead":
-        prepare.keep_texts(found, store, encode, dtype, [DROPPED], session.reporter)
-        return refs, store
     captions = {DROPPED, *prepare.captions_of(found)}
-    keep = datasets.text_caching == "ondemand"
-    session.reporter.say(f"{len(captions)} distinct captions are encoded when needed{'' if keep else ', and not kept'}")
-    return refs, TextsOnDemand(store if keep else None, encode, dtype, captions)
+    if datasets.text_caching == "never":
+        session.reporter.say(f"{len(captions)} distinct captions are encoded when needed, and not kept")
+        return refs, TextsOnDemand(None, encode, dtype, captions)
+    store = session.caches.open(datasets.text_cache_dir / text_print[:16], translate_data.text_remote(datasets))
+    if datasets.text_caching == "ondemand":
+        session.reporter.say(f"{len(captions)} distinct captions are encoded when first needed")
+        return refs, TextsOnDemand(store, encode, dtype, captions)
+    prepare.keep_texts(found, store, encode, dtype, [DROPPED], session.reporter)
+    return refs, store
 
 
 def in_tiles(session: Session, found: list[prepare.Found]) -> bool:

@@ -80,6 +80,11 @@ def check(config: RunConfig, reporter: Reporter, page_at: Path | None = None, re
     if reconstruct:
         _reconstruct(family, source, found, checked.surveys, reporter)
     training = [item for item, role in found if role == "image"]
+    for item in training:
+        if item.source.redraw:
+            checked.lines.append(
+                f"[{item.source.id}] places are drawn anew in each epoch; the page shows those of the first"
+            )
     _plan(config, training, checked)
     _disk(config, found, facts, checked)
     for line in describe(checked):

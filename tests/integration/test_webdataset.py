@@ -104,7 +104,10 @@ def test_what_does_not_fit_is_said(pocket_run: Callable[..., Path], tmp_path: Pa
     point_at(tmp_path / "config", str(tmp_path / "none.tar"), caption_strategy="textfile")
     with pytest.raises(ConfigError, match="use webdataset, filename, null or instanceprompt"):
         load(config)
-    point_at(tmp_path / "config", "x", type="webshart")
+    point_at(tmp_path / "config", "x.tar", conditioning_data="masks")
+    with pytest.raises(ConfigError, match="put pictures and masks into folders"):
+        load(config)
+    point_at(tmp_path / "config", "x", type="webshart", conditioning_data=None)
     with pytest.raises(ConfigError, match="use type webdataset"):
         load(config)
     point_at(tmp_path / "config", "", type="webdataset")

@@ -1,3 +1,4 @@
+import random
 from collections import Counter
 
 import pytest
@@ -157,3 +158,28 @@ def test_no_open_dataset_is_an_error_that_says_so() -> None:
     assert plan.batch(19)
     with pytest.raises(DataError, match="epoch 3"):
         plan.batch(20)
+
+
+@given(st.data(), st.integers(1, 5), st.integers(1, 4), st.integers(0, 99), st.integers(0, 80))
+def test_buckets_that_change_with_the_epoch(
+    data: st.DataObject, size: int, world: int, seed: int, position: int
+) -> None:
+    """Random aspects drawn anew: every sample once an epoch, one bucket a batch, equal shares, and no state."""
+    count = data.draw(st.integers(1, 12))
+
+    def buckets(epoch: int) -> list[Bucket]:
+        dice = random.Random(f"{seed}/{epoch}/aspects")
+        where = [dice.randrange(3) for _ in range(count)]
+        members = [tuple(i for i in range(count) if where[i] == b) for b in range(3)]
+        return [Bucket("set", Size(32 * (b + 1), 32), m) for b, m in enumerate(members) if m]
+
+    drawing = Drawing(size, world_size=world)
+    plan, fresh = (Plan(buckets(0), drawing, seed, buckets) for _ in range(2))
+    before = [plan.batch(k) for k in range(position + 1)]
+    spec, epoch = fresh.batch(position), fresh.epoch_of(position)
+    assert spec == before[position] and plan.epoch_of(position) == epoch
+    assert any(set(spec.members) <= set(b.members) for b in buckets(epoch))
+    assert {len(spec.share(rank, world).members) for rank in range(world)} == {size}
+    start, end = fresh.micro_batches(epoch), fresh.micro_batches(epoch + 1)
+    assert start <= position < end
+    assert {m for k in range(start, end) for m in fresh.batch(k).members} == set(range(count))
