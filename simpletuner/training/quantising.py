@@ -13,19 +13,18 @@ import torch
 from simpletuner.models import quantize
 from simpletuner.models.base import Components, Facts, Family
 
-CELLS, TOKENS = 8, 8  # of the fixed input: a second or two for 1.6B weights on a CPU
+CELLS = 8  # along a side of the fixed noise: with the caption a few seconds for 1.6B weights and Gemma on a CPU
 CAPTION = "a photo of a red bicycle that leans on a white wall"
 
 
 @torch.no_grad()
-def velocity(family: Family, transformer: Any, facts: Facts) -> torch.Tensor:
-    """The model's velocity for a fixed input, float32 on the CPU."""
+def velocity(family: Family, transformer: Any, facts: Facts, text: torch.Tensor) -> torch.Tensor:
+    """The model's velocity for a fixed noise and these text embeds [1, n, D], float32 on the CPU."""
     device, generator = transformer.device, torch.Generator().manual_seed(0)
     latents = torch.randn(1, facts.latent_channels, CELLS, CELLS, generator=generator).to(device)
-    text = torch.randn(1, TOKENS, transformer.config.caption_channels, generator=generator).to(device)
-    mask = torch.ones(1, TOKENS, dtype=torch.int64, device=device)
+    mask = torch.ones(text.shape[:2], dtype=torch.int64, device=device)
     with torch.autocast(device.type, enabled=False):
-        made = family.predict(transformer, latents, torch.tensor([500.0], device=device), text, mask)
+        made = family.predict(transformer, latents, torch.tensor([900.0], device=device), text.to(device), mask)
     return made.float().cpu()
 
 
@@ -39,17 +38,22 @@ def embeds(parts: Components) -> torch.Tensor:
 
 
 def transformer(family: Family, parts: Components, facts: Facts, settings: quantize.Settings) -> str:
-    """Quantise the frozen transformer; it ends on ``settings.device``. Returns the sentence to print."""
-    exact = velocity(family, parts.transformer, facts)
+    """Quantise the frozen transformer; it ends on ``settings.device``. Returns the sentence to print.
+
+    The text encoder must be there, and not be quantised yet.
+    """
+    text = embeds(parts)
+    exact = velocity(family, parts.transformer, facts, text)
     share = quantize.quantise(parts.transformer, family.blocks(parts.transformer), settings)
     parts.transformer.to(settings.device)
-    return _sentence("base model", share, settings, exact, velocity(family, parts.transformer, facts))
+    return _sentence("base model", share, settings, exact, velocity(family, parts.transformer, facts, text))
 
 
 def text_encoder(parts: Components, settings: quantize.Settings) -> str:
     """Quantise the text encoder; it ends on ``settings.device``. Returns the sentence to print."""
     exact = embeds(parts)
-    share = quantize.quantise(parts.text_encoder, parts.text_encoder.layers, settings)
+    decoder = getattr(parts.text_encoder, "model", parts.text_encoder)  # some classes wrap it
+    share = quantize.quantise(parts.text_encoder, decoder.layers, settings)
     parts.text_encoder.to(settings.device)
     return _sentence("text encoder", share, settings, exact, embeds(parts))
 
