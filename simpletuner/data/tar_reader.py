@@ -28,8 +28,13 @@ from simpletuner.data.tables import texts_of
 from simpletuner.errors import CacheError
 
 LARGEST = 1 << 30  # bytes of one picture
+LARGEST_HEADER = 1 << 20  # bytes of names and attributes of one member
 LONGEST_NAME = 150  # bytes of a file name here, before what is added to it
 TEXTS = ("txt", "caption", "json")
+_EXTRA_HEADERS = (
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+)
 _DAMAGE = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError)
 
 
@@ -48,7 +53,14 @@ class TarRecord:
 
 
 class _Member(tarfile.TarInfo):
-    """A member; notes whether the list of them ended as it should."""
+    """A member; notes whether the list of them ended as it should, and refuses headers made to fill the memory."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Member:
+        member = super().frombuf(buf, encoding, errors)
+        if member.type in _EXTRA_HEADERS and member.size > LARGEST_HEADER:  # tarfile reads them whole
+            raise tarfile.ReadError(f"a header of {member.size} bytes")
+        return member
 
     @classmethod
     def fromtarfile(cls, tarfile: Any) -> _Member:

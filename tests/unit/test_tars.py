@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import tarfile
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +171,22 @@ def test_a_sparse_member_is_not_blown_up(tmp_path: Path) -> None:
         opened.addfile(info, io.BytesIO(block))
     record = unpack(tar, tmp_path / "kept", "caption")
     assert not record.samples and "no ordinary file" in record.skipped[0][1]
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_a_header_made_to_fill_the_memory_is_not_read(tmp_path: Path, kind: bytes) -> None:
+    tar = make_tar(tmp_path / "plain.tar", [("fine.png", b"1234")])
+    info = tarfile.TarInfo("bomb")
+    info.type, info.size = kind, 1 << 30
+    bomb = tmp_path / "bomb.tar.gz"
+    with gzip.open(bomb, "wb", compresslevel=1) as file:
+        file.write(tar.read_bytes()[:1024] + info.tobuf() + bytes(2 << 20))
+    tracemalloc.start()
+    record = unpack(bomb, tmp_path / "kept", "caption")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [s["name"] for s in record.samples] == ["fine.png"] and "damaged" in record.skipped[0][1]
+    assert peak < 4 << 20
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
