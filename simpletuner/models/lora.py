@@ -71,6 +71,9 @@ class Lora:
         named = [(name, p) for name, p in transformer.named_parameters() if ".lora_" in name]
         for _, parameter in named:
             parameter.data = parameter.data.float()  # small updates are lost in bf16
+        for layer in self._tuned() if not settings.dora else []:
+            # Otherwise each layer keeps a copy of its input for backward, by way of float32; autocast needs none.
+            layer.cast_input_dtype_enabled = False
         if self._starts:
             self._start(weights)
             self._activate()

@@ -221,6 +221,41 @@ def test_the_start_of_pissa_is_the_best_part_of_the_weight() -> None:
     torch.testing.assert_close(second.T @ second, torch.eye(5), atol=1e-5, rtol=0)
 
 
+def test_a_large_weight_has_its_start_by_way_of_random_directions() -> None:
+    from simpletuner.models.lora_start import SMALL, pissa
+
+    generator = torch.Generator().manual_seed(0)
+    large = torch.randn(SMALL + 40, 6, generator=generator) @ torch.randn(6, SMALL + 8, generator=generator)
+    first, second = pissa(large, 6, scale=2.0)  # of rank 6, so that nothing is left over
+    torch.testing.assert_close(2.0 * second @ first, large, atol=1e-3, rtol=1e-3)
+    assert first.shape == (6, SMALL + 8) and second.shape == (SMALL + 40, 6)
+
+
+def test_layers_share_their_input_for_backward() -> None:
+    """Under autocast q, k and v of an adapted attention keep one tensor between them, as without an adapter."""
+
+    def kept(casts: bool) -> int:
+        model = base().bfloat16()
+        adapter = adapters.put_on(model, PEFT["lora"], seed=1)
+        for module in model.modules() if casts else []:
+            if hasattr(module, "cast_input_dtype_enabled"):
+                module.cast_input_dtype_enabled = True
+        seen: dict[int, int] = {}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autocast("cpu", torch.bfloat16), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            loss = velocity(model).float().square().mean()
+        total = sum(seen.values())
+        loss.backward()
+        assert all(p.grad is not None for p in adapter.parameters)
+        return total
+
+    assert kept(casts=False) < 0.95 * kept(casts=True)
+
+
 def test_a_rank_beyond_a_layer_is_told_for_pissa() -> None:
     with pytest.raises(ModelError, match="lora_rank of at most"):
         adapters.put_on(base(), LoraSettings(64, 64.0, init="pissa"), seed=1)
