@@ -55,6 +55,11 @@ def precision_without_effect(options: Options, where: Mapping[str, str]) -> list
         lines.append("quantize_via: neither base_model_precision nor text_encoder_1_precision quantises anything")
     elif precision.quantize_via == "pipeline":
         lines.append("quantize_via pipeline: layers are swapped one by one after loading, as with accelerator")
+    elif precision.quantize_via == "cpu" and "fp8-torchao" in (
+        precision.base_model_precision,
+        precision.text_encoder_1_precision,
+    ):
+        lines.append("quantize_via cpu: fp8-torchao works on the GPU alone, and is quantised there")
     if "base_model_default_dtype" in where and precision.base_model_default_dtype and not base:
         lines.append("base_model_default_dtype: it acts only with base_model_precision")
     return lines

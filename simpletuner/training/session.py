@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -50,6 +50,7 @@ def open_session(config: RunConfig, reporter: Reporter) -> Session:
     safe = optimizers.low_precision_safe(options.training.optimizer, options.training.optimizer_arguments())
     if options.model.model_type == "lora":
         precision = choose_for_adapter(options.precision.mixed_precision)
+        precision = replace(precision, base=translate_precision.default_dtype(options) or precision.base)
     else:
         precision = choose(options.precision.mixed_precision, safe)
     where = device.choose(disable_tf32=options.precision.disable_tf32)

@@ -36,7 +36,7 @@ def load_source(options: Options, precision: Precision) -> LoadSource:
         variant=model.variant,
         transformer_path=model.pretrained_transformer_model_name_or_path,
         transformer_subfolder=model.pretrained_transformer_subfolder,
-        weight_dtype=translate_precision.default_dtype(options) or precision.base or precision.weights,
+        weight_dtype=precision.base or precision.weights,
         text_dtype=precision.cache,
         vae_tiling=options.precision.vae_enable_tiling,
         vae_slicing=options.precision.vae_enable_slicing,

@@ -8,7 +8,7 @@ import torch
 
 from simpletuner.config.options import Options
 from simpletuner.errors import ConfigError, Problem
-from simpletuner.models.quantize import Settings, obstacle
+from simpletuner.models.quantize import PLANS, Settings, obstacle
 from simpletuner.training.precision import Precision
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -26,8 +26,12 @@ def text_quantisation(options: Options, precision: Precision, device: torch.devi
 
 
 def _settings(name: str, options: Options, compute: torch.dtype, device: torch.device) -> Settings | None:
-    where = torch.device("cpu") if options.precision.quantize_via == "cpu" else device
-    return None if name == "no_change" else Settings(name, where, compute)
+    if name == "no_change":
+        return None
+    on_cpu = (
+        options.precision.quantize_via == "cpu" and PLANS[name].capability is None
+    )  # else the CPU cannot try it out
+    return Settings(name, torch.device("cpu") if on_cpu else device, compute)
 
 
 def default_dtype(options: Options) -> torch.dtype | None:
@@ -44,7 +48,9 @@ def check_quantisation(options: Options, config_file: str, device: torch.device)
     Raises:
         ConfigError: A package is missing, or the device does not do it.
     """
-    asked = identity(options)
+    precision = options.precision
+    keys = ("base_model_precision", "text_encoder_1_precision")
+    asked = {key: getattr(precision, key) for key in keys}
     obstacles = {key: obstacle(name, device) for key, name in asked.items() if name != "no_change"}
     problems = [Problem(config_file, key, asked[key], *why) for key, why in obstacles.items() if why]
     if problems:
@@ -57,4 +63,5 @@ def identity(options: Options) -> dict[str, Any]:
     return {
         "base_model_precision": precision.base_model_precision,
         "text_encoder_1_precision": precision.text_encoder_1_precision,
+        "vae_enable_tiling": precision.vae_enable_tiling,
     }

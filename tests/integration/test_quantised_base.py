@@ -28,7 +28,7 @@ ROTATING = {"lora_type": "lycoris", "lycoris_config": {**LOKR["lycoris_config"],
 KINDS: dict[str, dict[str, Any]] = {
     "lora over nf4": {
         **{"base_model_precision": "nf4-bnb", "quantize_via": "cpu", "lora_rank": 4, "gradient_checkpointing": True},
-        **{"peft_lora_target_modules": ["all"], "mixed_precision": "bf16"},
+        **{"peft_lora_target_modules": ["all"], "mixed_precision": "bf16", "base_model_default_dtype": "fp32"},
     },
     "lokr over nf4": {**LOKR, "base_model_precision": "nf4-bnb", "text_encoder_1_precision": "int8-torchao"},
     "lokr over int8": {**LOKR, "base_model_precision": "int8-torchao", "mixed_precision": "bf16"},
@@ -55,6 +55,8 @@ def test_a_run_is_told_and_resumes_to_the_same_bits(train: Callable[..., str], k
     said = train(**KINDS[kind], max_train_steps=4, output_dir=str(tmp_path / "whole"))
     (line,) = [line for line in said.splitlines() if line.startswith("Quantised base model")]
     assert str(KINDS[kind]["base_model_precision"]) in line and "its output moved by" in line
+    frozen = "bfloat16" if kind == "lokr over int8" else "float32"
+    assert f"over a frozen {frozen} model" in said
     assert ("Quantised text encoder" in said) == ("text_encoder_1_precision" in KINDS[kind])
     assert ("its output is added beside" in said) == kind.startswith("lokr")
     train(**KINDS[kind], max_train_steps=2, output_dir=str(tmp_path / "halves"))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from simpletuner.config.catalogue import OTHER_VALUES
-from simpletuner.config.options import AdapterOptions, ModelOptions, Options, PrecisionOptions
+from simpletuner.config.options import AdapterOptions, ModelOptions, Options, PrecisionOptions, section_of
 from simpletuner.config.precision_rules import precision_problems, precision_without_effect
 from simpletuner.errors import ConfigError
 from simpletuner.models.quantize import PLANS
@@ -75,6 +78,7 @@ def test_every_plan_is_an_option() -> None:
     [
         ({"quantize_via": "cpu"}, ["quantize_via: neither"]),
         ({"base_model_default_dtype": "fp32"}, ["base_model_default_dtype: it acts only"]),
+        ({"quantize_via": "cpu", "base_model_precision": "fp8-torchao"}, ["quantize_via cpu: fp8-torchao works"]),
         ({"quantize_via": "pipeline", "text_encoder_1_precision": "nf4-bnb"}, ["quantize_via pipeline: layers"]),
         ({"quantize_via": "cpu", "base_model_precision": "nf4-bnb", "base_model_default_dtype": "fp32"}, []),
         ({}, []),
@@ -93,6 +97,23 @@ def test_products_are_in_the_dtype_of_the_run(mixed: Any, compute: torch.dtype) 
     settings = translate_precision.base_quantisation(given, choose(mixed, low_precision_safe=False), GPU)
     assert settings and (settings.name, settings.device, settings.compute) == ("nf4-bnb", CPU, compute)
     assert translate_precision.text_quantisation(given, choose(mixed, low_precision_safe=False), GPU) is None
+
+
+def test_fp8_products_are_quantised_where_they_work() -> None:
+    given = options(base_model_precision="fp8-torchao", quantize_via="cpu")
+    settings = translate_precision.base_quantisation(given, choose("bf16", low_precision_safe=False), GPU)
+    assert settings and settings.device == GPU
+
+
+def test_the_page_names_every_kind_and_its_setting_can_be_asked_for() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "low-memory.md").read_text(encoding="utf-8")
+    assert all(f"| `{name}` |" in page for name in PLANS)
+    (block,) = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    given = json.loads(block)
+    assert given.keys() <= section_of().keys()
+    precision = {key: value for key, value in given.items() if key in PrecisionOptions.model_fields}
+    assert len(precision) == 4 and not list(precision_problems(options(given["model_type"], **precision)))
+    assert not precision_without_effect(options(**precision), given)
 
 
 def test_what_is_not_quantised_has_the_default_dtype() -> None:
