@@ -27,7 +27,7 @@ from simpletuner.models.base import Facts, Family, LoadSource, TextSettings
 from simpletuner.models.families import FAMILIES
 from simpletuner.reporting.dataset_page import page
 from simpletuner.reporting.progress import Reporter
-from simpletuner.training import prepare, translate, translate_data
+from simpletuner.training import prepare, translate, translate_data, translate_precision
 from simpletuner.training.precision import choose
 from simpletuner.training.redraw import Samples
 
@@ -66,6 +66,9 @@ def check(config: RunConfig, reporter: Reporter, page_at: Path | None = None, re
     precision = choose(config.options.precision.mixed_precision, low_precision_safe=False)
     family, source = FAMILIES[config.options.model.model_family], translate.load_source(config.options, precision)
     checked = Checked([], [], [])
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    cannot = translate_precision.quantisation_problems(config.options, config.config_file, device)
+    checked.problems += [str(problem) for problem in cannot]
     facts = _facts(family, source, checked)
     found = _find(config, facts, checked, reporter)
     cut_off = _cut_off(config, family, source, checked)

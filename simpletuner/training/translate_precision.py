@@ -48,13 +48,17 @@ def check_quantisation(options: Options, config_file: str, device: torch.device)
     Raises:
         ConfigError: A package is missing, or the device does not do it.
     """
-    precision = options.precision
-    keys = ("base_model_precision", "text_encoder_1_precision")
-    asked = {key: getattr(precision, key) for key in keys}
-    obstacles = {key: obstacle(name, device) for key, name in asked.items() if name != "no_change"}
-    problems = [Problem(config_file, key, asked[key], *why) for key, why in obstacles.items() if why]
+    problems = quantisation_problems(options, config_file, device)
     if problems:
         raise ConfigError(problems)
+
+
+def quantisation_problems(options: Options, config_file: str, device: torch.device) -> list[Problem]:
+    """What this machine cannot quantise of what is asked."""
+    keys = ("base_model_precision", "text_encoder_1_precision")
+    asked = {key: getattr(options.precision, key) for key in keys}
+    obstacles = {key: obstacle(name, device) for key, name in asked.items() if name != "no_change"}
+    return [Problem(config_file, key, asked[key], *why) for key, why in obstacles.items() if why]
 
 
 def identity(options: Options) -> dict[str, Any]:

@@ -59,8 +59,9 @@ def test_what_training_would_refuse_is_exit_code_1(
     simpletuner: Command, pocket_run: Callable[..., Path], tmp_path: Path
 ) -> None:
     config = pocket_run(train_batch_size=16)
-    done = simpletuner("check", "--config", config, check=False)
+    done = simpletuner("check", "--config", config, "--text_encoder_1_precision=fp8-torchao", check=False)
     assert done.returncode == 1 and "set repeats ≥ 3" in done.stdout and "would not start" in done.stdout
+    assert "it needs an NVIDIA card of compute capability 8.9" in " ".join(done.stdout.split())
     entries = json.loads((tmp_path / "config" / "multidatabackend.json").read_text())
     entries[0]["repeats"] = 3
     (tmp_path / "config" / "multidatabackend.json").write_text(json.dumps(entries))
