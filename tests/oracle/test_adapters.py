@@ -256,6 +256,22 @@ def test_layers_share_their_input_for_backward() -> None:
     assert kept(casts=False) < 0.95 * kept(casts=True)
 
 
+@pytest.mark.parametrize("kind", ["lokr", "lokr-full", "lokr-scalar", "locon", "mixed"])
+def test_by_its_factors_or_by_its_whole_matrix_it_is_the_same(kind: str) -> None:
+    def gradient(config: dict[str, Any]) -> tuple[bool, torch.Tensor]:
+        model = base()
+        adapter: Any = adapters.put_on(model, LycorisSettings(config), seed=1)
+        move(adapter)
+        velocity(model).square().mean().backward()
+        by_factors = any(layer.bypass_mode for layer in adapter.network.loras)
+        return by_factors, torch.cat([p.grad.flatten() for p in adapter.parameters])
+
+    config = dict(LYCORIS[kind].config)
+    (fast, first), (slow, second) = gradient(config), gradient({**config, "bypass_mode": False})
+    assert fast and not slow
+    torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-4 * float(second.abs().max()))
+
+
 def test_a_rank_beyond_a_layer_is_told_for_pissa() -> None:
     with pytest.raises(ModelError, match="lora_rank of at most"):
         adapters.put_on(base(), LoraSettings(64, 64.0, init="pissa"), seed=1)
