@@ -6,38 +6,31 @@ The only module besides the command line that sees the options.
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext
 from pathlib import Path
-
-import torch
 
 from simpletuner.config.read import RunConfig
 from simpletuner.data.cache import write_atomic
 from simpletuner.data.loader import Loader
 from simpletuner.data.ondemand import OnDemand, TextsOnDemand
+from simpletuner.data.sampler import Plan
 from simpletuner.evaluation import eval_loss
 from simpletuner.evaluation.validation import Validator
-from simpletuner.models.adapters import Adapter
-from simpletuner.models.base import Components, EncodedText
-from simpletuner.models.freezing import bias_and_norms_only
+from simpletuner.models.base import Components
 from simpletuner.reporting.progress import Reporter
 from simpletuner.training import (
-    adapting,
     checkpoint,
     optimizers,
     prepare,
     quantising,
     resuming,
     translate,
-    translate_adapter,
     translate_data,
     translate_noise,
     translate_precision,
 )
+from simpletuner.training.assemble import make_adapter, make_ema, make_trainee, make_validator
 from simpletuner.training.caching import Texts, fill_caches, on_demand
-from simpletuner.training.ema import Ema
-from simpletuner.training.gradient_release import GradientRelease, PerParameter
-from simpletuner.training.gradient_sums import Float32Sums
+from simpletuner.training.finish import finish
 from simpletuner.training.hooks import Checkpointing, HeldOutLoss, Progress, ValidationPictures
 from simpletuner.training.interrupt import stop_on_interrupt
 from simpletuner.training.loop import Hook, Recipe, Trainee, plain_score
@@ -72,50 +65,27 @@ def _train(session: Session) -> None:
     write_atomic(session.output_dir / "config.resolved.json", record.encode())
     translate.check_optimizer(config, session.precision, session.device)
     training, held_out = find_pictures(session)
-    resume_from, notes = checkpoint.find(session.output_dir, config.options.checkpoints.resume_from_checkpoint)
+    resume_from, notes = checkpoint.find(session.output_dir, options.checkpoints.resume_from_checkpoint)
     for note in notes:
         session.reporter.say(note)
-    session.reporter.say(f"Loading {session.source.path}")
-    parts = session.family.load(session.source)
-    sketch = resuming.sketch(parts.transformer)
-    quantised = translate_precision.base_quantisation(options, session.precision, session.device)
-    if quantised:
-        session.reporter.say(quantising.transformer(session.family, parts, session.facts, quantised))
+    parts, model = load_model(session)
     adapter = make_adapter(session, parts)
-    parts.vae.to(session.device)
     tell_data(session, parts, training)
     refs, texts = fill_caches(session, parts, [*training, *held_out])
     check_sizes(session, training)  # again: pictures that could not be decoded are out now
     validator = make_validator(session, parts)
-    if isinstance(texts, TextsOnDemand):
-        pass  # it stays where it is: captions are still to be encoded
-    elif options.precision.text_encoder_1_precision != "no_change":
-        parts.text_encoder = None  # what is exported is read again: the published weights, not the quantised ones
-    else:
-        parts.text_encoder.to("cpu")  # not needed until export: its memory belongs to training now
-    if validator is None and all(item.source.caching == "ahead" for item in training):
-        parts.vae.to("cpu")
-    parts.transformer.to(session.device)
+    make_room(session, parts, training, texts, validator)
 
     latents_of = on_demand(session, parts)
     samples = Samples(training, refs, latents_of.forget)
     plan = samples.plan(translate_data.drawing(config), options.training.seed)
-    loader = Loader(
-        samples,
-        texts,
-        plan,
-        options.training.seed,
-        options.data.caption_dropout_probability,
-        {item.source.id: item.source.timestep_offset for item in training},
-        latents_of,
-        translate_data.regularisation(config),
-    )
+    loader = make_loader(session, samples, texts, plan, training, latents_of)
     total = translate.total_steps(config, plan)
     drawn = translate_noise.density(options, session.facts)
     recipe = translate.recipe(options, drawn, total, session.precision)
     trainee = make_trainee(session, parts, adapter)
     shape = adapter.shape() if adapter else {}
-    identity = translate.identity(config, samples.placed, session.precision, session.text, drawn, sketch, shape)
+    identity = translate.identity(config, samples.placed, session.precision, session.text, drawn, model, shape)
     start = resume(session, trainee, resume_from, identity, total)
     if start < total:
         for line in translate_noise.describe(recipe, training, session.facts):
@@ -126,110 +96,56 @@ def _train(session: Session) -> None:
     finally:
         latents_of.close()
         texts.close()
-    if options.precision.text_encoder_1_precision != "no_change":
-        parts.text_encoder = None
     finish(session, parts, trainee, hooks, done, total)
 
 
-def make_validator(session: Session, parts: Components) -> Validator | None:
-    """The validator with its prompts encoded, or None if there is nothing to draw."""
-    options = session.config.options.validation
-    if options.validation_disable or not session.config.prompts:
-        return None
-
-    def encode(prompt: str, with_instruction: bool) -> EncodedText:
-        text = session.family.encode_captions(parts, [prompt], session.text, with_instruction)
-        return EncodedText(text.embeds.cpu(), text.mask.cpu())
-
-    return Validator(
-        session.family.pipeline(parts, with_text=False),
-        translate.validation_settings(session.config),
-        encode,
-        session.output_dir / "validation_images",
-        session.device,
-        (lambda: session.precision.context(session.device)) if session.precision.base else nullcontext,
-    )
+def load_model(session: Session) -> tuple[Components, str]:
+    """All parts, the base quantised if asked for; and a short digest of the base weights."""
+    session.reporter.say(f"Loading {session.source.path}")
+    parts = session.family.load(session.source)
+    model = resuming.sketch(parts.transformer)
+    quantised = translate_precision.base_quantisation(session.config.options, session.precision, session.device)
+    if quantised:
+        session.reporter.say(quantising.transformer(session.family, parts, session.facts, quantised))
+    parts.vae.to(session.device)
+    return parts, model
 
 
-def make_adapter(session: Session, parts: Components) -> Adapter | None:
-    """Freeze the transformer and put the adapter on it; None where all weights are trained."""
+def make_room(
+    session: Session, parts: Components, training: list[prepare.Found], texts: Texts, validator: Validator | None
+) -> None:
+    """What only caching needed leaves the device, and the transformer comes."""
+    if isinstance(texts, TextsOnDemand):
+        pass  # captions are still to be encoded
+    elif session.config.options.precision.text_encoder_1_precision != "no_change":
+        parts.text_encoder = None  # the export has the published weights, not the quantised ones
+    else:
+        parts.text_encoder.to("cpu")
+    if validator is None and all(item.source.caching == "ahead" for item in training):
+        parts.vae.to("cpu")
+    parts.transformer.to(session.device)
+
+
+def make_loader(
+    session: Session,
+    samples: Samples,
+    texts: Texts,
+    plan: Plan,
+    training: list[prepare.Found],
+    latents_of: OnDemand,
+) -> Loader:
+    """Batches in the order of the plan."""
     options = session.config.options
-    settings = translate_adapter.settings(options)
-    if settings is None:
-        return None
-    return adapting.put_on(
-        parts.transformer,
-        settings,
-        options.adapter.init_lora,
+    return Loader(
+        samples,
+        texts,
+        plan,
         options.training.seed,
-        translate_adapter.about(session.config),
-        session.reporter,
+        options.data.caption_dropout_probability,
+        {item.source.id: item.source.timestep_offset for item in training},
+        latents_of,
+        translate_data.regularisation(session.config),
     )
-
-
-def make_trainee(session: Session, parts: Components, adapter: Adapter | None) -> Trainee:
-    """Optimizer, EMA and gradient checkpointing around the transformer, or around the adapter on it."""
-    options = session.config.options
-    transformer = parts.transformer if adapter else parts.transformer.requires_grad_(True)
-    if options.training.layer_freeze_strategy == "bitfit":
-        trained, count = bias_and_norms_only(transformer)
-        session.reporter.say(f"bitfit: {trained:,} of {count:,} weights are trained, biases and norms")
-    if options.precision.gradient_checkpointing:
-        count = session.family.checkpoint_blocks(transformer, options.precision.gradient_checkpointing_interval)
-        session.reporter.say(f"Gradient checkpointing: {count} blocks are recomputed in backward")
-    parameters = adapter.parameters if adapter else [p for p in transformer.parameters() if p.requires_grad]
-    optimizer = make_optimizer(session, parameters)
-    ema = make_ema(session, parameters) if options.ema.use_ema else None
-    scaler = torch.amp.GradScaler(session.device.type) if session.precision.scale_gradients else None
-    return Trainee(
-        family=session.family,
-        facts=session.facts,
-        transformer=transformer,
-        optimizer=optimizer,
-        ema=ema,
-        device=session.device,
-        scaler=scaler,
-        parameters=parameters,
-        adapter=adapter,
-        release=make_release(session, optimizer),
-        sums=Float32Sums(parameters) if sums_in_float32(session) else None,
-    )
-
-
-def make_optimizer(session: Session, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer by its name, told with the arguments in force."""
-    settings = session.config.options.training
-    overrides = translate.optimizer_overrides(session.config.options)
-    optimizer = optimizers.build(
-        *(settings.optimizer, parameters, settings.peak_rate(), overrides),
-        seed=settings.seed,
-        one_by_one=settings.releases_gradients(),
-    )
-    session.reporter.say(f"Optimizer: {optimizers.describe(settings.optimizer, optimizer)}")
-    return optimizer
-
-
-def make_release(session: Session, optimizer: torch.optim.Optimizer) -> GradientRelease | None:
-    """The hooks that step inside backward, if asked for; gradients are clipped there by value or not at all."""
-    settings = session.config.options.training
-    if not isinstance(optimizer, PerParameter):
-        return None
-    session.reporter.say("Gradient release: each parameter is stepped inside backward and its gradient freed")
-    return GradientRelease(optimizer, settings.max_grad_norm)
-
-
-def sums_in_float32(session: Session) -> bool:
-    """Whether micro-batches are added up beside ``.grad``: float32 weights have float32 gradients anyway."""
-    settings = session.config.options.training
-    several = settings.gradient_accumulation_steps > 2 and settings.gradient_precision == "fp32"
-    return several and session.precision.weights != torch.float32
-
-
-def make_ema(session: Session, parameters: list[torch.nn.Parameter]) -> Ema:
-    """The average of the weights as they are now."""
-    options = session.config.options.ema
-    where = torch.device("cpu") if options.ema_device == "cpu" or options.ema_cpu_only else session.device
-    return Ema(parameters, options.ema_decay, options.ema_update_interval, where, options.ema_warmup_steps)
 
 
 def resume(session: Session, trainee: Trainee, folder: Path | None, identity: resuming.Identity, total: int) -> int:
@@ -331,56 +247,3 @@ def run_steps(
         reporter.say(f"Stopped at step {done} of {total}; the same command goes on from here.")
         raise KeyboardInterrupt
     return done
-
-
-def finish(session: Session, parts: Components, trainee: Trainee, hooks: list[Hook], done: int, total: int) -> None:
-    """Export (EMA weights if there are any) and say where everything is."""
-    say = session.reporter.say
-    optimizers.settle(trainee.optimizer)
-    final = export(session, parts, trainee)
-    what = "the adapter alone, without the base model" if trainee.adapter else "a diffusers folder"
-    say()
-    say(f"Done: {done} steps." if done <= total else f"Exported as it was after {done} steps.")
-    _warn_if_skipped(session)
-    for hook in hooks:
-        if isinstance(hook, HeldOutLoss):
-            figures = hook.figures()
-            if 0 in figures and done in figures:
-                say(f"  held-out loss    {figures[0]:.4f} before → {figures[done]:.4f} after")
-    pictures = session.output_dir / "before_after.png"
-    if pictures.is_file():
-        say(f"  before and after {pictures}")
-        say(f"  all pictures     {session.output_dir / 'validation_images'}")
-    say(f"  trained model    {final} ({what}, {'EMA' if trainee.ema else 'live'} weights)")
-    say(f"  checkpoints      {session.output_dir}")
-    if session.device.type == "cuda":
-        say(f"  peak GPU memory  {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
-    say("Next: look at the pictures; then use the model:")
-    for line in translate.usage(session.config, session.text, session.facts, final):
-        say(f"  {line}")
-    say("  or train on: raise max_train_steps and start again, it resumes from the last checkpoint.")
-
-
-def export(session: Session, parts: Components, trainee: Trainee) -> Path:
-    """Write the adapter's file, or the whole pipeline's folder; returns its path."""
-    if trainee.ema:
-        trainee.ema.copy_to_model()
-    if trainee.adapter:
-        return adapting.export(trainee.adapter, session.output_dir, session.config.options.adapter.lora_format)
-    final = session.output_dir / "pipeline"
-    if parts.text_encoder is None:
-        parts.text_encoder = session.family.text_encoder(session.source)
-    with checkpoint.staged_folder(final) as staging:
-        session.family.pipeline(parts, with_text=True).save_pretrained(staging)
-    return final
-
-
-def _warn_if_skipped(session: Session) -> None:
-    """Say plainly that the run ended on steps that were skipped: such a model has most likely diverged."""
-    steps = session.metrics.read("step")
-    last = len(steps) - max((i + 1 for i, step in enumerate(steps) if not step["skipped"]), default=0)
-    if last:
-        session.reporter.say(
-            f"  WARNING: the last {last} steps were skipped (NaN or infinity), so the weights have most likely diverged "
-            "and the pictures will show it. What to do: train again with a lower learning_rate."
-        )

@@ -1,0 +1,122 @@
+"""Part of the composition root: from options and a loaded model to what is trained and what draws.
+
+In: a session and its parts. Out: adapter, validator, optimizer, EMA, trainee. Trains nothing, writes nothing.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+
+from simpletuner.evaluation.validation import Validator
+from simpletuner.models.adapters import Adapter
+from simpletuner.models.base import Components, EncodedText
+from simpletuner.models.freezing import bias_and_norms_only
+from simpletuner.training import adapting, optimizers, translate, translate_adapter
+from simpletuner.training.ema import Ema
+from simpletuner.training.gradient_release import GradientRelease, PerParameter
+from simpletuner.training.gradient_sums import Float32Sums
+from simpletuner.training.loop import Trainee
+from simpletuner.training.session import Session
+
+
+def make_validator(session: Session, parts: Components) -> Validator | None:
+    """The validator with its prompts encoded, or None if there is nothing to draw."""
+    options = session.config.options.validation
+    if options.validation_disable or not session.config.prompts:
+        return None
+
+    def encode(prompt: str, with_instruction: bool) -> EncodedText:
+        text = session.family.encode_captions(parts, [prompt], session.text, with_instruction)
+        return EncodedText(text.embeds.cpu(), text.mask.cpu())
+
+    return Validator(
+        session.family.pipeline(parts, with_text=False),
+        translate.validation_settings(session.config),
+        encode,
+        session.output_dir / "validation_images",
+        session.device,
+        (lambda: session.precision.context(session.device)) if session.precision.base else nullcontext,
+    )
+
+
+def make_adapter(session: Session, parts: Components) -> Adapter | None:
+    """Freeze the transformer and put the adapter on it; None where all weights are trained."""
+    options = session.config.options
+    settings = translate_adapter.settings(options)
+    if settings is None:
+        return None
+    return adapting.put_on(
+        parts.transformer,
+        settings,
+        options.adapter.init_lora,
+        options.training.seed,
+        translate_adapter.about(session.config),
+        session.reporter,
+    )
+
+
+def make_trainee(session: Session, parts: Components, adapter: Adapter | None) -> Trainee:
+    """Optimizer, EMA and gradient checkpointing around the transformer, or around the adapter on it."""
+    options = session.config.options
+    transformer = parts.transformer if adapter else parts.transformer.requires_grad_(True)
+    if options.training.layer_freeze_strategy == "bitfit":
+        trained, count = bias_and_norms_only(transformer)
+        session.reporter.say(f"bitfit: {trained:,} of {count:,} weights are trained, biases and norms")
+    if options.precision.gradient_checkpointing:
+        count = session.family.checkpoint_blocks(transformer, options.precision.gradient_checkpointing_interval)
+        session.reporter.say(f"Gradient checkpointing: {count} blocks are recomputed in backward")
+    parameters = adapter.parameters if adapter else [p for p in transformer.parameters() if p.requires_grad]
+    optimizer = make_optimizer(session, parameters)
+    ema = make_ema(session, parameters) if options.ema.use_ema else None
+    scaler = torch.amp.GradScaler(session.device.type) if session.precision.scale_gradients else None
+    return Trainee(
+        family=session.family,
+        facts=session.facts,
+        transformer=transformer,
+        optimizer=optimizer,
+        ema=ema,
+        device=session.device,
+        scaler=scaler,
+        parameters=parameters,
+        adapter=adapter,
+        release=make_release(session, optimizer),
+        sums=Float32Sums(parameters) if sums_in_float32(session) else None,
+    )
+
+
+def make_optimizer(session: Session, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer by its name, told with the arguments in force."""
+    settings = session.config.options.training
+    overrides = translate.optimizer_overrides(session.config.options)
+    optimizer = optimizers.build(
+        *(settings.optimizer, parameters, settings.peak_rate(), overrides),
+        seed=settings.seed,
+        one_by_one=settings.releases_gradients(),
+    )
+    session.reporter.say(f"Optimizer: {optimizers.describe(settings.optimizer, optimizer)}")
+    return optimizer
+
+
+def make_release(session: Session, optimizer: torch.optim.Optimizer) -> GradientRelease | None:
+    """The hooks that step inside backward, if asked for; gradients are clipped there by value or not at all."""
+    settings = session.config.options.training
+    if not isinstance(optimizer, PerParameter):
+        return None
+    session.reporter.say("Gradient release: each parameter is stepped inside backward and its gradient freed")
+    return GradientRelease(optimizer, settings.max_grad_norm)
+
+
+def sums_in_float32(session: Session) -> bool:
+    """Whether micro-batches are added up beside ``.grad``: float32 weights have float32 gradients anyway."""
+    settings = session.config.options.training
+    several = settings.gradient_accumulation_steps > 2 and settings.gradient_precision == "fp32"
+    return several and session.precision.weights != torch.float32
+
+
+def make_ema(session: Session, parameters: list[torch.nn.Parameter]) -> Ema:
+    """The average of the weights as they are now."""
+    options = session.config.options.ema
+    where = torch.device("cpu") if options.ema_device == "cpu" or options.ema_cpu_only else session.device
+    return Ema(parameters, options.ema_decay, options.ema_update_interval, where, options.ema_warmup_steps)

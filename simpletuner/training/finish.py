@@ -1,0 +1,66 @@
+"""Part of the composition root: the end of a run. What was learned is exported, and a person is told where all of it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from simpletuner.models.base import Components
+from simpletuner.training import adapting, checkpoint, optimizers, translate
+from simpletuner.training.hooks import HeldOutLoss
+from simpletuner.training.loop import Hook, Trainee
+from simpletuner.training.session import Session
+
+
+def finish(session: Session, parts: Components, trainee: Trainee, hooks: list[Hook], done: int, total: int) -> None:
+    """Export (EMA weights if there are any) and say where everything is."""
+    say = session.reporter.say
+    optimizers.settle(trainee.optimizer)
+    final = export(session, parts, trainee)
+    what = "the adapter alone, without the base model" if trainee.adapter else "a diffusers folder"
+    say()
+    say(f"Done: {done} steps." if done <= total else f"Exported as it was after {done} steps.")
+    _warn_if_skipped(session)
+    for hook in hooks:
+        if isinstance(hook, HeldOutLoss):
+            figures = hook.figures()
+            if 0 in figures and done in figures:
+                say(f"  held-out loss    {figures[0]:.4f} before → {figures[done]:.4f} after")
+    pictures = session.output_dir / "before_after.png"
+    if pictures.is_file():
+        say(f"  before and after {pictures}")
+        say(f"  all pictures     {session.output_dir / 'validation_images'}")
+    say(f"  trained model    {final} ({what}, {'EMA' if trainee.ema else 'live'} weights)")
+    say(f"  checkpoints      {session.output_dir}")
+    if session.device.type == "cuda":
+        say(f"  peak GPU memory  {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
+    say("Next: look at the pictures; then use the model:")
+    for line in translate.usage(session.config, session.text, session.facts, final):
+        say(f"  {line}")
+    say("  or train on: raise max_train_steps and start again, it resumes from the last checkpoint.")
+
+
+def export(session: Session, parts: Components, trainee: Trainee) -> Path:
+    """Write the adapter's file, or the whole pipeline's folder; returns its path."""
+    if trainee.ema:
+        trainee.ema.copy_to_model()
+    if trainee.adapter:
+        return adapting.export(trainee.adapter, session.output_dir, session.config.options.adapter.lora_format)
+    final = session.output_dir / "pipeline"
+    if session.config.options.precision.text_encoder_1_precision != "no_change":
+        parts.text_encoder = session.family.text_encoder(session.source)
+    with checkpoint.staged_folder(final) as staging:
+        session.family.pipeline(parts, with_text=True).save_pretrained(staging)
+    return final
+
+
+def _warn_if_skipped(session: Session) -> None:
+    """Say plainly that the run ended on steps that were skipped: such a model has most likely diverged."""
+    steps = session.metrics.read("step")
+    last = len(steps) - max((i + 1 for i, step in enumerate(steps) if not step["skipped"]), default=0)
+    if last:
+        session.reporter.say(
+            f"  WARNING: the last {last} steps were skipped (NaN or infinity), so the weights have most likely diverged "
+            "and the pictures will show it. What to do: train again with a lower learning_rate."
+        )
