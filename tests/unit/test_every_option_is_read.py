@@ -1,7 +1,7 @@
 """Nothing is accepted and ignored: every field of the option and dataset models is read by the program.
 
 The scan looks for attributes of that name in the modules that see the options at all: those that import
-simpletuner.config (design, rule 5), leaving out the config room itself, which only checks.
+simpletuner.config or are handed them in a Session (design, rule 5), leaving out the config room itself, which only checks.
 """
 
 import ast
@@ -60,7 +60,9 @@ def reads(source: str) -> set[str]:
 
 def imports_config(source: str) -> bool:
     modules = [n.module or "" for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ImportFrom)]
-    return any(module.startswith("simpletuner.config") for module in modules)
+    return any(
+        module.startswith("simpletuner.config") or module == "simpletuner.training.session" for module in modules
+    )
 
 
 SOURCES = {str(path.relative_to(PACKAGE)): path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")}
