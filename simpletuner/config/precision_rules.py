@@ -12,6 +12,10 @@ from simpletuner.config.options import Options
 def precision_problems(options: Options) -> Iterator[Row]:
     """Combinations that are impossible."""
     base = options.precision.base_model_precision
+    rest = options.precision.base_model_default_dtype
+    if base != "no_change" and options.precision.mixed_precision == "no" and rest == "bf16":
+        reason = "mixed_precision no makes every product in float32, and layers in bf16 cannot take part in it"
+        yield ("base_model_default_dtype", rest, reason, "leave it out, or set mixed_precision to bf16")
     if base != "no_change" and options.model.model_type == "full":
         yield (
             "base_model_precision",

@@ -227,6 +227,8 @@ class Lycoris:
         if extra:  # the file has them multiplied in, which a resumed run could not take apart
             exact = {n: self._published(n, p) for n, p in zip(self.names, self.parameters, strict=True)}
             write(folder / PARAMETERS, exact, {})
+        else:  # an earlier adapter's, which would be read in place of these weights
+            (folder / PARAMETERS).unlink(missing_ok=True)
 
     def _published(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """As for the published model, whose 1x1 convolutions have four dimensions."""

@@ -6,6 +6,7 @@ The only module besides the command line that sees the options.
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 
 from simpletuner.config.read import RunConfig
@@ -238,11 +239,11 @@ def run_steps(
         )
         return start
     reporter, accumulation = session.reporter, recipe.accumulation
-    with stop_on_interrupt(reporter) as asked, reporter.bar("Training", total, start) as bar:
-        batches = loader.stream(start * accumulation, total * accumulation)
+    # Closed whatever happens: its thread reads ahead, and what it writes into is flushed right after this.
+    stream = closing(loader.stream(start * accumulation, total * accumulation))
+    with stop_on_interrupt(reporter) as asked, reporter.bar("Training", total, start) as bar, stream as batches:
         progress: list[Hook] = [Progress(bar, session.metrics, reporter)]
         done = train_loop(trainee, recipe, batches, start, total, [*progress, *hooks], asked.is_set)
-        batches.close()
     if done < total:
         reporter.say(f"Stopped at step {done} of {total}; the same command goes on from here.")
         raise KeyboardInterrupt

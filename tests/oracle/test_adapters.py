@@ -104,6 +104,15 @@ def test_an_adapter_from_its_start_to_its_end(kind: str, tmp_path: Path) -> None
     assert model.state_dict().keys() == weights.keys(), "a plain transformer is left"
 
 
+def test_an_earlier_adapter_in_the_folder_is_not_read_in_place_of_a_new_one(tmp_path: Path) -> None:
+    for seed, kind in enumerate(("lokr-scalar", "lokr")):  # the first keeps exact values beside its file
+        adapter = adapters.put_on(base(), LYCORIS[kind], seed)
+        move(adapter)
+        adapter.save(tmp_path)
+    again = adapter.read(tmp_path)
+    assert all(torch.equal(again[n], p) for n, p in zip(adapter.names, adapter.parameters, strict=True))
+
+
 @pytest.mark.parametrize("kind", PEFT)
 def test_plain_diffusers_loads_the_file_and_gives_the_same(kind: str, tmp_path: Path) -> None:
     model = base()

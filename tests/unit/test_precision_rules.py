@@ -73,6 +73,14 @@ def test_every_plan_is_an_option() -> None:
     )
 
 
+def test_bf16_layers_beside_float32_products_are_refused() -> None:
+    asked = {"base_model_precision": "nf4-bnb", "base_model_default_dtype": "bf16"}
+    ((key, *_),) = precision_problems(options(**asked, mixed_precision="no"))
+    assert key == "base_model_default_dtype"
+    assert not list(precision_problems(options(**asked, mixed_precision="bf16")))
+    assert not list(precision_problems(options(base_model_default_dtype="bf16", mixed_precision="no")))
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
