@@ -83,16 +83,15 @@ def validation_settings(config: RunConfig) -> ValidationSettings:
 def recipe(options: Options, drawn: Density, total: int, precision: Precision) -> Recipe:
     """How one step is made."""
     settings = options.training
-    pictures = settings.train_batch_size * settings.gradient_accumulation_steps
-    scale = (pictures**0.5 if settings.lr_scale_sqrt else pictures) if settings.lr_scale else 1
+    peak = settings.peak_rate() * _rate_scale(options)
     # Linear goes to 0 by tradition; the others' floor is lr_end.
     end = 0.0 if settings.lr_scheduler == "linear" and "lr_end" not in settings.model_fields_set else settings.lr_end
     return Recipe(
         density=drawn,
         schedule=Schedule(
             name="constant" if settings.optimizer in SCHEDULE_FREE else settings.lr_scheduler,
-            peak=settings.peak_rate() * scale,
-            end=min(end, settings.peak_rate() * scale),  # the default may lie above a small peak
+            peak=peak,
+            end=min(end, peak),  # the default may lie above a small peak
             warmup_steps=settings.lr_warmup_steps,
             total_steps=total,
             power=settings.lr_power,
@@ -191,11 +190,13 @@ def identity(
         adapter: Its shape, empty without one.
     """
     settings = config.options.training
+    base = {} if precision.base is None else {"base weights in": str(precision.base).removeprefix("torch.")}
     return Identity(
         must_agree={
             "optimizer": settings.optimizer,
             "optimizer_release_gradients": settings.releases_gradients(),
             "weights in": str(precision.weights).removeprefix("torch."),
+            **base,
             "base model": model,
             "model_type": config.options.model.model_type,
             **adapter,
@@ -211,30 +212,46 @@ def identity(
             "data_backend_sampling": config.options.data.data_backend_sampling,
         },
         recipe={
-            "learning_rate": settings.peak_rate(),
-            "lr_scheduler": [
-                *(settings.lr_scheduler, settings.lr_warmup_steps),
-                *(settings.lr_power, settings.lr_end),
-            ],
-            "lr_num_cycles": settings.lr_num_cycles,
-            "lr_decay_share": settings.lr_decay_share,
-            "gradient_precision": settings.gradient_precision,
-            "layer_freeze_strategy": settings.layer_freeze_strategy,
-            "ema_decay": [config.options.ema.ema_decay, config.options.ema.ema_update_interval],
-            "ema_warmup_steps": config.options.ema.ema_warmup_steps,
-            "max_grad_norm": [settings.max_grad_norm, settings.grad_clip_method],
-            "noise": drawn.describe(),
+            **_learning(config.options),
+            "noise": repr(drawn),
             **translate_noise.identity(config.options),
             **translate_precision.identity(config.options),
             "timestep_sampling_offset": {e.id: e.timestep_sampling_offset for e in config.datasets.train},
+            "captions": content_key(*sorted(content_key(p.key, *p.sample.captions) for p in samples)),
+            "masks": content_key(*sorted(content_key(p.key, p.mask_key) for p in samples if p.mask_key)),
+            "masked_loss_probability": config.options.data.masked_loss_probability,
             "instruction": content_key(*text.instruction),
             "tokenizer_max_length": text.max_tokens,
             "mixed_precision": config.options.precision.mixed_precision,
             "caption_dropout_probability": config.options.data.caption_dropout_probability,
-            "lora_dropout": config.options.adapter.lora_dropout,
+            **translate_adapter.identity(config.options),
             "is_regularisation_data": sorted(e.id for e in config.datasets.train if e.is_regularisation_data),
         },
     )
+
+
+def _learning(options: Options) -> dict[str, Any]:
+    """What of optimizer, learning rate and EMA shapes the result; the optimizer's arguments are compared elsewhere."""
+    settings = options.training
+    return {
+        "learning_rate": settings.peak_rate() * _rate_scale(options),
+        "lr_scheduler": [settings.lr_scheduler, settings.lr_warmup_steps, settings.lr_power, settings.lr_end],
+        "lr_num_cycles": settings.lr_num_cycles,
+        "lr_decay_share": settings.lr_decay_share,
+        "gradient_precision": settings.gradient_precision,
+        "layer_freeze_strategy": settings.layer_freeze_strategy,
+        "use_ema": options.ema.use_ema,
+        "ema_decay": [options.ema.ema_decay, options.ema.ema_update_interval],
+        "ema_warmup_steps": options.ema.ema_warmup_steps,
+        "max_grad_norm": [settings.max_grad_norm, settings.grad_clip_method],
+    }
+
+
+def _rate_scale(options: Options) -> float:
+    """What ``lr_scale`` multiplies the learning rate by."""
+    settings = options.training
+    pictures = settings.train_batch_size * settings.gradient_accumulation_steps
+    return (pictures**0.5 if settings.lr_scale_sqrt else float(pictures)) if settings.lr_scale else 1.0
 
 
 def usage(config: RunConfig, text: TextSettings, facts: Facts, trained: Path) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from simpletuner.config.options import Options
 from simpletuner.config.read import RunConfig
@@ -27,6 +28,13 @@ def settings(options: Options) -> LoraSettings | LycorisSettings | None:
         init=adapter.lora_init_type,
         targets=adapter.peft_lora_target_modules,
     )
+
+
+def identity(options: Options) -> dict[str, Any]:
+    """What of an adapter may change on resume and shapes the result; what may not is ``Adapter.shape``."""
+    config = options.adapter.lycoris_config
+    multiplier = config.get("multiplier") if isinstance(config, dict) else None
+    return {"lora_dropout": options.adapter.lora_dropout, "lycoris_config.multiplier": multiplier}
 
 
 def about(config: RunConfig) -> dict[str, str]:

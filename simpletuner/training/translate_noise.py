@@ -130,10 +130,9 @@ def describe(recipe: Recipe, training: Sequence[Found], facts: Facts) -> list[st
 
 def identity(options: Options) -> dict[str, Any]:
     """What of this shapes the result, for comparison on resume."""
-    walked = rollout(options)
-    return {
-        "noise changes": perturbation(options).describe(),
-        "loss": loss(options).describe(),
-        "loss weighting": weighting(options).describe(),
-        "rollout": walked.describe() if walked else "",
+    return {  # not the sentences of the log, which round
+        "noise changes": repr(perturbation(options)),
+        "loss": repr(loss(options)),
+        "loss weighting": repr(weighting(options)),
+        "rollout": repr(rollout(options)),
     }

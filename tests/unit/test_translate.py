@@ -376,10 +376,12 @@ def test_an_alignment_the_model_cannot_take_is_refused(read: Read) -> None:
     [
         ({"optimizer": "torch-adamw"}, {}),
         ({"fuse_optimizer": True, "max_grad_norm": 0}, {}),
+        ({"lr_scale": True}, {}),
         ({"lr_num_cycles": 2}, {}),
         ({"lr_decay_share": 0.3}, {}),
         ({"gradient_precision": "fp32"}, {}),
         ({"layer_freeze_strategy": "bitfit"}, {}),
+        ({"use_ema": True}, {}),
         ({"ema_decay": 0.9}, {}),
         ({"ema_update_interval": 2}, {}),
         ({"ema_warmup_steps": 2}, {}),
@@ -392,6 +394,7 @@ def test_an_alignment_the_model_cannot_take_is_refused(read: Read) -> None:
         ({"data_backend_sampling": "uniform"}, {}),
         ({"mixed_precision": "fp16"}, {}),
         ({"caption_dropout_probability": 0.3}, {}),
+        ({"masked_loss_probability": 0.3}, {}),
         ({"flow_schedule_shift": 1.0}, {}),
         ({"flow_sigmoid_scale": 0.5}, {}),
         ({"sana_complex_human_instruction": "None"}, {}),
@@ -420,7 +423,7 @@ ELSEWHERE = {
     "optimizer",  # likewise
     *("model_type", "lora_dropout", "is_regularisation_data"),  # test_adapter_options.py
     *("gradient_precision", "layer_freeze_strategy"),  # likewise
-    *("ema_decay", "ema_update_interval", "ema_warmup_steps"),  # likewise
+    *("use_ema", "ema_decay", "ema_update_interval", "ema_warmup_steps"),  # likewise
     "validation_disable",  # test_sizes_are_checked_only_where_something_is_drawn
     "dataset_type",  # test_the_held_out_loss_is_never_masked
     "conditioning_type",  # test_a_mask_acts_always
