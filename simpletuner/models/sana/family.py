@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +14,12 @@ from simpletuner.models.sana import attention, encoder, prompts, tiling
 
 # The official recipe's shift for a scheduler that names none (facts: NVlabs/Sana trains at 3.0).
 OFFICIAL_SHIFT = 3.0
+
+
+def _whole_precision(decode: Callable[..., Any], latents: torch.Tensor, *arguments: Any, **named: Any) -> Any:
+    """Decode without autocast: a pipeline that draws under it would decode in half precision, and float16 overflows."""
+    with torch.autocast(latents.device.type, enabled=False):
+        return decode(latents, *arguments, **named)
 
 
 class Sana:
@@ -99,6 +107,7 @@ class Sana:
 
         vae = encoder.quicken(load.part(AutoencoderDC, source, "vae", torch.float32).eval().requires_grad_(False))
         tiling.enable(vae, source.vae_tiling, source.vae_slicing)
+        vars(vae)["decode"] = partial(_whole_precision, vae.decode)
         return vae
 
     def text_encoder(self, source: LoadSource) -> Any:
