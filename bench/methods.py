@@ -176,7 +176,7 @@ def reloaded(output: Path, options: str) -> Any:
         from lycoris import create_lycoris_from_weights
 
         network, _ = create_lycoris_from_weights(1.0, str(adapter), pipe.transformer)
-        network.merge_to()
+        network.apply_to()  # the library's merge_to applies alpha / rank twice for LoKr and LoHa
     elif adapter.is_file():
         pipe.load_lora_weights(str(output))
     return pipe
