@@ -35,7 +35,7 @@ from safetensors.torch import load_file
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = ROOT / "output" / "methods" / "rows.json"
 PAGE = ROOT / "docs" / "methods.md"
-STEPS = 60
+STEPS = 40
 PROMPT = "a blueprint of a fox"
 MARK = "<!-- table: bench/methods.py -->"
 
