@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,10 +70,9 @@ def _lycoris(algo: str, **more: Any) -> str:
 METHODS = (
     Row("full", "full rank (embedded recipe)", ""),
     Row("full-bf16", "full rank, bf16 weights, optimi-adamw", f"{_BF16} optimizer=optimi-adamw optimizer_config="),
-    Row("full-fp16", "full rank, fp16 autocast", "mixed_precision=fp16"),
     Row("full-release", "full rank, gradients released in backward",
         "optimizer=optimi-adamw optimizer_config= optimizer_release_gradients=true max_grad_norm=0"),
-    Row("rollout", "full rank with rollout", "scheduled_sampling_max_step_offset=100 scheduled_sampling_probability=0.5"),
+    Row("rollout", "full rank with rollout", "scheduled_sampling_max_step_offset=8 scheduled_sampling_probability=0.5"),
     Row("lora", "LoRA, rank 16, attention", _ADAPTER),
     Row("lora-all", "LoRA, rank 16, attention and feed-forward", f"{_ADAPTER} peft_lora_target_modules=all"),
     Row("dora", "DoRA, rank 16", f"{_ADAPTER} use_dora=true"),
@@ -98,7 +98,7 @@ OPTIMIZERS = {
     "bnb-ademamix8bit": (4e-4, ""),
     "ao-adamw8bit": (4e-4, ""),
     "prodigy": (1.0, ""),
-    "adamw_schedulefree": (1e-3, ""),
+    "adamw_schedulefree": (1e-3, "use_ema=false"),
     "muon": (2e-3, ""),
     "soap": (4e-4, ""),
     "came": (2e-4, ""),
@@ -164,13 +164,16 @@ def _same(first: Path, second: Path) -> str:
     return "bit-exact" if all(torch.equal(one[k], two[k]) for k in one) else f"differs by {worst:.1e}"
 
 
-def reloaded(output: Path, options: str) -> Any:
-    """The result in plain diffusers (and LyCORIS' own loader for its adapters)."""
+def reloaded(output: Path, options: str, as_trained: bool = False) -> Any:
+    """The result in plain diffusers (and LyCORIS' own loader for its adapters), in float32 or in the run's own dtypes."""
     from diffusers import SanaPipeline
+
+    half = {"transformer": torch.bfloat16, "text_encoder": torch.bfloat16, "default": torch.float32}
+    dtype = half if as_trained and _BF16 in options else torch.float32
 
     adapter = output / "pytorch_lora_weights.safetensors"
     home = POCKET / "model" if adapter.is_file() else output / "pipeline"
-    pipe = SanaPipeline.from_pretrained(home, dtype=torch.float32)
+    pipe = SanaPipeline.from_pretrained(home, torch_dtype=dtype)
     pipe.set_progress_bar_config(disable=True)
     if "lora_type=lycoris" in options:
         from lycoris import create_lycoris_from_weights
@@ -182,20 +185,27 @@ def reloaded(output: Path, options: str) -> Any:
     return pipe
 
 
-def difference(pipe: Any, output: Path) -> float:
+def difference(output: Path, options: str) -> float:
     """Largest difference, in grey levels, between the run's last validation picture and diffusers' own."""
-    (drawn,) = [p for p in (output / "validation_images").glob(f"step_{STEPS}_validation_*.png") if "_ema" in p.name]
-    image = pipe(
-        PROMPT,
-        height=128,
-        width=128,
-        num_inference_steps=20,
-        guidance_scale=GUIDANCE,
-        use_resolution_binning=False,
-        complex_human_instruction=None,
-        max_sequence_length=TOKENS,
-        generator=torch.Generator("cpu").manual_seed(0),
-    ).images[0]
+    pipe = reloaded(output, options, as_trained=True)
+    adapter_in_half = _BF16 in options and "model_type=lora" in options  # float32 beside a bf16 base: under autocast
+    (drawn,) = (output / "validation_images").glob(f"step_{STEPS}_validation_*.png")
+    with torch.autocast("cpu", torch.bfloat16) if adapter_in_half else nullcontext():
+        latents = pipe(
+            PROMPT,
+            height=128,
+            width=128,
+            num_inference_steps=20,
+            guidance_scale=GUIDANCE,
+            use_resolution_binning=False,
+            complex_human_instruction=None,
+            max_sequence_length=TOKENS,
+            generator=torch.Generator("cpu").manual_seed(0),
+            output_type="latent",
+        ).images
+    with torch.no_grad():  # decoded in float32, whatever the transformer ran in
+        decoded = pipe.vae.decode(latents.float() / pipe.vae.config.scaling_factor, return_dict=False)[0]
+    (image,) = pipe.image_processor.postprocess(decoded)
     both = (np.asarray(i.convert("RGB"), dtype=np.int16) for i in (image, Image.open(drawn)))
     return float(np.abs(np.subtract(*both)).max())
 
@@ -219,7 +229,7 @@ def measure(row: Row, work: Path, caches: Path, held_out: HeldOut) -> dict[str, 
             "top-1": round(top1, 2),
             "result MB": round(sum(f.stat().st_size for f in files) / 1e6, 2),
             "checkpoint MB": round(sum(f.stat().st_size for f in checkpoint.rglob("*") if f.is_file()) / 1e6, 1),
-            "reload": difference(pipe, output),
+            "reload": difference(output, row.options),
             "resume": resumes(row.options, output, caches),
         }
     except (
@@ -257,6 +267,7 @@ def page(rows: dict[str, dict[str, Any]]) -> str:
             lines.append(f"| {row.what} | failed: {found['failed'].splitlines()[-1][:120]} |{' |' * (len(head) - 2)}")
             continue
         equal = "equal" if found["reload"] == 0 else f"{found['reload']:g} of 255"
+        equal = "base in fewer bits" if "base_model_precision" in row.options else equal
         cells = [row.what, found["seconds per step"], f"{found['held-out before']} → {found['held-out after']}"]
         cells += [found[k] for k in ("palette", "top-1", "result MB", "checkpoint MB")]
         lines.append(f"| {' | '.join(str(c) for c in [*cells, equal, found['resume']])} |")
