@@ -9,6 +9,8 @@ import json
 from contextlib import closing
 from pathlib import Path
 
+import torch
+
 from simpletuner.config.read import RunConfig
 from simpletuner.data.cache import write_atomic
 from simpletuner.data.loader import Loader
@@ -124,6 +126,8 @@ def make_room(
         parts.text_encoder.to("cpu")
     if validator is None and all(item.source.caching == "ahead" for item in training):
         parts.vae.to("cpu")
+    if session.device.type == "cuda":
+        torch.cuda.empty_cache()  # what caching had reserved is free for training, and for other programs on the card
     parts.transformer.to(session.device)
 
 
