@@ -119,7 +119,10 @@ class Family(Protocol):
         text: torch.Tensor,
         mask: torch.Tensor,
     ) -> torch.Tensor:
-        """The model's velocity, same shape as ``noisy_latents``."""
+        """The model's velocity, same shape as ``noisy_latents``; the mask may be on the CPU."""
+
+    def use_plain_forward(self, transformer: Any) -> str | None:
+        """In training mode, the family's own forward over the same weights; returns the obstacle, if there is one."""
 
     def checkpoint_blocks(self, transformer: Any, interval: int) -> int:
         """Recompute every ``interval``-th block in backward; returns how many."""

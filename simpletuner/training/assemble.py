@@ -64,6 +64,10 @@ def make_trainee(session: Session, parts: Components, adapter: Adapter | None) -
     if options.training.layer_freeze_strategy == "bitfit":
         trained, count = bias_and_norms_only(transformer)
         session.reporter.say(f"bitfit: {trained:,} of {count:,} weights are trained, biases and norms")
+    if options.precision.transformer_forward == "plain":
+        obstacle = session.family.use_plain_forward(transformer)
+        if obstacle:
+            session.reporter.say(f"Note: training steps run diffusers' own forward: {obstacle}")
     if options.precision.gradient_checkpointing:
         count = session.family.checkpoint_blocks(transformer, options.precision.gradient_checkpointing_interval)
         session.reporter.say(f"Gradient checkpointing: {count} blocks are recomputed in backward")

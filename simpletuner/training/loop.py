@@ -199,7 +199,7 @@ def predict(trainee: Trainee, recipe: Recipe, batch: Batch, shown: NoisedBatch) 
             shown.noisy_latents,
             shown.timesteps,
             batch.text.to(trainee.device),
-            batch.mask.to(trainee.device),
+            batch.mask,
         )
 
 

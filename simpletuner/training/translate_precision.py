@@ -68,4 +68,5 @@ def identity(options: Options) -> dict[str, Any]:
         "base_model_precision": precision.base_model_precision,
         "text_encoder_1_precision": precision.text_encoder_1_precision,
         "vae_enable_tiling": precision.vae_enable_tiling,
+        "transformer_forward": precision.transformer_forward,
     }

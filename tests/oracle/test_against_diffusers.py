@@ -19,6 +19,7 @@ from simpletuner.flow.schedules import Density
 from simpletuner.models.base import Components, LoadSource, TextSettings
 from simpletuner.models.sana.family import Sana
 from simpletuner.models.sana.prompts import default_instruction, trim
+from simpletuner.models.sana.transformer import use_diffusers
 from simpletuner.training.learning_rate import Schedule
 from simpletuner.training.loop import Recipe, Trainee, score
 from simpletuner.training.precision import choose
@@ -71,10 +72,14 @@ def test_captions_are_cut_where_the_pipeline_cuts_them(tiny_sana: Path) -> None:
     assert ours.embeds.shape[1] == 300 and torch.equal(ours.embeds, embeds) and torch.equal(ours.mask, mask)
 
 
+@pytest.mark.parametrize("forward", ["diffusers", "plain"])
 def test_loss_and_every_gradient_from_pixels_and_caption(
-    model: tuple[Path, TextSettings, Size], parts: Components, tmp_path: Path
+    model: tuple[Path, TextSettings, Size], parts: Components, tmp_path: Path, forward: str
 ) -> None:
     folder, settings, size = model
+    use_diffusers(parts.transformer)
+    if forward == "plain":
+        assert Sana().use_plain_forward(parts.transformer) is None
     files = []
     for index in range(2):
         files.append(tmp_path / f"{index}.png")

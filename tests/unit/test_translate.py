@@ -424,6 +424,7 @@ ELSEWHERE = {
     *("model_type", "lora_dropout", "is_regularisation_data"),  # test_adapter_options.py
     *("gradient_precision", "layer_freeze_strategy"),  # likewise
     *("use_ema", "ema_decay", "ema_update_interval", "ema_warmup_steps"),  # likewise
+    "transformer_forward",  # recorded in the identity here; acts in assemble.py (test_fast_forward.py)
     "validation_disable",  # test_sizes_are_checked_only_where_something_is_drawn
     "dataset_type",  # test_the_held_out_loss_is_never_masked
     "conditioning_type",  # test_a_mask_acts_always

@@ -11,6 +11,7 @@ import torch
 from simpletuner.models import checkpointing, load
 from simpletuner.models.base import Components, EncodedText, Facts, LoadSource, TextSettings
 from simpletuner.models.sana import attention, encoder, prompts, tiling
+from simpletuner.models.sana import transformer as blocks_in_training
 
 # The official recipe's shift for a scheduler that names none (facts: NVlabs/Sana trains at 3.0).
 OFFICIAL_SHIFT = 3.0
@@ -140,23 +141,28 @@ class Sana:
             noisy_latents: [B, C, h, w].
             timesteps: [B] float32 in [0, 1000]; kept in float32, as in the pipeline.
             text: [B, n, D] text embeds.
-            mask: [B, n], 1 for real tokens.
+            mask: [B, n], 1 for real tokens; on the CPU or beside the latents.
 
         Returns:
             [B, C, h, w] in the transformer's dtype.
         """
         config = transformer.config
         dtype = transformer.dtype
+        shown = blocks_in_training.needed_mask(mask) if blocks_in_training.in_use(transformer) else mask
         output = transformer(
             noisy_latents.to(dtype),
             encoder_hidden_states=text.to(dtype),
-            encoder_attention_mask=mask,
+            encoder_attention_mask=None if shown is None else shown.to(noisy_latents.device),
             timestep=timesteps * getattr(config, "timestep_scale", 1.0),
             return_dict=False,
         )[0]
         if config.out_channels == 2 * config.in_channels:  # learned variance: the first half is the velocity
             output = output.chunk(2, dim=1)[0]
         return output
+
+    def use_plain_forward(self, transformer: Any) -> str | None:
+        """In training mode, our forward of the blocks over the same weights; returns the obstacle, if there is one."""
+        return blocks_in_training.use_plain(transformer)
 
     def checkpoint_blocks(self, transformer: Any, interval: int) -> int:
         """Recompute every ``interval``-th transformer block in backward; returns how many."""

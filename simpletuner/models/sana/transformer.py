@@ -1,0 +1,286 @@
+"""The transformer's blocks in training: diffusers' parameters, sums and names, in an order that costs less memory traffic.
+
+In: a SanaTransformer2DModel. Out: the same object whose blocks, in training mode, run the functions below. Tokens stay
+[B, N, C] throughout: 1x1 convolutions are matrix products over tokens, and only the depthwise one sees a picture, as a
+channels-last view. Outside the blocks, and in eval mode, everything is diffusers' own, to the last bit: so validation
+pictures are those of the exported folder. State-dict keys, saving and configuration are diffusers' in either case.
+
+A layer that somebody has taken hold of (PEFT, LyCORIS, a quantiser, a hook) is called as a module, so adapters act as they
+would in diffusers' forward; a plain one gives its weight to the product.
+
+Source: Xie et al. 2024, "SANA" (arXiv 2410.10629), section 2; arithmetic of diffusers' ``SanaTransformerBlock``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from simpletuner.models.linears import Pointwise
+from simpletuner.models.sana.attention import EPSILON, LinearAttention
+
+
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """Which kernels make the same sums; measured, so by kind of device.
+
+    Attributes:
+        products: 1x1 convolutions are matrix products over tokens; False leaves them to the convolution library.
+        joined: Linear layers over the same tokens are one product, of their weights put together each time.
+    """
+
+    products: bool
+    joined: bool
+
+
+# CPU: oneDNN's 1x1 convolutions are quicker than the products (284 against 320 ms a step of the pocket model), and
+# joining changes nothing. Elsewhere: bench/step.py compares.
+CPU, ACCELERATOR = Ways(products=False, joined=False), Ways(products=True, joined=True)
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def untouched(module: nn.Module) -> bool:
+    """Whether calling a module runs its class' forward and nothing else."""
+    held = vars(module)
+    return "forward" not in held and not any(held.get(name) for name in _HOOKS)
+
+
+def is_plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a layer is just its weight and bias, so that a product may take them."""
+    return type(layer) is kind and untouched(layer) and "weight" in layer._parameters
+
+
+def pointwise(layer: nn.Module, tokens: torch.Tensor, grid: tuple[int, int], ways: Ways) -> torch.Tensor:
+    """A 1x1 convolution over tokens, however it is held: [B, N, I] → [B, N, O], N the cells of the grid (rows, columns)."""
+    if isinstance(layer, nn.Conv2d) and ways.products and is_plain(layer, nn.Conv2d):
+        return F.linear(tokens, layer.weight.flatten(1), layer.bias)
+    if type(layer) is Pointwise and untouched(layer):
+        result: torch.Tensor = layer.pointwise(tokens)
+        return result
+    return as_tokens(layer(as_picture(tokens, grid)))
+
+
+def as_picture(tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """[B, N, C] → [B, C, H, W], a channels-last view."""
+    return tokens.unflatten(1, grid).permute(0, 3, 1, 2)
+
+
+def as_tokens(picture: torch.Tensor) -> torch.Tensor:
+    """[B, C, H, W] → [B, H * W, C]; a view where the picture is channels-last."""
+    return picture.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def projections(layers: tuple[Any, ...], tokens: torch.Tensor, ways: Ways) -> tuple[torch.Tensor, ...]:
+    """Several linear layers of equal shape over the same tokens, each [B, N, I] → [B, N, O]."""
+    if not (ways.joined and all(is_plain(layer, nn.Linear) for layer in layers)):
+        return tuple(layer(tokens) for layer in layers)
+    bias = None if layers[0].bias is None else torch.cat([layer.bias for layer in layers])
+    return F.linear(tokens, torch.cat([layer.weight for layer in layers]), bias).chunk(len(layers), dim=-1)
+
+
+def heads(tokens: torch.Tensor, count: int) -> torch.Tensor:
+    """[B, N, count * d] → [B, count, N, d], a view."""
+    return tokens.unflatten(-1, (count, -1)).transpose(1, 2)
+
+
+def normed(norm: Any, tokens: torch.Tensor) -> torch.Tensor:
+    """A q/k norm over all heads together, where the model has one (SANA 1.5)."""
+    result: torch.Tensor = tokens if norm is None else norm(tokens)
+    return result
+
+
+def linear_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """ReLU linear attention over tokens in float32, whatever autocast says, as two batched products.
+
+    Args:
+        query: [B, heads, N, d].
+        key: [B, heads, N, d].
+        value: [B, heads, N, d].
+
+    Returns:
+        [B, heads, N, d] float32: Q (KᵀV) / Q (Kᵀ1), with ReLU applied to Q and K.
+
+    Source: as ``attention.linear_attention``, which keeps diffusers' order of sums.
+    """
+    with torch.autocast(query.device.type, enabled=False):
+        query, key = F.relu(query).float(), F.relu(key).float()
+        value = F.pad(value.float(), (0, 1), value=1.0)  # a column of ones sums the keys
+        summed = torch.matmul(query, torch.matmul(key.transpose(2, 3), value))
+        return summed[..., :-1] / (summed[..., -1:] + EPSILON)
+
+
+def self_attention(attn: Any, tokens: torch.Tensor, ways: Ways) -> torch.Tensor:
+    """[B, N, C] → [B, N, C]."""
+    query, key, value = projections((attn.to_q, attn.to_k, attn.to_v), tokens, ways)
+    query, key = normed(attn.norm_q, query), normed(attn.norm_k, key)
+    result = linear_attention(*(heads(x, attn.heads) for x in (query, key, value)))
+    result = project_out(attn, result.transpose(1, 2).flatten(2).to(tokens.dtype))
+    if result.dtype == torch.float16:
+        limit = torch.finfo(torch.float16).max
+        result = result.clip(-limit, limit)
+    return result
+
+
+def cross_attention(
+    attn: Any, tokens: torch.Tensor, text: torch.Tensor, bias: torch.Tensor | None, ways: Ways
+) -> torch.Tensor:
+    """Tokens look at the text.
+
+    Args:
+        attn: diffusers' ``Attention``.
+        tokens: [B, N, C].
+        text: [B, n, C], trimmed to the longest caption of the batch.
+        bias: [B, 1, n], 0 at real tokens and -10000 at padding; None where nothing is padded.
+        ways: Of making the products.
+
+    Returns:
+        [B, N, C].
+    """
+    key, value = projections((attn.to_k, attn.to_v), text, ways)
+    query, key = normed(attn.norm_q, attn.to_q(tokens)), normed(attn.norm_k, key)
+    query, key, value = (heads(x, attn.heads) for x in (query, key, value))
+    mask = None if bias is None else bias[:, None]
+    result = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    return project_out(attn, result.transpose(1, 2).flatten(2).to(query.dtype))
+
+
+def project_out(attn: Any, tokens: torch.Tensor) -> torch.Tensor:
+    """The output layer of an attention and its dropout."""
+    result: torch.Tensor = attn.to_out[1](attn.to_out[0](tokens))
+    return result
+
+
+def feed_forward(ff: Any, tokens: torch.Tensor, grid: tuple[int, int], ways: Ways) -> torch.Tensor:
+    """GLUMBConv: 1x1 up, depthwise 3x3, gate, 1x1 down. [B, N, C] → [B, N, C], N the cells of the grid."""
+    wide = F.silu(pointwise(ff.conv_inverted, tokens, grid, ways))
+    value, gate = as_tokens(ff.conv_depth(as_picture(wide, grid))).chunk(2, dim=-1)
+    return pointwise(ff.conv_point, value * F.silu(gate), grid, ways)
+
+
+def modulated(tokens: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    """Tokens (1 + scale) + shift, with [B, N, C] tokens and [B, 1, C] of the others."""
+    return torch.addcmul(shift, tokens, 1 + scale)
+
+
+def run_block(
+    block: Any,
+    tokens: torch.Tensor,
+    text: torch.Tensor,
+    bias: torch.Tensor | None,
+    time: torch.Tensor,
+    grid: tuple[int, int],
+    ways: Ways,
+) -> torch.Tensor:
+    """One block, a function of its layers and the tensors.
+
+    Args:
+        block: diffusers' ``SanaTransformerBlock``.
+        tokens: [B, N, C], N the cells of the grid.
+        text: [B, n, C].
+        bias: [B, 1, n], 0 at real tokens and -10000 at padding, or None.
+        time: [B, 6 * C], what time says to every block.
+        grid: Rows and columns of tokens.
+        ways: Of making the products.
+
+    Returns:
+        [B, N, C].
+    """
+    table = block.scale_shift_table[None] + time.reshape(len(tokens), 6, -1)
+    shift, scale, gate, shift_ff, scale_ff, gate_ff = table.chunk(6, dim=1)
+    inside = modulated(block.norm1(tokens), scale, shift).to(tokens.dtype)
+    tokens = torch.addcmul(tokens, gate, self_attention(block.attn1, inside, ways))
+    tokens = tokens + cross_attention(block.attn2, tokens, text, bias, ways)
+    inside = modulated(block.norm2(tokens), scale_ff, shift_ff)
+    return torch.addcmul(tokens, gate_ff, feed_forward(block.ff, inside, grid, ways))
+
+
+class BlockForward:
+    """Stands for a block's ``forward``, with the arguments diffusers' model gives it."""
+
+    def __init__(self, block: Any, ways: Ways | None) -> None:
+        """For this block; in these ways, or in those of the device it finds itself on."""
+        self.block = block
+        self.ways = ways
+
+    def __call__(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,  # of self-attention: diffusers' block does not use it either
+        encoder_hidden_states: torch.Tensor,
+        encoder_attention_mask: torch.Tensor | None,
+        timestep: torch.Tensor,
+        height: int,
+        width: int,
+    ) -> torch.Tensor:
+        """[B, N, C] → [B, N, C]; diffusers' own in eval mode."""
+        text, bias, grid = encoder_hidden_states, encoder_attention_mask, (height, width)
+        if not self.block.training:
+            own = type(self.block).forward
+            result: torch.Tensor = own(self.block, hidden_states, attention_mask, text, bias, timestep, *grid)
+            return result
+        ways = self.ways or (CPU if hidden_states.device.type == "cpu" else ACCELERATOR)
+        return run_block(self.block, hidden_states, text, bias, timestep, grid, ways)
+
+
+def obstacle(transformer: Any) -> str | None:
+    """Why these blocks must run diffusers' own forward, None if they need not."""
+    from diffusers.models.attention_processor import SanaLinearAttnProcessor2_0
+    from diffusers.models.transformers.sana_transformer import GLUMBConv, SanaAttnProcessor2_0, SanaTransformerBlock
+
+    known = {"attn1": (LinearAttention, SanaLinearAttnProcessor2_0), "attn2": (SanaAttnProcessor2_0,)}
+    for index, block in enumerate(transformer.transformer_blocks):
+        if not untouched(block):
+            return f"something has hooked block {index}"
+        if type(block) is not SanaTransformerBlock or type(block.ff) is not GLUMBConv:
+            return f"block {index} is a {type(block).__name__} with a {type(block.ff).__name__}"
+        if block.ff.norm_type is not None or block.ff.residual_connection:
+            return f"the feed-forward of block {index} has a norm or a residual of its own"
+        for name, processors in known.items():
+            attn = getattr(block, name, None)
+            if attn is None or type(attn.processor) not in processors or attn.rescale_output_factor != 1.0:
+                return f"{name} of block {index} is not Sana's"
+        if not all(untouched(part) for part in (block.attn1, block.attn2, block.ff)):
+            return f"something has hooked an attention or the feed-forward of block {index}"
+    return None
+
+
+def use_plain(transformer: Any, ways: Ways | None = None) -> str | None:
+    """Let the blocks run ``run_block`` in training mode; again is the same as once.
+
+    Args:
+        transformer: SanaTransformer2DModel, with or without an adapter; changed in place.
+        ways: Of making the products; those of the device by default.
+
+    Returns:
+        The obstacle, where the model stays as it was; else None.
+    """
+    use_diffusers(transformer)
+    found = obstacle(transformer)
+    if found is None:
+        for block in transformer.transformer_blocks:
+            # On the object, not by another class: saving, moving and counting weights stay diffusers' own.
+            vars(block)["forward"] = BlockForward(block, ways)
+    return found
+
+
+def use_diffusers(transformer: Any) -> None:
+    """Undo ``use_plain``."""
+    for block in transformer.transformer_blocks:
+        if isinstance(vars(block).get("forward"), BlockForward):
+            del vars(block)["forward"]
+
+
+def in_use(transformer: Any) -> bool:
+    """Whether the next call runs ``run_block``."""
+    blocks = getattr(transformer, "transformer_blocks", ())
+    return any(isinstance(vars(block).get("forward"), BlockForward) and block.training for block in blocks)
+
+
+def needed_mask(mask: torch.Tensor) -> torch.Tensor | None:
+    """None for a mask on the CPU that hides nothing; one on a GPU is not asked, since the step would wait for it."""
+    return None if mask.device.type == "cpu" and bool(mask.all()) else mask
