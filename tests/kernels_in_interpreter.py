@@ -1,0 +1,109 @@
+"""Runs the Triton kernels in Triton's interpreter on the CPU; started by test_kernels.py, prints one JSON object.
+
+Beside the errors against float64 it looks for what a race would need: programs run in a shuffled order must give the
+same bits, and no address may be written by two programs, or twice by one, and none may be left out.
+"""
+
+import json
+import os
+import random
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+import numpy as np
+import torch
+from triton.runtime import interpreter
+
+from simpletuner.models.sana.kernels import depthwise, depthwise_triton, linear_attention, linear_attention_triton
+
+builder = interpreter.interpreter_builder
+written: list[np.ndarray] = []
+order: random.Random | None = None
+first = {"store": type(builder).create_masked_store, "index": type(builder).set_grid_idx}
+
+
+def counting_store(self, pointers, value, mask, *rest):
+    written.append(np.asarray(pointers.data)[np.asarray(mask.data).astype(bool)].ravel().copy())
+    return first["store"](self, pointers, value, mask, *rest)
+
+
+def shuffled_index(self, x, y, z):
+    """Give program (x, y, z) another one's place: every place is taken once, in another order."""
+    if order is not None:
+        sides = self.grid_dim
+        places = [(i, j, k) for i in range(sides[0]) for j in range(sides[1]) for k in range(sides[2])]
+        order.seed(7)
+        order.shuffle(places)
+        x, y, z = places[(x * sides[1] + y) * sides[2] + z]
+    first["index"](self, x, y, z)
+
+
+type(builder).create_masked_store = counting_store
+type(builder).set_grid_idx = shuffled_index
+
+
+def error(ours, exact):
+    return ((ours.double() - exact.double()).norm() / exact.double().norm()).item()
+
+
+def twice(function, *arguments):
+    """The results, whether a shuffled order gives the same bits, and how often an address was written twice."""
+    global order
+    written.clear()
+    results = function(*arguments)
+    results = results if isinstance(results, tuple) else (results,)
+    kernels = np.concatenate(written)
+    order = random.Random(7)
+    again = function(*arguments)
+    order = None
+    again = again if isinstance(again, tuple) else (again,)
+    same = all(torch.equal(a, b) for a, b in zip(results, again, strict=True))
+    return results, same, len(kernels) - len(np.unique(kernels))
+
+
+def random_tensor(dtype, *shape):
+    return torch.randn(*shape, dtype=torch.float64).to(dtype)
+
+
+def depthwise_case(dtype, batch, height, width, channels):
+    x = random_tensor(dtype, batch, height * width, 2 * channels)
+    weight, bias = random_tensor(dtype, 2 * channels, 1, 3, 3), random_tensor(dtype, 2 * channels)
+    grad = random_tensor(dtype, batch, channels, height * width).transpose(1, 2)  # not contiguous
+    size = (height, width)
+    out, same, doubled = twice(depthwise_triton.forward, x, weight, bias, *size)
+    gradients, same_too, doubled_too = twice(depthwise_triton.backward, grad, x, weight, bias, *size)
+    exact = [t.double() for t in (grad, x, weight, bias)]
+    wanted = [depthwise.plain_forward(*exact[1:], *size), *depthwise.plain_backward(*exact, *size)]
+    errors = [error(a, b) for a, b in zip((*out, *gradients), wanted, strict=True)]
+    return {"errors": errors, "same": same and same_too, "doubled": doubled + doubled_too}
+
+
+def attention_case(dtype, batch, tokens, heads, width):
+    qkv, grad = random_tensor(dtype, batch, tokens, 3, heads, width), random_tensor(dtype, batch, tokens, heads, width)
+    (out, state), same, doubled = twice(linear_attention_triton.forward, qkv)
+    (gradient,), same_too, doubled_too = twice(linear_attention_triton.backward, grad, qkv, state)
+    wanted, exact_state = linear_attention.plain_forward(qkv.double())
+    wanted_gradient = linear_attention.plain_backward(grad.double(), qkv.double(), exact_state)
+    errors = [error(out, wanted), error(state, exact_state)]
+    errors += [error(gradient[:, :, i], wanted_gradient[:, :, i]) for i in range(3)]
+    return {"errors": errors, "same": same and same_too, "doubled": doubled + doubled_too}
+
+
+def main():
+    torch.manual_seed(int(os.environ.get("SEED", "0")))
+    torch.utils.deterministic.fill_uninitialized_memory = True  # an element left out shows as NaN
+    torch.use_deterministic_algorithms(True)
+    plan = depthwise_triton.Plan(strips=2, columns=4, channels=16)
+    depthwise_triton.FORWARD = depthwise_triton.GATE = depthwise_triton.SPREAD = plan
+    linear_attention_triton.BLOCK, linear_attention_triton.RUN = 16, 2
+    results = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        for case in ((2, 5, 7, 12), (1, 1, 9, 20), (1, 6, 1, 3)):
+            results[f"depthwise {case} {dtype}"] = depthwise_case(dtype, *case)
+        for case in ((2, 35, 3, 32), (1, 65, 2, 32), (1, 3, 1, 16)):  # a single token has a gradient of 0 for q and k
+            results[f"attention {case} {dtype}"] = attention_case(dtype, *case)
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
