@@ -28,7 +28,12 @@ def held_out_loss(example: str, rate: float, steps: int, folder: Path) -> float:
     """Train with the real command; infinity if it diverged."""
     command = [sys.executable, "-c", "from simpletuner.cli.app import main; main()", "train", f"--example={example}"]
     command += [f"--output_dir={folder}", f"--learning_rate={rate}", f"--max_train_steps={steps}"]
-    command += ["--lr_scheduler=constant_with_warmup", "--use_ema=false", "--validation_disable=true"]
+    command += [
+        "--optimizer=torch-adamw",
+        "--lr_scheduler=constant_with_warmup",
+        "--use_ema=false",
+        "--validation_disable=true",
+    ]
     command += ["--checkpoint_step_interval=0", "--resume_from_checkpoint=false"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

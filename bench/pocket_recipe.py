@@ -33,7 +33,7 @@ PICTURES = POCKET / "blueprint" / "eval"
 # The throw-away script's recipe that came with the pocket model; the yardstick.
 PROTOTYPE = (
     "max_train_steps=200 train_batch_size=8 learning_rate=5e-4 lr_scheduler=polynomial lr_power=1 lr_end=5e-5 "
-    "lr_warmup_steps=20 optimizer=torch-adamw optimizer_config=weight_decay=0.01 ema_decay=0.98 "
+    "lr_warmup_steps=20 optimizer=torch-adamw optimizer_config=weight_decay=0.01 use_ema=true ema_decay=0.98 "
     "caption_dropout_probability=0.1 flow_schedule_shift=1 flow_sigmoid_scale=1.1 max_grad_norm=1"
 )
 SIGMAS = (0.1, 0.3, 0.5, 0.7, 0.9)

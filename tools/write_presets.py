@@ -49,9 +49,21 @@ METHODS: dict[str, dict[str, Any]] = {
     },
 }
 
+# An adapter learns more slowly than full rank, so it gets more steps and an average of its own.
+_LONGER = {
+    "optimizer": "torch-adamw",
+    "lr_scheduler": "polynomial",
+    "lr_power": 1.0,
+    "lr_end": 4e-5,
+    "max_train_steps": 150,
+    "checkpoint_step_interval": 50,
+    "use_ema": True,
+    "ema_decay": 0.98,
+    "ema_validation": "ema_only",
+}
 POCKET_ADAPTERS: dict[str, dict[str, Any]] = {
-    "lora": {"lora_rank": 16, "lora_alpha": 16, "peft_lora_target_modules": "all", "learning_rate": 2e-3},
-    "lokr": {"learning_rate": 2e-3},
+    "lora": {**_LONGER, "lora_rank": 16, "lora_alpha": 16, "peft_lora_target_modules": "all", "learning_rate": 2e-3},
+    "lokr": {**_LONGER, "learning_rate": 2e-3},
 }
 
 KINDS: dict[str, dict[str, Any]] = {
