@@ -82,7 +82,8 @@ def copy_example(name: str, destination: Path, force: bool) -> None:
 
     for path in copy(name, destination, force):
         click.echo(f"wrote {path}")
-    click.echo("Next: edit the paths in these files, then `simpletuner train`.")
+    where = "" if destination == Path("config") else f" --config {destination}"
+    click.echo(f"Next: edit the paths in these files, then `simpletuner train{where}`.")
 
 
 def main() -> None:

@@ -77,7 +77,7 @@ def _optimizer(options: Options) -> Iterator[Row]:
     name, precision = options.training.optimizer, options.precision.mixed_precision
     package, extra = PACKAGES.get(name.partition("-")[0], ("", ""))
     if package and find_spec(package) is None:
-        yield ("optimizer", name, f"it needs the package {package}", f"pip install 'simpletuner[{extra}]'")
+        yield ("optimizer", name, f"it needs the package {package}", f"pip install './[{extra}]'")
     adapter = options.model.model_type == "lora"
     if adapter and options.training.layer_freeze_strategy != "none":
         reason = "an adapter freezes the whole model already, its biases and norms too"

@@ -128,4 +128,4 @@ def test_what_this_machine_cannot_do_is_said(monkeypatch: pytest.MonkeyPatch) ->
     assert "compute capability 8.9" in reason and "int8-torchao" in remedy
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # as if it were not installed
     reason, remedy = quantize.obstacle("nf4-bnb", CPU) or ("", "")
-    assert "bitsandbytes" in reason and "pip install 'simpletuner[bnb]'" in remedy
+    assert "bitsandbytes" in reason and "pip install './[bnb]'" in remedy

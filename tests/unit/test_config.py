@@ -292,7 +292,7 @@ def test_a_missing_package_is_named_with_what_to_install(
 ) -> None:
     monkeypatch.setattr("simpletuner.config.optimizer_rules.find_spec", lambda name: None)
     (text,) = problems(lambda: write({"optimizer": "bnb-lion8bit-paged"}))
-    assert "bitsandbytes" in text and "pip install 'simpletuner[bnb]'" in text
+    assert "bitsandbytes" in text and "pip install './[bnb]'" in text
     assert write({"optimizer": "prodigy"})
 
 
