@@ -1,11 +1,13 @@
 """The Triton kernels behind ``depthwise.py``: three launches, every sum in float32.
 
 Why they are written the way they are. Our first prototype marched along a picture's columns in a run-time loop and kept
-the last columns in shift registers, ``p = q; q = new``, both starting from one tensor of zeros. Triton (3.6 to 3.9 were
-looked at) decides what a loop carries by comparing a name's value before the loop with its value after one trial pass
-of the body. After ``p = q`` that is q's start, the very same zeros, so p was taken for a constant: it stayed zero in
-every iteration, silently. The left column's taps of the weight gradient, and the input's gradient, were wrong on a GPU
-and right in the interpreter, which runs plain Python. No race was involved. Hence, here:
+the last columns in shift registers, ``p = q; q = new``, both starting from one tensor of zeros. Triton (3.6 and 3.9
+were looked at) decides what a loop carries by comparing a name's value before the loop with its value after one trial
+pass of the body. After ``p = q`` that is q's start, the very same zeros, so p was taken for a constant: in the compiled
+loop it is not carried and stays zero, silently; the interpreter, which runs plain Python, is right. With p held at zero
+the gradients of x and of the bias before SiLU are wrong by half and those of the weight's right-hand taps are zero; the
+bias after the convolution keeps a right gradient. The prototype was revised between its measurement on a GPU and this
+reading, so another fault may have been there beside this one; a race was not found. Hence, here:
 
 - no run-time loop at all: columns are unrolled (``tl.static_range``), where shift registers are ordinary values;
 - no atomics and no autotuning: a program writes only what it alone owns, and its sums go to its own row of a float32

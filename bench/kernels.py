@@ -1,0 +1,246 @@
+"""Time of the hand-written operations of a Sana block beside the ordinary ones; correctness first.
+
+    python bench/kernels.py                       # needs a GPU: 1.6B at 1024 px, B = 1, 8, 16; at most four minutes
+    python bench/kernels.py --batch 8 --seconds 90
+    python bench/kernels.py --batch 8 --plans     # also tries other shapes of the depthwise programs
+    python bench/kernels.py --cpu                 # a tiny check of the plain twins, no timing
+
+Milliseconds are device time: one pass over several sets of inputs (together larger than any cache) is captured as a CUDA
+graph, and the median of its replays is divided by their number; where a graph cannot be captured, events around the
+pass. GB/s counts the bytes that two launches forward and two backward must move, so it is a rate only for "triton"; for
+the others it is what they would need to be as good. "bytes alone" is that count at 3.0 TB/s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from simpletuner.models.sana.kernels import depthwise, linear_attention, runs_in_triton
+
+BANDWIDTH, LARGER_THAN_CACHES = 3.0e12, 400e6
+HEIGHT, WIDTH, CHANNELS, HEADS, HEAD = 32, 32, 5600, 70, 32
+PLANS = ((4, 8, 64, 4), (2, 8, 64, 2), (8, 8, 64, 4), (4, 16, 64, 4), (2, 8, 128, 4), (4, 8, 128, 8), (4, 8, 32, 2))
+
+Operation = Callable[..., torch.Tensor]
+
+
+class Subject(NamedTuple):
+    """One operation: the shapes of its inputs and output, its ways, and the values moved, forward and with backward."""
+
+    name: str
+    shapes: list[tuple[int, ...]]
+    out: tuple[int, ...]
+    ways: dict[str, Operation]
+    exact: Operation
+    moved: tuple[int, int]
+
+
+def cudnn_middle(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """As diffusers does: a convolution of the library over channels-last views."""
+    picture = F.silu(x).unflatten(1, (height, width)).permute(0, 3, 1, 2)
+    value, gate = F.conv2d(picture, weight, bias, padding=1, groups=len(weight)).chunk(2, dim=1)
+    return (value * F.silu(gate)).permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def diffusers_attention(qkv: torch.Tensor) -> torch.Tensor:
+    """As diffusers does: float32 copies in its layouts, a row of ones that sums the keys."""
+    query, key, value = (part.permute(0, 2, 3, 1) for part in qkv.unbind(2))
+    query, key = F.relu(query).float(), F.relu(key.transpose(2, 3)).float()
+    both = (F.pad(value.float(), (0, 0, 0, 1), value=1.0) @ key) @ query
+    return (both[:, :, :-1] / (both[:, :, -1:] + 1e-15)).permute(0, 3, 1, 2).to(qkv.dtype)
+
+
+def twin_attention(qkv: torch.Tensor) -> torch.Tensor:
+    """The plain twin of the package, differentiated by torch."""
+    return linear_attention.plain_forward(qkv)[0]
+
+
+def depthwise_subject(batch: int, height: int, width: int, channels: int, compiled: bool) -> Subject:
+    def at(function: Operation) -> Operation:
+        return lambda *tensors: function(*tensors, height, width)
+
+    ways = {"cuDNN, eager": at(cudnn_middle)}
+    if compiled:
+        ways["cuDNN, compiled"] = torch.compile(at(cudnn_middle), dynamic=False)
+        ways["twin, compiled"] = torch.compile(at(depthwise.plain_forward), dynamic=False)
+    ways["triton" if compiled else "twin"] = at(depthwise.gated_depthwise)
+    tokens = batch * height * width
+    shapes = [(batch, height * width, 2 * channels), (2 * channels, 1, 3, 3), (2 * channels,)]
+    moved = (3 * tokens * channels, 14 * tokens * channels)
+    return Subject(
+        "SiLU, depthwise 3x3, gate", shapes, (batch, height * width, channels), ways, at(cudnn_middle), moved
+    )
+
+
+def attention_subject(batch: int, tokens: int, heads: int, width: int, compiled: bool) -> Subject:
+    ways = {"diffusers, eager": diffusers_attention}
+    if compiled:
+        ways["diffusers, compiled"] = torch.compile(diffusers_attention, dynamic=False)
+        ways["twin, compiled"] = torch.compile(twin_attention, dynamic=False)
+    ways["triton" if compiled else "twin"] = linear_attention.linear_attention
+    values = batch * tokens * heads * width
+    shape, out = (batch, tokens, 3, heads, width), (batch, tokens, heads, width)
+    return Subject("linear attention", [shape], out, ways, diffusers_attention, (4 * values, 11 * values))
+
+
+def make(shapes: list[tuple[int, ...]], dtype: torch.dtype, device: str) -> list[torch.Tensor]:
+    return [torch.randn(shape, device=device).to(dtype).requires_grad_() for shape in shapes]
+
+
+def worst_error(way: Operation, subject: Subject, tensors: list[torch.Tensor]) -> float:
+    """The largest relative error of the output and of every gradient, against float32 of the library."""
+    grad = torch.randn(subject.out, device=tensors[0].device).to(tensors[0].dtype)
+    exact = [tensor.detach().float().requires_grad_() for tensor in tensors]
+    wanted, found = subject.exact(*exact), way(*tensors)
+    pairs = [(found, wanted)]
+    pairs += zip(
+        torch.autograd.grad(found, tensors, grad), torch.autograd.grad(wanted, exact, grad.float()), strict=True
+    )
+    return max(((a.float() - b).norm() / b.norm()).item() for a, b in pairs)
+
+
+def device_ms(run: Callable[[int], object], sets: int) -> float:
+    """Median device time of one call in ms; `run` is called with 0 … sets − 1."""
+
+    def all_sets() -> None:
+        for index in range(sets):
+            run(index)
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            all_sets()
+    torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.synchronize()
+    again: Callable[[], None] = all_sets
+    try:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            all_sets()
+        again = graph.replay
+    except RuntimeError as error:
+        torch.cuda.synchronize()
+        print(f"    (no graph: {str(error).splitlines()[0][:80]}; launches are in the time)")
+    times = []
+    for _ in range(12):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        again()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / sets)
+    return statistics.median(times[2:])
+
+
+def time_way(way: Operation, subject: Subject, sets: list[list[torch.Tensor]]) -> tuple[float, float]:
+    """Device time in ms of the forward pass alone, and with backward."""
+    grad = torch.randn(subject.out, device="cuda").to(sets[0][0].dtype)
+
+    def forward(index: int) -> None:
+        with torch.no_grad():
+            way(*sets[index])
+
+    def with_backward(index: int) -> None:
+        torch.autograd.grad(way(*sets[index]), sets[index], grad)
+
+    return device_ms(forward, len(sets)), device_ms(with_backward, len(sets))
+
+
+def report(subject: Subject, until: float) -> bool:
+    """Print a table of one operation; returns whether every way was right."""
+    size = 2 * sum(torch.Size(shape).numel() for shape in subject.shapes)
+    sets = [make(subject.shapes, torch.bfloat16, "cuda") for _ in range(max(1, round(LARGER_THAN_CACHES / size)))]
+    alone = [2000 * values / BANDWIDTH for values in subject.moved]
+    print(f"\n{subject.name}, {list(subject.shapes[0])} bf16, {len(sets)} sets of inputs")
+    print("| way | worst error | forward ms | GB/s | forward + backward ms | GB/s |\n|---|---|---|---|---|---|")
+    print(f"| bytes alone at 3.0 TB/s | | {alone[0]:.3f} | 3000 | {alone[1]:.3f} | 3000 |", flush=True)
+    right = True
+    for name, way in subject.ways.items():
+        if time.monotonic() > until:
+            print(f"| {name} | not run: the time is spent | | | | |")
+            continue
+        error = worst_error(way, subject, sets[0])
+        right &= error < 2e-2
+        ms = time_way(way, subject, sets)
+        rates = [2e-6 * values / took for values, took in zip(subject.moved, ms, strict=True)]
+        verdict = "" if error < 2e-2 else " WRONG"
+        print(
+            f"| {name} | {error:.1e}{verdict} | {ms[0]:.3f} | {rates[0]:.0f} | {ms[1]:.3f} | {rates[1]:.0f} |",
+            flush=True,
+        )
+        torch.cuda.empty_cache()
+    return right
+
+
+def try_plans(batch: int, until: float) -> None:
+    """Time the three launches of the depthwise operation with other program shapes; the module keeps its own."""
+    from simpletuner.models.sana.kernels import depthwise_triton as kernels
+
+    subject = depthwise_subject(batch, HEIGHT, WIDTH, CHANNELS, compiled=True)
+    sets = [make(subject.shapes, torch.bfloat16, "cuda") for _ in range(max(1, 16 // batch))]
+    grad = torch.randn(subject.out, device="cuda").bfloat16()
+    print("\n| strips, columns, channels, warps | forward ms | backward ms | compilation s |\n|---|---|---|---|")
+    kept = kernels.FORWARD, kernels.GATE, kernels.SPREAD
+    for plan in PLANS:
+        if time.monotonic() > until:
+            print(f"| {plan} | not run: the time is spent | | |")
+            continue
+        kernels.FORWARD = kernels.GATE = kernels.SPREAD = kernels.Plan(*plan)
+        start = time.monotonic()
+        with torch.no_grad():
+            kernels.backward(grad, *sets[0], HEIGHT, WIDTH)
+            kernels.forward(*sets[0], HEIGHT, WIDTH)
+            took = time.monotonic() - start
+            forward = device_ms(lambda i: kernels.forward(*sets[i], HEIGHT, WIDTH), len(sets))
+            backward = device_ms(lambda i: kernels.backward(grad, *sets[i], HEIGHT, WIDTH), len(sets))
+        print(f"| {plan} | {forward:.3f} | {backward:.3f} | {took:.1f} |", flush=True)
+    kernels.FORWARD, kernels.GATE, kernels.SPREAD = kept
+
+
+def check_twins() -> bool:
+    """The operations on the CPU, tiny, float32: output and gradients against the library's operations."""
+    right = True
+    for subject in (depthwise_subject(2, 5, 7, 24, compiled=False), attention_subject(2, 35, 3, 32, compiled=False)):
+        error = worst_error(subject.ways["twin"], subject, make(subject.shapes, torch.float32, "cpu"))
+        right &= error < 1e-5
+        print(f"{subject.name}: worst error of output and gradients {error:.1e} {'ok' if error < 1e-5 else 'WRONG'}")
+    return right
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 16])
+    parser.add_argument("--seconds", type=float, default=240, help="after this nothing new is started")
+    parser.add_argument("--plans", action="store_true", help="try other shapes of the depthwise programs")
+    parser.add_argument("--cpu", action="store_true", help="only the tiny check, though there is a GPU")
+    arguments = parser.parse_args()
+    if arguments.cpu or not torch.cuda.is_available():
+        print("Timing needs a GPU; here only a tiny check of the plain twins.")
+        return 0 if check_twins() else 1
+    if not runs_in_triton(torch.empty(1, device="cuda")):
+        print("Triton is not installed: pip install './[cuda]'")
+        return 1
+    until = time.monotonic() + arguments.seconds
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    right = True
+    for batch in arguments.batch:
+        right &= report(depthwise_subject(batch, HEIGHT, WIDTH, CHANNELS, compiled=True), until)
+        right &= report(attention_subject(batch, HEIGHT * WIDTH, HEADS, HEAD, compiled=True), until)
+        if arguments.plans:
+            try_plans(batch, until)
+    print("\nall results are right" if right else "\nSOME RESULTS ARE WRONG")
+    return 0 if right else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
