@@ -13,6 +13,7 @@ Source: Xie et al. 2024, "SANA" (arXiv 2410.10629), section 2; arithmetic of dif
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +38,7 @@ class Ways:
     joined: bool
 
 
-# CPU: oneDNN's 1x1 convolutions are quicker than the products (284 against 320 ms a step of the pocket model), and
+# CPU: oneDNN's 1x1 convolutions are quicker than the products (270 against 320 ms a step of the pocket model on one thread), and
 # joining changes nothing. Elsewhere: bench/step.py compares.
 CPU, ACCELERATOR = Ways(products=False, joined=False), Ways(products=True, joined=True)
 
@@ -202,10 +203,11 @@ def run_block(
 class BlockForward:
     """Stands for a block's ``forward``, with the arguments diffusers' model gives it."""
 
-    def __init__(self, block: Any, ways: Ways | None) -> None:
-        """For this block; in these ways, or in those of the device it finds itself on."""
+    def __init__(self, block: Any, ways: Ways | None, run: Callable[..., torch.Tensor]) -> None:
+        """For this block by ``run_block``, compiled or not; in these ways, or in those of the device it is on."""
         self.block = block
         self.ways = ways
+        self.run = run
 
     def __call__(
         self,
@@ -224,7 +226,7 @@ class BlockForward:
             result: torch.Tensor = own(self.block, hidden_states, attention_mask, text, bias, timestep, *grid)
             return result
         ways = self.ways or (CPU if hidden_states.device.type == "cpu" else ACCELERATOR)
-        return run_block(self.block, hidden_states, text, bias, timestep, grid, ways)
+        return self.run(self.block, hidden_states, text, bias, timestep, grid, ways)
 
 
 def obstacle(transformer: Any) -> str | None:
@@ -249,12 +251,13 @@ def obstacle(transformer: Any) -> str | None:
     return None
 
 
-def use_plain(transformer: Any, ways: Ways | None = None) -> str | None:
+def use_plain(transformer: Any, ways: Ways | None = None, run: Callable[..., torch.Tensor] = run_block) -> str | None:
     """Let the blocks run ``run_block`` in training mode; again is the same as once.
 
     Args:
         transformer: SanaTransformer2DModel, with or without an adapter; changed in place.
         ways: Of making the products; those of the device by default.
+        run: ``run_block`` itself, or compiled: one compilation serves all blocks.
 
     Returns:
         The obstacle, where the model stays as it was; else None.
@@ -264,7 +267,7 @@ def use_plain(transformer: Any, ways: Ways | None = None) -> str | None:
     if found is None:
         for block in transformer.transformer_blocks:
             # On the object, not by another class: saving, moving and counting weights stay diffusers' own.
-            vars(block)["forward"] = BlockForward(block, ways)
+            vars(block)["forward"] = BlockForward(block, ways, run)
     return found
 
 
