@@ -65,10 +65,10 @@ SCHEDULE_FREE = frozenset({"adamw_schedulefree", "radam_schedulefree"})
 GLOBAL_ESTIMATE = frozenset({"prodigy"})
 # Rates in their own unit where the user is silent.
 OWN_RATE: Mapping[str, float] = {"prodigy": 1.0}
-# First word of a name → (package to look for, extra that brings it).
+# First word of an optimizer's name, last word of a quantiser's → (package to look for, extra that brings it).
 PACKAGES: Mapping[str, tuple[str, str]] = {
     "bnb": ("bitsandbytes", "bnb"),
-    "ao": ("torchao", "torchao"),
+    **dict.fromkeys(("ao", "torchao"), ("torchao", "torchao")),
     "soap": ("pytorch_optimizer", "optimizers"),
     "came": ("pytorch_optimizer", "optimizers"),
 }

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from typing import Any
 
 from simpletuner.config.noise_rules import Row
+from simpletuner.config.optimizer_names import PACKAGES
 from simpletuner.config.options import Options
 
 
 def precision_problems(options: Options) -> Iterator[Row]:
-    """Combinations that are impossible."""
+    """Combinations that are impossible, and packages that are not there."""
+    for key in ("base_model_precision", "text_encoder_1_precision"):
+        value = getattr(options.precision, key)
+        package, extra = PACKAGES.get(value.rpartition("-")[2], ("", ""))
+        if package and find_spec(package) is None:
+            yield (key, value, f"it needs {package}, which is not installed", f"pip install './[{extra}]'")
     base = options.precision.base_model_precision
     rest = options.precision.base_model_default_dtype
     if base != "no_change" and options.precision.mixed_precision == "no" and rest == "bf16":

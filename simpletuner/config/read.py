@@ -43,6 +43,7 @@ class RunConfig:
         notices: Sentences to print: satisfied keys, derived values.
         config_file: Where most of it came from.
         raw: The effective options, flat and JSON-able, for the record.
+        where: The file, "environment" or "command line" that each given key came from.
     """
 
     options: Options
@@ -51,6 +52,11 @@ class RunConfig:
     notices: tuple[str, ...]
     config_file: str
     raw: dict[str, Any] = field(default_factory=dict)
+    where: Mapping[str, str] = field(default_factory=dict)
+
+    def place(self, key: str) -> str:
+        """Where a key came from; for one that nobody gave, the file it would stand in."""
+        return self.where.get(key, self.config_file)
 
 
 def _one(file: str, key: str, value: object, reason: str, remedy: str = "") -> ConfigError:
@@ -337,7 +343,7 @@ def load(
     if findings.problems or datasets is None:
         raise ConfigError(findings.problems)
     raw = {k: v for section in options.model_dump(mode="json").values() for k, v in section.items()}
-    return RunConfig(options, datasets, prompts, tuple(findings.notices), str(path), raw)
+    return RunConfig(options, datasets, prompts, tuple(findings.notices), str(path), raw, where)
 
 
 def _lycoris(

@@ -28,6 +28,7 @@ from simpletuner.models.families import FAMILIES
 from simpletuner.reporting.dataset_page import page
 from simpletuner.reporting.progress import Reporter
 from simpletuner.training import prepare, translate, translate_data, translate_precision
+from simpletuner.training.device import here
 from simpletuner.training.precision import choose
 from simpletuner.training.redraw import Samples
 
@@ -62,12 +63,11 @@ def check(config: RunConfig, reporter: Reporter, page_at: Path | None = None, re
     Returns:
         Whether training would start.
     """
+    cannot = translate_precision.quantisation_problems(config, here())
     imports.libraries()
     precision = choose(config.options.precision.mixed_precision, low_precision_safe=False)
     family, source = FAMILIES[config.options.model.model_family], translate.load_source(config.options, precision)
     checked = Checked([], [], [])
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    cannot = translate_precision.quantisation_problems(config.options, config.config_file, device)
     checked.problems += [str(problem) for problem in cannot]
     facts = _facts(family, source, checked)
     found = _find(config, facts, checked, reporter)
@@ -284,7 +284,7 @@ def _reconstruct(
 ) -> None:
     """PSNR of each picture after encoding and decoding, worst told first: what the model can never draw better."""
     vae = family.autoencoder(source)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = here()
     vae.to(device)
     for (item, _), survey in zip(found, surveys, strict=True):
         measured: dict[Path, float] = {}

@@ -28,9 +28,15 @@ def choose(disable_tf32: bool) -> torch.device:
     return device
 
 
+def here() -> torch.device:
+    """What ``choose`` will give, for checks that come before anything is set up."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def describe(device: torch.device) -> str:
     """A name for the log."""
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         return f"{properties.name} ({properties.total_memory / 2**30:.0f} GiB)"
-    return f"the CPU ({torch.get_num_threads()} threads)"
+    threads = torch.get_num_threads()
+    return f"the CPU ({threads} thread{'s' if threads != 1 else ''})"

@@ -44,6 +44,7 @@ def open_session(config: RunConfig, reporter: Reporter) -> Session:
     options = config.options
     for notice in config.notices:
         reporter.say(notice)
+    translate_precision.check_quantisation(config, device.here())  # before seconds go into libraries, hub and model
     imports.libraries()
     load.only_download_bars()
     output_dir = Path(options.checkpoints.output_dir).expanduser()
@@ -61,7 +62,6 @@ def open_session(config: RunConfig, reporter: Reporter) -> Session:
         f"Training on {device.describe(where)}: {precision.describe()}, optimizer {options.training.optimizer}"
     )
     translate.check_validation_sizes(config, facts)
-    translate_precision.check_quantisation(options, config.config_file, where)
     return Session(
         config=config,
         reporter=reporter,

@@ -61,7 +61,8 @@ def bucket_alignment(config: RunConfig, facts: Facts) -> int:
     alignment = config.options.data.aspect_bucket_alignment or facts.alignment
     if alignment % facts.alignment:
         reason = f"this model needs multiples of {facts.alignment} pixels"
-        raise ConfigError([Problem(config.config_file, "aspect_bucket_alignment", alignment, reason, "leave it out")])
+        key = "aspect_bucket_alignment"
+        raise ConfigError([Problem(config.place(key), key, alignment, reason, "leave it out")])
     return alignment
 
 
@@ -131,11 +132,11 @@ def check_optimizer(config: RunConfig, precision: Precision, device: torch.devic
         optimizers.build(settings.optimizer, [weight], settings.peak_rate(), optimizer_overrides(config.options))
     except (ValueError, TypeError, RuntimeError, NotImplementedError, AssertionError) as error:
         given = "optimizer_config" if settings.optimizer_config else "optimizer"
-        problem = Problem(config.config_file, given, settings.optimizer_config or settings.optimizer, str(error))
+        problem = Problem(config.place(given), given, settings.optimizer_config or settings.optimizer, str(error))
         raise ConfigError([problem]) from error
     except (ImportError, OSError) as error:
         reason = f"its package cannot be used: {error}"
-        raise ConfigError([Problem(config.config_file, "optimizer", settings.optimizer, reason)]) from error
+        raise ConfigError([Problem(config.place("optimizer"), "optimizer", settings.optimizer, reason)]) from error
 
 
 def check_validation_sizes(config: RunConfig, facts: Facts) -> None:
@@ -147,7 +148,7 @@ def check_validation_sizes(config: RunConfig, facts: Facts) -> None:
     needed = max(32, facts.alignment)  # the reference pipeline itself refuses sides that are no multiple of 32
     problems = [
         Problem(
-            config.config_file,
+            config.place("validation_resolution"),
             "validation_resolution",
             f"{width}x{height}",
             f"both sides must be multiples of {needed} pixels",

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from simpletuner.config.options import Options
+from simpletuner.config.read import RunConfig
 from simpletuner.errors import ConfigError, Problem
 from simpletuner.models.quantize import PLANS, Settings, obstacle
 from simpletuner.training.precision import Precision
@@ -42,23 +43,23 @@ def default_dtype(options: Options) -> torch.dtype | None:
     return _DTYPES[precision.base_model_default_dtype]
 
 
-def check_quantisation(options: Options, config_file: str, device: torch.device) -> None:
+def check_quantisation(config: RunConfig, device: torch.device) -> None:
     """Refuse what this machine cannot quantise, before anything is loaded.
 
     Raises:
         ConfigError: A package is missing, or the device does not do it.
     """
-    problems = quantisation_problems(options, config_file, device)
+    problems = quantisation_problems(config, device)
     if problems:
         raise ConfigError(problems)
 
 
-def quantisation_problems(options: Options, config_file: str, device: torch.device) -> list[Problem]:
+def quantisation_problems(config: RunConfig, device: torch.device) -> list[Problem]:
     """What this machine cannot quantise of what is asked."""
     keys = ("base_model_precision", "text_encoder_1_precision")
-    asked = {key: getattr(options.precision, key) for key in keys}
+    asked = {key: getattr(config.options.precision, key) for key in keys}
     obstacles = {key: obstacle(name, device) for key, name in asked.items() if name != "no_change"}
-    return [Problem(config_file, key, asked[key], *why) for key, why in obstacles.items() if why]
+    return [Problem(config.place(key), key, asked[key], *why) for key, why in obstacles.items() if why]
 
 
 def identity(options: Options) -> dict[str, Any]:

@@ -11,10 +11,13 @@ import pytest
 import torch
 
 from simpletuner.config.catalogue import OTHER_VALUES
+from simpletuner.config.datasets import Datasets
+from simpletuner.config.optimizer_names import PACKAGES
 from simpletuner.config.options import AdapterOptions, ModelOptions, Options, PrecisionOptions, section_of
 from simpletuner.config.precision_rules import precision_problems, precision_without_effect
+from simpletuner.config.read import RunConfig
 from simpletuner.errors import ConfigError
-from simpletuner.models.quantize import PLANS
+from simpletuner.models.quantize import EXTRAS, PLANS
 from simpletuner.training import translate_precision
 from simpletuner.training.precision import choose
 
@@ -25,6 +28,30 @@ def options(model_type: str = "lora", **given: Any) -> Options:
     """Options as they would be; ``model_type`` is not checked here."""
     model = ModelOptions.model_construct(**{**ModelOptions().model_dump(), "model_type": model_type})
     return Options.model_construct(**{**dict(Options()), "model": model, "precision": PrecisionOptions(**given)})
+
+
+def config_of(asked: Options, where: dict[str, str]) -> RunConfig:
+    """A configuration with these options and nothing else."""
+    return RunConfig(asked, Datasets((), (), Path("text")), (), (), "config.json", where=where)
+
+
+def test_a_package_that_is_not_there_is_a_problem_of_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("simpletuner.config.precision_rules.find_spec", lambda name: None)
+    asked = options(base_model_precision="nf4-bnb", text_encoder_1_precision="int8-torchao")
+    first, second = precision_problems(asked)
+    assert first == (
+        "base_model_precision",
+        "nf4-bnb",
+        "it needs bitsandbytes, which is not installed",
+        "pip install './[bnb]'",
+    )
+    assert second[0] == "text_encoder_1_precision" and second[3] == "pip install './[torchao]'"
+    assert not list(precision_problems(options()))
+
+
+def test_every_quantiser_names_the_package_that_its_plan_needs() -> None:
+    for name, plan in PLANS.items():
+        assert PACKAGES[name.rpartition("-")[2]] == (plan.package, EXTRAS[plan.package])
 
 
 def test_full_rank_training_over_a_quantised_base_is_refused() -> None:
@@ -134,6 +161,7 @@ def test_what_is_not_quantised_has_the_default_dtype() -> None:
 def test_what_this_machine_cannot_do_is_refused_with_both_keys() -> None:
     asked = options(base_model_precision="fp8-torchao", text_encoder_1_precision="fp8-torchao")
     with pytest.raises(ConfigError) as caught:
-        translate_precision.check_quantisation(asked, "config.json", CPU)
+        translate_precision.check_quantisation(config_of(asked, {"base_model_precision": "environment"}), CPU)
+    assert [p.file for p in caught.value.problems] == ["environment", "config.json"]
     assert [p.key for p in caught.value.problems] == ["base_model_precision", "text_encoder_1_precision"]
     assert all("8.9" in p.reason and "use int8-torchao" in p.remedy for p in caught.value.problems)

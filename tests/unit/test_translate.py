@@ -365,6 +365,28 @@ def test_every_option_that_fills_in_is_in_a_table() -> None:
     assert not set(FILLED_FROM_OPTIONS) - {key for given, _, _ in FILLED for key in given}
 
 
+def test_problems_found_late_name_the_place_of_the_value(tmp_path: Path, read: Read) -> None:
+    read({}, {})
+    given = {
+        "validation_resolution": "100x100",
+        "optimizer_config": "fused=true,foreach=true",
+        "aspect_bucket_alignment": "48",
+    }
+    environ = {"SIMPLETUNER_OPTIMIZER": "torch-adamw"}
+    config = load(overrides=given, environ=environ)
+    late = (
+        lambda: translate.check_validation_sizes(config, FACTS),
+        lambda: translate.check_optimizer(config, choose("no", low_precision_safe=False), torch.device("cpu")),
+        lambda: translate.bucket_alignment(config, FACTS),
+    )
+    for check in late:
+        with pytest.raises(ConfigError) as caught:
+            check()
+        assert [p.file for p in caught.value.problems] == ["command line"]
+    assert config.place("optimizer") == "environment"
+    assert config.place("max_train_steps") == config.place("seed") == config.config_file
+
+
 def test_an_alignment_the_model_cannot_take_is_refused(read: Read) -> None:
     with pytest.raises(ConfigError, match=r"aspect_bucket_alignment.*multiples of 32"):
         plain(read({"aspect_bucket_alignment": 48}, {}))
