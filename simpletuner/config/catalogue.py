@@ -7,7 +7,7 @@ differ from what was asked; the reason is given. A refused key set to its own of
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 OFF: tuple[Any, ...] = (False, None, "", 0, 0.0, "none", "no", "false")
@@ -41,7 +41,29 @@ def _group(status: str, text: str, keys: str, off: tuple[Any, ...] = OFF) -> dic
 
 
 def _satisfied(text: str, keys: str) -> dict[str, Known]:
-    return _group("satisfied", text, keys)
+    """Satisfied keys; one that has its own default of the original program asks for nothing, and nothing is printed."""
+    known = _group("satisfied", text, keys)
+    return {key: replace(value, off=(*OFF, *defaults_of(key))) for key, value in known.items()}
+
+
+# Defaults of the original program, written down by its wizard and its guides. A true one is not in the list: it asks
+# for a property (compression, say), and one line tells how that is met.
+_DEFAULTS: Mapping[str, Any] = {
+    "max_workers": 32, "aspect_bucket_worker_count": 12, "torch_num_threads": 8, "read_batch_size": 25,
+    "write_batch_size": 128, "image_processing_batch_size": 32, "text_encoder_batch_size": 1,
+    "dataloader_prefetch_qlen": 10, "metadata_update_interval": 3600, "aspect_bucket_rounding": 2,
+    "vae_cache_scan_behaviour": "recreate", "vae_dtype": "bf16", "validation_seed_source": "cpu",
+    "logging_dir": "logs", "tracker_project_name": "simpletuner", "tracker_run_name": "simpletuner-testing",
+    "tracker_image_layout": "gallery", "disk_low_action": "stop", "sageattention_usage": "inference",
+    "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_weight_decay": 0.01, "adam_epsilon": 1e-8,
+    "scheduled_sampling_reflexflow_alpha": 1, "scheduled_sampling_reflexflow_beta1": 10,
+    "scheduled_sampling_reflexflow_beta2": 1,
+}  # fmt: skip
+
+
+def defaults_of(key: str) -> tuple[Any, ...]:
+    """The original program's default of a satisfied key, if it has one that asks for nothing."""
+    return (_DEFAULTS[key],) if key in _DEFAULTS else ()
 
 
 def _not_yet(what: str, keys: str, off: tuple[Any, ...] = ()) -> dict[str, Known]:
@@ -201,6 +223,14 @@ _OTHER_PRECISIONS = {
     **_quantisers("SDNQ is not used: use fp8wo-torchao", "fp8-sdnq float8-sdnq fp16-sdnq"),
 }  # fmt: skip
 OTHER_VALUES: Mapping[str, Mapping[str, str]] = {
+    "lora_type": {
+        **{
+            algo: f'{algo} is an algorithm of LyCORIS: set lora_type to lycoris, and "algo": "{algo}" in lycoris_config'
+            for algo in ("lokr", "loha", "locon", "diag-oft", "boft", "glora")
+        },
+        "lora": "plain LoRA is standard: leave lora_type out",
+        "dora": "DoRA is standard LoRA with use_dora: leave lora_type out, and set use_dora to true",
+    },
     "lora_init_type": {
         "loftq": "LoftQ starts from the error of a quantised base, which it would have to be measured against: use pissa"
     },

@@ -111,21 +111,54 @@ def build(
                 continue
             told.add(key)
             field_info = model.model_fields.get(key)
-            message = item["msg"].removeprefix("Value error, ")
             value = values.get(key)
-            remedy = ""
-            if item["type"] == "missing":
-                message, remedy = "it is missing", f"add {key}"
-            elif item["type"] in _WANTED:
-                message = _WANTED[item["type"]]
-            elif item["type"] == "literal_error" and isinstance(value, str):
-                expected = str(item.get("ctx", {}).get("expected", ""))
-                remedy = nearest(value, [word.strip(" '") for word in expected.replace(" or ", ",").split(",")])
-                remedy = "" if remedy == "remove it" else remedy
-            elif field_info is not None and field_info.description:
-                remedy = field_info.description
+            message, remedy = _in_words(item, key, value)
+            if not remedy and item["type"] == "value_error" and field_info is not None and field_info.description:
+                remedy = f"it takes: {field_info.description}"
             findings.problems.append(Problem(where.get(key, where.get("", "")), prefix + key, value, message, remedy))
         return None
+
+
+def _in_words(item: Any, key: str, value: Any) -> tuple[str, str]:
+    """Reason and remedy of one of pydantic's errors, in a person's words."""
+    kind, context, inner = item["type"], item.get("ctx", {}), item["loc"][-1] if len(item["loc"]) > 1 else ""
+    if isinstance(value, Mapping) and inner:  # of an object inside an entry: the key in it is meant
+        if kind == "extra_forbidden":
+            return f"it has no key {inner!r}", ""
+        if kind == "missing":
+            return f"its {inner} is missing", f"add {inner}"
+        reason, remedy = _in_words({**item, "loc": (inner,)}, str(inner), value.get(inner))
+        return f"{inner}: {reason}", remedy
+    if kind == "missing":
+        return "it is missing", f"add {key}"
+    if kind in _WANTED:
+        return _WANTED[kind], ""
+    if kind in _BOUNDS:
+        reason, remedy, bound = _BOUNDS[kind]
+        return reason, remedy.format(context[bound])
+    if kind == "literal_error":
+        return "there is no such value", _nearest_of(value, context["expected"])
+    return item["msg"].removeprefix("Value error, "), ""
+
+
+def _nearest_of(value: Any, expected: str) -> str:
+    """A remedy for one of a few words: the nearest, and all of them where they are few enough to read."""
+    words = [word.strip(" '") for word in expected.replace(" or ", ",").split(",")]
+    close = difflib.get_close_matches(str(value), words, n=1, cutoff=0.6)
+    if len(words) > _MOST_WORDS:
+        return f"did you mean {close[0]!r}?" if close else "`simpletuner train --help` lists all of them"
+    listed = " or ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+    return f"did you mean {close[0]!r}? It takes {listed}" if close else f"use {listed}"
+
+
+_MOST_WORDS = 12
+# pydantic's bounds → what is wrong, what to do, and the name of the bound
+_BOUNDS = {
+    "greater_than_equal": ("it is too small", "it must be {} or more", "ge"),
+    "greater_than": ("it is too small", "it must be more than {}", "gt"),
+    "less_than_equal": ("it is too large", "it must be {} or less", "le"),
+    "less_than": ("it is too large", "it must be less than {}", "lt"),
+}
 
 
 # pydantic's words for programmers → a person's
@@ -136,6 +169,9 @@ _WANTED = {
     **dict.fromkeys(("string_type", "path_type"), "it must be text in quotes"),
     **dict.fromkeys(("list_type", "tuple_type"), "it must be a list"),
     **dict.fromkeys(("dict_type", "model_type"), "it must be an object: {…}"),
+    "finite_number": "it must be a finite number",
+    "string_too_short": "it must not be empty",
+    "too_short": "it must not be empty",
 }
 
 

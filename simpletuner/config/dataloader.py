@@ -27,6 +27,7 @@ from simpletuner.config.options import Options
 from simpletuner.config.values import to_bool
 from simpletuner.errors import Problem
 
+TAR = re.compile(r"\.(tar|tgz|tar\.(gz|bz2|xz))$", re.IGNORECASE)
 Entry = ImageDataset | MaskDataset | TextEmbedsDataset
 
 
@@ -214,7 +215,10 @@ def _check_image(entry: ImageDataset, own: Mapping[str, Any], file: str, options
         findings.problems.append(Problem(file, prefix + key, value, reason, remedy))
 
     if not entry.source_url and not entry.instance_data_dir.expanduser().is_dir():
-        problem("instance_data_dir", str(entry.instance_data_dir), "there is no such folder", "make it or correct it")
+        tar = TAR.search(str(entry.instance_data_dir))
+        reason = "type local reads a folder, and this names tar files" if tar else "there is no such folder"
+        remedy = "set type and caption_strategy to webdataset" if tar else "make it or correct it"
+        problem("instance_data_dir", str(entry.instance_data_dir), reason, remedy)
     if entry.id in (".", "..") or "/" in entry.id or "\\" in entry.id:
         problem("id", entry.id, "it names folders and files, so it must not be a path", "use letters, digits, - and _")
     needs_prompt = entry.prepend_instance_prompt or entry.only_instance_prompt

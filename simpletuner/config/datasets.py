@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, SecretStr
 
-from simpletuner.config.catalogue import OFF, Known
+from simpletuner.config.catalogue import OFF, Known, defaults_of
 from simpletuner.config.options import Positive, Section
 from simpletuner.config.values import parse_aspects, parse_filter
 
@@ -187,7 +187,7 @@ FILLED_FROM_OPTIONS = (
 
 
 def _known(status: str, text: str, keys: str, off: tuple[Any, ...] = ()) -> dict[str, Known]:
-    return {key: Known(status, text, (*OFF, *off)) for key in keys.split()}
+    return {key: Known(status, text, (*OFF, *off, *defaults_of(key))) for key in keys.split()}
 
 
 FIELD_CATALOGUE: Mapping[str, Known] = {

@@ -34,8 +34,12 @@ def optimizer_without_effect(options: Options, where: Mapping[str, str]) -> list
         lines.append(f"{', '.join(ema)}: without use_ema there is no average")
     if training.optimizer == "adamw_bf16" and options.model.model_type == "lora":
         lines.append("Note: adapter weights are float32, where adamw_bf16 rounds nothing: it is plain AdamW")
-    if training.optimizer in OWN_RATE and "learning_rate" in where:
-        lines.append(f"Note: learning_rate multiplies {training.optimizer}'s own estimate; 1 is usual")
+    usual = OWN_RATE.get(training.optimizer)
+    if usual is not None and training.peak_rate() != usual:
+        rate = f"learning_rate {training.peak_rate():g}"
+        lines.append(f"Note: {rate} multiplies {training.optimizer}'s own estimate; {usual:g} is usual")
+    if training.max_train_steps:
+        lines += long_warmup(options, training.max_train_steps)
     if "beta1=" in training.optimizer_config.replace(" ", "") and training.optimizer_beta1 is not None:
         lines.append("optimizer_beta1, optimizer_beta2: optimizer_config gives the betas")
     return lines
@@ -44,10 +48,25 @@ def optimizer_without_effect(options: Options, where: Mapping[str, str]) -> list
 def _idle_schedule(options: Options, where: Mapping[str, str]) -> list[str]:
     name = options.training.optimizer
     idle = ["lr_scheduler", "lr_end", "lr_power", "lr_num_cycles", "lr_decay_share"]
-    lines = [f"{key}: {name} needs no schedule, its rate is constant" for key in idle if key in where]
+    lines = [f"{key}: ignored, since {name} needs no schedule: its rate is constant" for key in idle if key in where]
     if name == "radam_schedulefree" and options.training.lr_warmup_steps:
-        lines.append(f"lr_warmup_steps: {name} warms up by itself")
+        lines.append(f"lr_warmup_steps: ignored, since {name} warms up by itself")
     return lines
+
+
+def long_warmup(options: Options, total: int) -> list[str]:
+    """A sentence if a run of ``total`` optimizer steps ends before, or as, its warm-up does; else nothing."""
+    training = options.training
+    warmup = training.lr_warmup_steps
+    idle = training.optimizer == "radam_schedulefree" or (
+        training.lr_scheduler == "constant" and training.optimizer not in SCHEDULE_FREE
+    )
+    if idle or not warmup or warmup < total:
+        return []
+    return [
+        f"Note: lr_warmup_steps {warmup} lasts as long as the run ({total} steps) or longer, so the learning rate is rising "
+        "to the end: lower it, or train longer"
+    ]
 
 
 def _idle_course(options: Options, where: Mapping[str, str]) -> list[str]:
@@ -55,14 +74,14 @@ def _idle_course(options: Options, where: Mapping[str, str]) -> list[str]:
     course, peak = training.lr_scheduler, training.peak_rate()
     lines = []
     if "lr_end" in where and course.startswith("constant"):
-        lines.append(f"lr_end: lr_scheduler {course} has no end value")
+        lines.append(f"lr_end: ignored, since lr_scheduler {course} has no end value")
     elif "lr_end" in where and training.lr_end > peak:
         lines.append(f"lr_end: it is above learning_rate, so the rate ends at {peak:g}")
     for key, courses in _ACTS_WITH.items():
         if key in where and course not in courses:
-            lines.append(f"{key}: it acts only with lr_scheduler {' and '.join(courses)}")
+            lines.append(f"{key}: ignored, since it acts only with lr_scheduler {' and '.join(courses)}")
     if "lr_warmup_steps" in where and course == "constant" and training.lr_warmup_steps:
-        lines.append("lr_warmup_steps: lr_scheduler constant does not warm up")
+        lines.append("lr_warmup_steps: ignored, since lr_scheduler constant does not warm up")
     return lines
 
 

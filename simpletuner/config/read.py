@@ -5,6 +5,7 @@ Precedence: command line > environment (SIMPLETUNER_<KEY>) > file > default. All
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import random
@@ -27,7 +28,11 @@ from simpletuner.config.rules import check, without_effect
 from simpletuner.errors import ConfigError, Problem
 
 ENVIRONMENT_PREFIX = "SIMPLETUNER_"
+# Which configuration is used; and variables of the original program that are no options.
 _OURS = {"SIMPLETUNER_ENVIRONMENT", "SIMPLETUNER_ENV"}
+_THEIRS = {
+    f"SIMPLETUNER_{name}" for name in ("CONFIG_BACKEND", "JOB_ID", "SSL_NO_VERIFY", "ALLOW_MODIFYING_BSZ", "LOG_LEVEL")
+}
 _NO_RESUME = ("false", "none", "no", "off", "0")
 _VARIABLE = re.compile(r"\{(env|example):([^{}]+)\}")
 
@@ -185,16 +190,21 @@ def normalise(values: Mapping[str, Any], file: str, findings: Findings) -> dict[
 
 
 def _from_environment(environ: Mapping[str, str], findings: Findings) -> dict[str, Any]:
-    supported = section_of()
+    """Values by key; a variable that is no option is a problem, as the same mistake on the command line is."""
+    names = [*section_of(), *CATALOGUE, *ALIASES]
     values: dict[str, Any] = {}
     for name, value in environ.items():
         if not name.startswith(ENVIRONMENT_PREFIX) or name in _OURS:
             continue
         key = name.removeprefix(ENVIRONMENT_PREFIX).lower()
-        if key in supported or key in CATALOGUE or key in ALIASES:
+        if name in _THEIRS:
+            findings.notices.append(f"{name}: a variable of the original program, which has no meaning here")
+        elif key in names:
             values[key] = value
         else:
-            findings.notices.append(f"{name} in the environment is no option; {nearest(key, supported)}")
+            close = difflib.get_close_matches(key, names, n=1, cutoff=0.6)
+            remedy = f"did you mean {ENVIRONMENT_PREFIX}{close[0].upper()}?" if close else f"unset {name}"
+            findings.problems.append(Problem("environment", name, value, "there is no such option", remedy))
     return values
 
 

@@ -84,6 +84,8 @@ def _train(session: Session) -> None:
     plan = samples.plan(translate_data.drawing(config), options.training.seed)
     loader = make_loader(session, samples, texts, plan, training, latents_of)
     total = translate.total_steps(config, plan)
+    for line in translate.notes_on_length(options, total):
+        session.reporter.say(line)
     drawn = translate_noise.density(options, session.facts)
     recipe = translate.recipe(options, drawn, total, session.precision)
     trainee = make_trainee(session, parts, adapter)

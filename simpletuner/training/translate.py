@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from simpletuner.config.optimizer_names import SCHEDULE_FREE
+from simpletuner.config.optimizer_rules import long_warmup
 from simpletuner.config.options import Options
 from simpletuner.config.read import RunConfig
 from simpletuner.data.cache import content_key
@@ -168,6 +169,11 @@ def total_steps(config: RunConfig, plan: Plan) -> int:
         return int(training.max_train_steps)
     micro_batches = plan.micro_batches(int(training.num_train_epochs or 1))
     return -(-micro_batches // int(training.gradient_accumulation_steps))
+
+
+def notes_on_length(options: Options, total: int) -> list[str]:
+    """What only the number of steps tells, where epochs were given; with max_train_steps it was told at the start."""
+    return [] if options.training.max_train_steps else long_warmup(options, total)
 
 
 def identity(

@@ -117,7 +117,7 @@ def test_options_and_datasets_are_checked_together(write: Callable[..., RunConfi
 
 
 def test_satisfied_keys_say_how_and_off_values_say_nothing(write: Callable[..., RunConfig]) -> None:
-    notices = write({"compress_disk_cache": True, "max_workers": 32, "push_to_hub": False, "report_to": "none"}).notices
+    notices = write({"compress_disk_cache": True, "max_workers": 16, "push_to_hub": False, "report_to": "none"}).notices
     assert any("compress_disk_cache" in n and "packed" in n for n in notices)
     assert any("max_workers" in n for n in notices)
     assert not any("push_to_hub" in n or "report_to" in n for n in notices)
@@ -297,21 +297,115 @@ def test_a_missing_package_is_named_with_what_to_install(
 
 
 IDLE: list[tuple[dict[str, Any], str]] = [
-    ({"lr_num_cycles": 3}, "lr_num_cycles: it acts only with lr_scheduler cosine_with_restarts and sine"),
-    ({"lr_decay_share": 0.5}, "lr_decay_share: it acts only with lr_scheduler wsd"),
-    ({"lr_end": 1e-8}, "lr_end: lr_scheduler constant_with_warmup has no end value"),
-    ({"optimizer": "adamw_schedulefree", "lr_scheduler": "cosine"}, "lr_scheduler: adamw_schedulefree needs no"),
-    ({"optimizer": "radam_schedulefree", "lr_warmup_steps": 3}, "lr_warmup_steps: radam_schedulefree warms up"),
+    (
+        {"lr_num_cycles": 3},
+        "lr_num_cycles: ignored, since it acts only with lr_scheduler cosine_with_restarts and sine",
+    ),
+    ({"lr_decay_share": 0.5}, "lr_decay_share: ignored, since it acts only with lr_scheduler wsd"),
+    ({"lr_end": 1e-8}, "lr_end: ignored, since lr_scheduler constant_with_warmup has no end value"),
+    (
+        {"optimizer": "adamw_schedulefree", "lr_scheduler": "cosine"},
+        "lr_scheduler: ignored, since adamw_schedulefree needs no",
+    ),
+    (
+        {"optimizer": "radam_schedulefree", "lr_warmup_steps": 3},
+        "lr_warmup_steps: ignored, since radam_schedulefree warms up",
+    ),
     ({"model_type": "lora", "optimizer": "adamw_bf16", "mixed_precision": "no"}, "adapter weights are float32"),
     ({"gradient_precision": "fp32"}, "gradient_precision: a sum of fewer than three"),
     ({"ema_warmup_steps": 5, "ema_cpu_only": True}, "ema_warmup_steps, ema_cpu_only: without use_ema"),
-    ({"optimizer": "prodigy", "learning_rate": 1e-5}, "learning_rate multiplies prodigy's own estimate"),
+    ({"optimizer": "prodigy", "learning_rate": 1e-5}, "learning_rate 1e-05 multiplies prodigy's own estimate; 1 is"),
+    ({"lr_warmup_steps": 5}, "lr_warmup_steps 5 lasts as long as the run (5 steps) or longer"),
+    ({"lr_warmup_steps": 9, "lr_scheduler": "cosine"}, "lr_warmup_steps 9 lasts as long"),
+    ({"lr_warmup_steps": 9, "optimizer": "adamw_schedulefree"}, "lr_warmup_steps 9 lasts as long"),
 ]
 
 
 @pytest.mark.parametrize(("given", "said"), IDLE)
 def test_what_has_no_effect_is_said(write: Callable[..., RunConfig], given: dict[str, Any], said: str) -> None:
     assert any(said in notice for notice in write(given).notices)
+
+
+@pytest.mark.parametrize(
+    ("given", "unsaid"),
+    [
+        ({"optimizer": "prodigy", "learning_rate": 1}, "own estimate"),
+        ({"optimizer": "prodigy"}, "own estimate"),
+        ({"lr_warmup_steps": 4}, "lasts as long"),
+        ({"lr_warmup_steps": 9, "optimizer": "radam_schedulefree"}, "lasts as long"),
+        ({"lr_warmup_steps": 9, "max_train_steps": 0, "num_train_epochs": 1}, "lasts as long"),
+    ],
+)
+def test_nothing_is_said_where_nothing_is_unusual(
+    write: Callable[..., RunConfig], given: dict[str, Any], unsaid: str
+) -> None:
+    assert not any(unsaid in notice for notice in write(given).notices)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"train_batch_size": 0}, "train_batch_size = 0: it is too small → it must be 1 or more"),
+        ({"lora_dropout": 1}, "lora_dropout = 1: it is too large → it must be less than 1.0"),
+        ({"learning_rate": 0}, "learning_rate = 0: it is too small → it must be more than 0.0"),
+        ({"caption_dropout_probability": 2}, "it is too large → it must be 1.0 or less"),
+        ({"ema_device": "disk"}, "ema_device = 'disk': there is no such value → use accelerator or cpu"),
+        ({"lr_scheduler": "cosin"}, "there is no such value → did you mean 'cosine'? It takes constant, "),
+        ({"optimizer": "lion"}, "optimizer = 'lion': there is no such value → "),
+        ({"validation_resolution": "wide"}, "'wide' is not WIDTHxHEIGHT → it takes: WxH, several with commas."),
+        ({"lora_type": "lokr"}, """set lora_type to lycoris, and "algo": "lokr" in lycoris_config"""),
+        ({"learning_rate": "inf"}, "it must be a finite number"),
+    ],
+)
+def test_a_value_out_of_bounds_is_told_with_what_to_do(
+    write: Callable[..., RunConfig], given: dict[str, Any], said: str
+) -> None:
+    (text,) = problems(lambda: write(given))
+    assert said in text and "Input should" not in text
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("caption_shuffle", {"cnt": 3}, "it has no key 'cnt'"),
+        ("caption_shuffle", {"count": 0}, "count: it is too small → it must be 1 or more"),
+        ("caption_shuffle", {"split_on": "word"}, "split_on: there is no such value → use comma, space or period"),
+        ("parquet", {"caption_column": "text"}, "its path is missing → add path"),
+    ],
+)
+def test_a_key_inside_an_entrys_object_is_named(
+    write: Callable[..., RunConfig], field: str, value: Any, said: str
+) -> None:
+    (text,) = problems(lambda: write(datasets=[{"id": "a", "instance_data_dir": "pictures", field: value}]))
+    assert f"[a].{field}" in text and text.endswith(said)
+
+
+def test_a_tar_in_a_local_dataset_names_the_type_that_reads_it(write: Callable[..., RunConfig], tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(b"")
+    for place in ("a.tar", "shards/s-{000..009}.tar", "b.tar.gz"):
+        (text,) = problems(lambda place=place: write(datasets=[{"id": "a", "instance_data_dir": place}]))
+        assert (
+            "type local reads a folder, and this names tar files → set type and caption_strategy to webdataset" in text
+        )
+
+
+def test_a_variable_that_is_no_option_is_a_problem_like_the_same_key_elsewhere(write: Callable[..., RunConfig]) -> None:
+    environ = {"SIMPLETUNER_TRAIN_BATCHSIZE": "2", "SIMPLETUNER_XYZZY": "1"}
+    near, far, file = problems(lambda: write({"train_batchsize": 2}, environ=environ))
+    assert near.endswith("there is no such option → did you mean SIMPLETUNER_TRAIN_BATCH_SIZE?")
+    assert near.startswith("environment: SIMPLETUNER_TRAIN_BATCHSIZE = '2'") and far.endswith("unset SIMPLETUNER_XYZZY")
+    assert "did you mean 'train_batch_size'?" in file
+
+
+def test_a_satisfied_key_at_the_originals_default_says_nothing(write: Callable[..., RunConfig]) -> None:
+    entries = [
+        {"id": "a", "instance_data_dir": "pictures", "image_processing_batch_size": 32},
+        {"id": "t", "dataset_type": "text_embeds", "write_batch_size": 128, "text_encoder_batch_size": 4},
+    ]
+    quiet = {"max_workers": 32, "write_batch_size": "128", "adam_beta1": 0.9, "logging_dir": "logs"}
+    notices = write({**quiet, "read_batch_size": 7, "compress_disk_cache": True}, entries).notices
+    told = {notice.partition(":")[0] for notice in notices} - {"pretrained_model_name_or_path"}
+    assert told == {"read_batch_size", "compress_disk_cache", "[t].text_encoder_batch_size"}
 
 
 def test_prodigy_finds_its_own_rate_where_the_user_is_silent(write: Callable[..., RunConfig]) -> None:

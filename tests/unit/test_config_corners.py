@@ -114,9 +114,10 @@ def test_text_one_is_the_number_one(write: Load) -> None:
 
 
 def test_old_names_work_in_the_environment_and_unknown_ones_are_told(write: Load) -> None:
-    run = write(environ={"SIMPLETUNER_VALIDATION_STEPS": "7", "SIMPLETUNER_TRAIN_BATCHSIZE": "2"})
+    run = write(environ={"SIMPLETUNER_VALIDATION_STEPS": "7"})
     assert run.options.validation.validation_step_interval == 7
-    assert any("SIMPLETUNER_TRAIN_BATCHSIZE" in n and "train_batch_size" in n for n in run.notices)
+    (text,) = problems(lambda: write(environ={"SIMPLETUNER_TRAIN_BATCHSIZE": "2"}))
+    assert "SIMPLETUNER_TRAIN_BATCHSIZE" in text and "SIMPLETUNER_TRAIN_BATCH_SIZE" in text
     assert any("SIMPLETUNER_CONFIG_BACKEND" in n for n in write(environ={"SIMPLETUNER_CONFIG_BACKEND": "toml"}).notices)
 
 

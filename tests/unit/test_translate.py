@@ -365,6 +365,13 @@ def test_every_option_that_fills_in_is_in_a_table() -> None:
     assert not set(FILLED_FROM_OPTIONS) - {key for given, _, _ in FILLED for key in given}
 
 
+def test_a_warm_up_longer_than_its_epochs_is_told_once_the_steps_are_known(read: Read) -> None:
+    epochs = read({"max_train_steps": 0, "num_train_epochs": 1, "lr_warmup_steps": 6}, {}).options
+    assert "lasts as long as the run (6 steps)" in translate.notes_on_length(epochs, 6)[0]
+    assert not translate.notes_on_length(epochs, 7)
+    assert not translate.notes_on_length(read({"lr_warmup_steps": 60}, {}).options, 50)  # told by the configuration
+
+
 def test_problems_found_late_name_the_place_of_the_value(tmp_path: Path, read: Read) -> None:
     read({}, {})
     given = {
