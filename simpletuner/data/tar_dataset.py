@@ -2,7 +2,8 @@
 
 In: where the tars are: a file, a folder, a glob, a brace pattern, or a URL of one of these. Out: a folder of picture
 files, bytes as they came, and ``captions.jsonl``. The folder is a cache: derived, and safe to delete. A tar that has not
-changed is not read again; one that cannot be read costs its own pictures, never the run.
+changed is not read again; one that cannot be read costs its own pictures, never the run. One that is named and does not
+exist ends the run: nobody names a tar to go without it.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ STATE = ".tar.json"
 FORMAT = 1  # raise it when tar_reader takes other members or names files otherwise
 THREADS = 4
 TIMEOUT_S = 30.0
+LISTED = 5  # names in a message
 MOST = 100_000  # tars of one brace pattern
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
@@ -95,15 +97,16 @@ def unpack_all(source: TarSource, folder: Path, progress: Callable[[Sequence[Any
         progress: Wraps the tars to unpack, for a bar.
 
     Raises:
-        DataError: There is no tar at all, or a package is missing.
+        DataError: There is no tar at all, one that is named does not exist, or a package is missing.
         CacheError: The folder cannot be written.
     """
     tars = list(_find(source))
     if not tars:
         raise DataError(f"{_shown(source.place)} (instance_data_dir) has no tar files ({', '.join(ENDINGS)}).")
+    _refuse_gone(source, [tar for tar in tars if tar.gone])
     here = {path.parent.name: _state(path.parent) for path in folder.glob(f"*/{STATE}")}
     known = {tar.home: tar for tar in tars if not tar.problem}
-    away = [tar for tar in tars if tar.problem and not tar.gone]
+    away = [tar for tar in tars if tar.problem]
     records = {
         home: state
         for home, state in here.items()
@@ -113,7 +116,7 @@ def unpack_all(source: TarSource, folder: Path, progress: Callable[[Sequence[Any
     fresh = [tar for home, tar in known.items() if home not in records]
     old = any(home not in known for home in records)
     note = "; ".join(f"{tar.name} cannot be reached ({tar.problem}): using what is here" for tar in away if old)
-    skipped = [Skipped(Path(tar.name), tar.problem) for tar in tars if tar.gone or (tar.problem and not old)]
+    skipped = [Skipped(Path(tar.name), tar.problem) for tar in away if not old]
     if not fresh and not records:
         raise DataError(f"{_shown(source.place)} (instance_data_dir) cannot be read: {skipped[0].reason}.")
     kept = sum(len(state["samples"]) for state in records.values())
@@ -132,6 +135,18 @@ def unpack_all(source: TarSource, folder: Path, progress: Callable[[Sequence[Any
     fetched = sum(len(state["samples"]) for state in records.values()) - kept
     removed = sum(len(here[home].get("samples", ())) for home in stale)
     return Mirrored(fetched, kept, removed, tuple(skipped), note)
+
+
+def _refuse_gone(source: TarSource, gone: Sequence[_Tar]) -> None:
+    """Raises DataError if a tar that is named, by itself or by a brace pattern, does not exist."""
+    if not gone:
+        return
+    names = ", ".join(_shown(tar.address) for tar in gone[:LISTED]) + (" …" if len(gone) > LISTED else "")
+    raise DataError(
+        f"{_shown(source.place)} (instance_data_dir) names {len(gone)} tar file{'s' if len(gone) > 1 else ''} that cannot be "
+        f"had ({gone[0].problem}): {names}. What to do: bring what is missing, or name only what is there; a folder or a "
+        "pattern with * takes whatever it finds."
+    )
 
 
 def _version(tar: _Tar, source: TarSource) -> str:
