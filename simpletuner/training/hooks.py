@@ -38,7 +38,7 @@ class Progress:
         self._metrics.write("step", asdict(result))
         if result.skipped:
             self._reporter.say(result.skipped)
-        elif result.regularisation_samples < result.samples:
+        elif result.loss is not None:
             before = result.loss if self._smooth is None else self._smooth
             self._smooth = SMOOTHING * before + (1 - SMOOTHING) * result.loss
         loss = "-" if self._smooth is None else f"{self._smooth:.3f}"

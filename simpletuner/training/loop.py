@@ -91,7 +91,7 @@ class StepResult:
 
     Attributes:
         step: Steps done, from 1.
-        loss: Mean loss of the step's samples; of the ordinary ones, if there are any.
+        loss: Mean loss of the step's ordinary samples, None without any: what keeps a model is no part of its course.
         grad_norm: Global gradient norm before clipping.
         learning_rate: In force in this step.
         seconds: Wall time of the step.
@@ -102,7 +102,7 @@ class StepResult:
     """
 
     step: int
-    loss: float
+    loss: float | None
     grad_norm: float
     learning_rate: float
     seconds: float
@@ -297,16 +297,15 @@ def result_of(
     step: int, losses: Losses, grad_norm: float, learning_rate: float, seconds: float, skipped: str | None
 ) -> StepResult:
     """What hooks are told of a step; regularisation samples apart."""
-    ordinary, kept = losses.mean(False), losses.mean(True)
     return StepResult(
         step=step,
-        loss=(kept or 0.0) if ordinary is None else ordinary,
+        loss=losses.mean(False),
         grad_norm=grad_norm,
         learning_rate=learning_rate,
         seconds=seconds,
         samples=len(losses.values),
         skipped=skipped,
-        regularisation_loss=kept,
+        regularisation_loss=losses.mean(True),
         regularisation_samples=sum(losses.regularisation),
     )
 

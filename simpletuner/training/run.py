@@ -84,6 +84,11 @@ def _train(session: Session) -> None:
     plan = samples.plan(translate_data.drawing(config), options.training.seed)
     loader = make_loader(session, samples, texts, plan, training, latents_of)
     total = translate.total_steps(config, plan)
+    for dataset_id in translate_data.regularisation(config):
+        session.reporter.say(
+            f"[{dataset_id}] is regularisation data: its target is the base model's own prediction, and its loss stands "
+            "apart, as regularisation_loss in metrics.jsonl"
+        )
     for line in translate.notes_on_length(options, total):
         session.reporter.say(line)
     drawn = translate_noise.density(options, session.facts)

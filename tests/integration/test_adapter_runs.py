@@ -196,11 +196,14 @@ def test_regularisation_data_is_logged_apart(
     file.write_text(
         json.dumps([entries[0], {**entries[0], **kept, "cache_dir_vae": str(tmp_path / "k")}, *entries[1:]])
     )
-    real(load(str(config), environ={}), Reporter(Console(file=StringIO())))
+    said = StringIO()
+    real(load(str(config), environ={}), Reporter(Console(file=said, width=200)))
+    assert "[kept] is regularisation data" in said.getvalue() and "[set] is regularisation" not in said.getvalue()
     steps = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     apart = [step for step in steps if step["regularisation_samples"]]
     assert 0 < len(apart) < 8, "batches of both sets, never mixed"
     assert all(s["regularisation_loss"] == 0.0 and s["regularisation_samples"] == s["samples"] == 2 for s in apart)
+    assert all(s["loss"] is None for s in apart)
     assert all(s["regularisation_loss"] is None and s["loss"] > 0.1 for s in steps if s not in apart)
 
 
