@@ -99,7 +99,7 @@ _SATISFIED = {
                  "offload_during_startup delete_model_after_load"),
     **_satisfied("the VAE stays on the GPU only where validation pictures are drawn", "keep_vae_loaded"),
     **_satisfied("saving needs no room on the GPU", "offload_during_save"),
-    **_satisfied("noise depends on seed and position, so it differs on every device", "seed_for_each_device"),
+    **_satisfied("noise is drawn from seed and position in the run, never from a device", "seed_for_each_device"),
     **_satisfied("EMA is always updated in float32", "ema_foreach_disable"),
     **_satisfied("adam_* acts with DeepSpeed only; use optimizer_config", "adam_beta1 adam_beta2 "
                  "adam_weight_decay adam_epsilon"),
@@ -138,9 +138,7 @@ _NOT_YET = {
                "gradient_checkpointing_offload_attention enable_group_offload ramtorch musubi_blocks_to_swap "
                "context_parallel_size", ("no", 1)),
     **_not_yet("plain recomputation works", "gradient_checkpointing_backend", ("torch",)),
-    **_not_yet("several GPUs come later; one works", "seed_for_each_device num_processes num_machines "
-               "fsdp_enable deepspeed_config "
-               "accelerate_config", (1,)),
+    **_not_yet("several GPUs come later; one works", "num_processes num_machines fsdp_enable deepspeed_config accelerate_config", (1,)),
     **_not_yet("rolling checkpoints come later; checkpoints_total_limit works", "checkpointing_rolling_steps"),
     **_not_yet("scripts and disk guards come later", "disk_low_threshold post_checkpoint_script "
                "validation_external_script"),

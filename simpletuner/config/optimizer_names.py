@@ -173,7 +173,6 @@ _MAY_BE_NONE = frozenset(
         "t_alpha",
         "t_beta3",
         "adjust_lr_fn",
-        "eps",
     ]
 )
 _THREE_BETAS = ("optimi-adan", "came", "bnb-ademamix")
@@ -210,6 +209,8 @@ def parse(optimizer: str, text: str, beta1: float | None = None, beta2: float | 
         if key not in known:
             raise ValueError(_unknown(optimizer, key, known))
         _check(optimizer, key, value)
+    if given.get("fused") and given.get("foreach"):
+        raise ValueError("fused and foreach are two ways of doing the same: keep one of them")
     return {**given, "betas": betas} if betas else given
 
 
@@ -283,7 +284,7 @@ def _betas(optimizer: str, given: dict[str, Any], beta1: float | None, beta2: fl
 def _check(optimizer: str, key: str, value: Any) -> None:
     """Raise ValueError if the value is not of the argument's kind."""
     several = key in _SEVERAL or (optimizer, key) == ("torch-adafactor", "eps")
-    if value is None and key in _MAY_BE_NONE and (key != "eps" or optimizer == "torch-adafactor"):
+    if value is None and key in _MAY_BE_NONE:
         return
     if several:
         items = value if isinstance(value, tuple) else ()

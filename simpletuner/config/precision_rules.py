@@ -30,8 +30,9 @@ def precision_problems(options: Options) -> Iterator[Row]:
             "full-rank training changes the very weights that would be quantised",
             "set model_type to lora, or base_model_precision to no_change; text_encoder_1_precision works with both",
         )
-    elif base != "no_change" and isinstance(options.adapter.lycoris_config, Mapping):
-        yield from _over_quantised(options.adapter.lycoris_config)
+    elif base != "no_change" and options.adapter.lora_type == "lycoris":
+        config = options.adapter.lycoris_config
+        yield from _over_quantised(config if isinstance(config, Mapping) else {})  # a bad file is told elsewhere
 
 
 _NEEDS_WEIGHTS = "the base weights it needs are quantised"

@@ -114,8 +114,9 @@ def _load(source: HubDataset) -> Any:
     kept = [column for column in dict.fromkeys(filter(None, columns))]
     try:
         return rows.select_columns(kept).cast_column(source.image_column, datasets.Image(decode=False))
-    except (TypeError, ValueError, NotImplementedError) as error:
-        raise DataError(f"the column {source.image_column!r} of {source.name!r} holds no pictures.") from error
+    except (TypeError, ValueError, NotImplementedError) as error:  # what Arrow raises for a cast that it has not
+        column = f"the column {source.image_column!r} of {source.name!r}"
+        raise DataError(f"{column} holds no pictures ({str(error).strip() or type(error).__name__}).") from error
 
 
 def picture_ending(data: bytes | None) -> str:

@@ -23,7 +23,6 @@ from simpletuner.errors import ModelError
 WEIGHTS = "pytorch_lora_weights.safetensors"
 PARAMETERS = "adapter_parameters.safetensors"
 LYCORIS_CONFIG = "lycoris_config.json"
-DIFFUSERS_METADATA = "lora_adapter_metadata"  # the key diffusers reads rank and alpha from
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from simpletuner.errors import ModelError
 from simpletuner.models import imports, lora_layout, quantize, targets
-from simpletuner.models.adapters import DIFFUSERS_METADATA, WEIGHTS, AdapterFile, LoraSettings, read_file, write
+from simpletuner.models.adapters import WEIGHTS, AdapterFile, LoraSettings, read_file, write
 from simpletuner.models.linears import is_inside, published
 from simpletuner.models.lora_start import STARTS
 
@@ -196,7 +195,7 @@ class Lora:
         """Write ``pytorch_lora_weights.safetensors``."""
         tensors, facts = self.tensors()
         described = json.dumps({_PREFIX + key: value for key, value in facts.items()})
-        metadata = {DIFFUSERS_METADATA: described, "simpletuner_start": self.settings.init, **self.about}
+        metadata = {lora_layout.METADATA: described, "simpletuner_start": self.settings.init, **self.about}
         if layout == "comfyui":
             tensors = lora_layout.to_comfyui(tensors, metadata)
         write(folder / WEIGHTS, tensors, metadata)
@@ -288,10 +287,3 @@ def settings_of(file: AdapterFile, dropout: float = 0.0) -> LoraSettings:
         rslora=facts["use_rslora"],
         targets=tuple(facts["target_modules"]),
     )
-
-
-def is_adapted(module: nn.Module) -> bool:
-    """Whether PEFT wrapped this layer."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    return isinstance(module, BaseTunerLayer)

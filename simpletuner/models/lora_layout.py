@@ -18,7 +18,7 @@ import torch
 
 DIFFUSERS_PREFIX = "transformer."
 COMFYUI_PREFIX = "diffusion_model."
-METADATA = "lora_adapter_metadata"
+METADATA = "lora_adapter_metadata"  # the key diffusers reads rank and alpha from
 _SUFFIXES = {
     ".lora_A.weight": ".lora_down.weight",
     ".lora_B.weight": ".lora_up.weight",

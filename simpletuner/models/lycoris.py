@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from simpletuner.data.cache import write_atomic
 from simpletuner.errors import ModelError
 from simpletuner.models import imports, quantize, targets
 from simpletuner.models.adapters import LYCORIS_CONFIG, PARAMETERS, WEIGHTS, LycorisSettings, read_file, write
@@ -81,37 +82,45 @@ def unmatched(network: Any, transformer: nn.Module, preset: Mapping[str, Any]) -
     ]
 
 
+def _network(transformer: Any, preset: dict[str, Any], arguments: dict[str, Any]) -> Any:
+    """The library's network of modules for the layers that match, not yet put in their place.
+
+    Raises:
+        ModelError: The algorithm cannot be put on one of them.
+    """
+    with imports.without_optional():
+        from lycoris import LycorisNetwork
+        from lycoris.logging import logger
+
+    class Network(LycorisNetwork):
+        """Names in presets are those of the published model."""
+
+        def match_fn(self, pattern: str, name: str) -> bool:
+            matches: bool = super().match_fn(pattern, published(name))
+            return matches
+
+    logger.setLevel("ERROR")  # what matched is said by describe
+    LycorisNetwork.apply_preset(preset)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # a line for each layer; config.lycoris says it once
+            return Network(transformer, warn_on_unmatched=False, **arguments)
+    except ValueError as error:  # a width that cannot be taken apart: all that was left of 600 settings tried
+        raise ModelError(
+            f"lycoris_config: {arguments.get('algo')} cannot be put on these layers: {error}. What to do: choose other "
+            "layers, or another linear_dim or factor."
+        ) from error
+
+
 class Lycoris:
     """A LyCORIS network; see the ``Adapter`` protocol."""
 
     def __init__(self, transformer: Any, settings: LycorisSettings) -> None:
         """Put it on ``transformer``. Raises ModelError if nothing matches."""
-        with imports.without_optional():
-            from lycoris import LycorisNetwork
-            from lycoris.logging import logger
-
-        class Network(LycorisNetwork):
-            """Names in presets are those of the published model."""
-
-            def match_fn(self, pattern: str, name: str) -> bool:
-                matches: bool = super().match_fn(pattern, published(name))
-                return matches
-
-        logger.setLevel("ERROR")  # what matched is said by describe
         self.transformer = transformer
         self.settings = settings
         self.about: dict[str, str] = {}
-        config, preset = settings.config, _preset(settings.config)
-        arguments = _arguments(config)
-        LycorisNetwork.apply_preset(preset)
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):  # a line for each layer; config.lycoris says it once
-                network = Network(transformer, warn_on_unmatched=False, **arguments)
-        except (RuntimeError, ValueError, NotImplementedError) as error:
-            raise ModelError(
-                f"lycoris_config: {config.get('algo')} cannot be put on these layers: {error}. What to do: choose other "
-                "layers, or another linear_dim or factor."
-            ) from error
+        preset, arguments = _preset(settings.config), _arguments(settings.config)
+        network = _network(transformer, preset, arguments)
         self._unmatched = unmatched(network, transformer, preset)
         if not network.loras:
             raise ModelError(
@@ -222,7 +231,7 @@ class Lycoris:
         written = json.dumps(dict(self.settings.config), indent=1)
         tensors = {name: self._published(name, tensor) for name, tensor in self.network.state_dict().items()}
         write(folder / WEIGHTS, tensors, {"lycoris_config": written, **self.about})
-        (folder / LYCORIS_CONFIG).write_text(written + "\n", encoding="utf-8")
+        write_atomic(folder / LYCORIS_CONFIG, f"{written}\n".encode())
         extra = {name: p for name, p in zip(self.names, self.parameters, strict=True) if name.endswith(".scalar")}
         if extra:  # the file has them multiplied in, which a resumed run could not take apart
             exact = {n: self._published(n, p) for n, p in zip(self.names, self.parameters, strict=True)}

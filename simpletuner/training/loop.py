@@ -31,6 +31,8 @@ from simpletuner.training.optimizers import set_learning_rate
 from simpletuner.training.precision import Precision
 from simpletuner.training.seeds import mixed_seed
 
+DROPOUT = 1  # its own stream of random numbers beside the noise of the same position
+
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
@@ -224,8 +226,8 @@ def gradients(trainee: Trainee, recipe: Recipe, batches: Iterator[Batch], step: 
         batch = next(batches)
         position = step * recipe.accumulation + micro
         generator = position_generator(recipe.seed, position, trainee.device)
-        if trainee.adapter and trainee.adapter.draws:  # dropout: the same in a resumed run
-            torch.manual_seed(generator.initial_seed())
+        if trainee.adapter and trainee.adapter.draws:  # dropout: the same in a resumed run, and not the noise's numbers
+            torch.manual_seed(mixed_seed(mixed_seed(recipe.seed, position), DROPOUT))
         shown = noise_batch(batch, trainee, recipe, position, generator)
         shown = rolled_out(batch, shown, trainee, recipe, position, generator)
         shown = keep_base(trainee, recipe, batch, shown)

@@ -1,6 +1,6 @@
 """The composition root: options become plain values, the rooms are joined, the run goes from start to export.
 
-The only module besides the command line that sees the options.
+With ``session``, ``assemble``, ``finish``, ``caching``, ``check`` and ``translate*`` the only modules that see options.
 """
 
 from __future__ import annotations

@@ -23,9 +23,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from simpletuner.models.sana.attention import EPSILON
 from simpletuner.models.sana.kernels import runs_in_triton
-
-EPSILON = 1e-15
 
 
 def _parts(qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -14,6 +14,8 @@ import torch
 import triton
 import triton.language as tl
 
+from simpletuner.models.sana.attention import EPSILON
+
 BLOCK, RUN, WARPS = 64, 4, 4
 LARGEST = 2**31 - 1
 
@@ -166,8 +168,6 @@ def _launch(qkv: torch.Tensor) -> tuple[Any, torch.Tensor, dict[str, Any]]:
 
 def forward(qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """As ``linear_attention.plain_forward``, on the device of qkv; the state is float32."""
-    from simpletuner.models.sana.kernels.linear_attention import EPSILON
-
     qkv = qkv.contiguous()
     batch, tokens, _, heads, width = qkv.shape
     out = qkv.new_empty(batch, tokens, heads, width)
@@ -182,8 +182,6 @@ def forward(qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def backward(grad: torch.Tensor, qkv: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
     """As ``linear_attention.plain_backward``."""
-    from simpletuner.models.sana.kernels.linear_attention import EPSILON
-
     grad, qkv, state = grad.contiguous(), qkv.contiguous(), state.contiguous()
     dqkv = torch.empty_like(qkv)
     grid, sums, constants = _launch(qkv)
