@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# The measurements that need a GPU, one after the other within their limits, on a machine that may have no network.
+#
+#   bench/on_gpu.sh OUT [memory] [cache] [tests] [kernels] [step] …      # logs and figures go to OUT
+#   WHEELS=folder bench/on_gpu.sh OUT …                                   # first installs tools/offline_wheels.py's folder
+#
+# Each part has a limit in seconds, so that a command of ten minutes shows something of all: MEMORY_S=190 CACHE_S=100 …
+set -u
+cd "$(dirname "$0")/.."
+out=$1 && shift
+mkdir -p "$out"
+if [ -n "${WHEELS:-}" ]; then
+    site=$(mktemp -d)
+    python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$site" "$WHEELS"/*.whl || exit 1
+    export PYTHONPATH=$site${PYTHONPATH:+:$PYTHONPATH}
+fi
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 OMP_WAIT_POLICY=PASSIVE
+python3 -c 'import diffusers, pydantic, rich, torch; print(torch.__version__, torch.cuda.get_device_name())' || exit 1
+
+part() { # name, seconds, command
+    local name=$1 seconds=$2 began=$SECONDS
+    shift 2
+    echo "== $name: $*"
+    timeout "$seconds" "$@" >"$out/$name.log" 2>&1
+    echo "== $name: exit $? after $((SECONDS - began)) s"
+    tail -n "${TAIL:-25}" "$out/$name.log" | cut -c1-220
+}
+
+for name in "$@"; do
+    case $name in
+    memory) part memory "${MEMORY_S:-190}" python3 bench/low_memory.py --base nf4-bnb ;;
+    cache) part cache "${CACHE_S:-100}" python3 bench/cache_build.py --pictures "${PICTURES:-120}" --batch 4 8 ;;
+    tests) part tests "${TESTS_S:-80}" python3 -m pytest -q -p no:cacheprovider tests/gpu ;;
+    kernels) part kernels "${KERNELS_S:-90}" python3 bench/kernels.py --batch 8 --plans --seconds 80 ;;
+    step) part step "${STEP_S:-200}" python3 bench/step.py --json "$out/step.json" --budget "${STEP_S:-200}" ${STEP:-} ;;
+    *) echo "there is no part $name" && exit 2 ;;
+    esac
+done
