@@ -25,7 +25,9 @@ def pack(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dic
     """The optimizer's state as tensors and a readable structure.
 
     Returns:
-        Tensors by name, for a safetensors file, and a JSON-able tree in which each tensor stands as ``{"tensor": name}``.
+        Tensors by name, for a safetensors file, and a JSON-able tree in which each tensor stands as ``{"tensor": name}``,
+        or with its strides where it does not lie in memory row by row: a file keeps no strides, and products over another
+        order in memory differ in their last bits (SOAP's eigenbases lie column by column).
     """
     tensors: dict[str, torch.Tensor] = {}
     known: dict[tuple[Any, ...], str] = {}
@@ -39,10 +41,10 @@ def pack(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dic
             return {"wrapper": {**about, "shape": list(value.shape), "parts": parts}}
         # Tables that all parameters share (quantisation maps) are kept once.
         place = (value.device, value.data_ptr(), value.dtype, value.shape, value.stride())
-        if value.numel() and place in known:
-            return {"tensor": known[place]}
-        tensors[name], known[place] = value.detach().cpu().contiguous(), name
-        return {"tensor": name}
+        if not (value.numel() and place in known):
+            tensors[name], known[place] = value.detach().cpu().contiguous(), name
+        stored = {"tensor": known.get(place, name)}
+        return stored if value.is_contiguous() else {"strided": {**stored, "strides": list(value.stride())}}
 
     def walk(value: Any, name: str) -> Any:
         if isinstance(value, torch.Tensor):
@@ -73,6 +75,10 @@ def _rebuild(tensors: Mapping[str, torch.Tensor], device_of: Callable[[torch.Ten
 
     if kind == "tensor":
         return tensors[inner].to(device_of(tensors[inner]), copy=True)
+    if kind == "strided":
+        plain = again({"tensor": inner["tensor"]})
+        lying = torch.empty_strided(plain.shape, inner["strides"], dtype=plain.dtype, device=plain.device)
+        return lying.copy_(plain)
     if kind == "dtype":
         return getattr(torch, inner)
     if kind == "map":
