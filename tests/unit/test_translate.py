@@ -376,10 +376,10 @@ def test_problems_found_late_name_the_place_of_the_value(tmp_path: Path, read: R
     read({}, {})
     given = {
         "validation_resolution": "100x100",
-        "optimizer_config": "fused=true,foreach=true",
+        "optimizer_config": "nesterov=true",
         "aspect_bucket_alignment": "48",
     }
-    environ = {"SIMPLETUNER_OPTIMIZER": "torch-adamw"}
+    environ = {"SIMPLETUNER_OPTIMIZER": "torch-sgd"}
     config = load(overrides=given, environ=environ)
     late = (
         lambda: translate.check_validation_sizes(config, FACTS),
