@@ -130,7 +130,6 @@ def question(config: Any, size: str, seed: int) -> Question:
     from simpletuner.data.types import Size
     from simpletuner.models.base import LoadSource, TextSettings
     from simpletuner.models.sana.family import Sana
-    from simpletuner.models.sana.prompts import trim
 
     folder = ROOT / "simpletuner" / "pocket"
     files = sorted(folder.glob("blueprint/**/*.png"))[seed : seed + 2]
@@ -140,7 +139,7 @@ def question(config: Any, size: str, seed: int) -> Question:
     noise = noise[..., :14, :14]
     captions = [file.with_suffix(".txt").read_text(encoding="utf-8").strip() for file in files]
     words = [
-        trim(Sana().encode_captions(parts, [caption], TextSettings((), 32), False))[0]
+        Sana().encode_captions(parts, [caption], TextSettings((), 32), False).real()[0]
         for caption in (captions[0], captions[1][:9])
     ]
     sigmas = SIGMAS[:, None, None, None]

@@ -43,6 +43,10 @@ class Problem:
         return f"{text} → {self.remedy}" if self.remedy else text
 
 
+# What rules between options yield, before the file is known: key, value, reason, remedy of a Problem.
+Row = tuple[str, object, str, str]
+
+
 class ConfigError(TunerError):
     """The configuration cannot be used; all problems are listed at once."""
 

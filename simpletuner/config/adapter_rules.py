@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from simpletuner.config.options import Options
-
-Row = tuple[str, object, str, str]  # key, value, reason, remedy
+from simpletuner.errors import Row
 
 _LYCORIS_ONLY = ("lycoris_config", "init_lokr_norm")
 _FROM_FILE = ("lora_rank", "lora_alpha", "use_dora", "use_rslora", "peft_lora_target_modules", "lora_init_type")

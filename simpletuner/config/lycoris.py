@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-Row = tuple[str, object, str, str]  # key, value, reason, remedy
+from simpletuner.errors import Row
 
 EXAMPLE = (
     '{"algo": "lokr", "multiplier": 1.0, "linear_dim": 10000, "linear_alpha": 1, "full_matrix": true, "factor": 16, '

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from simpletuner.config.options import FlowOptions, Options
-
-Row = tuple[str, object, str, str]
+from simpletuner.errors import Row
 
 
 def _choices(flow: FlowOptions) -> dict[str, str]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 
-from simpletuner.config.noise_rules import Row
 from simpletuner.config.optimizer_names import GLOBAL_ESTIMATE, OWN_RATE, PACKAGES, SCHEDULE_FREE
 from simpletuner.config.options import Options
+from simpletuner.errors import Row
 
 
 def optimizer_problems(options: Options) -> Iterator[Row]:

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from typing import Any
 
-from simpletuner.config.noise_rules import Row
 from simpletuner.config.optimizer_names import PACKAGES
 from simpletuner.config.options import Options
+from simpletuner.errors import Row
 
 
 def precision_problems(options: Options) -> Iterator[Row]:

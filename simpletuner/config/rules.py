@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 
 from simpletuner.config.adapter_rules import problems as adapter_problems
 from simpletuner.config.adapter_rules import without_effect as adapter_without_effect
-from simpletuner.config.noise_rules import Row, noise_problems, noise_without_effect
+from simpletuner.config.noise_rules import noise_problems, noise_without_effect
 from simpletuner.config.optimizer_rules import optimizer_problems, optimizer_without_effect
 from simpletuner.config.options import Options
 from simpletuner.config.precision_rules import precision_problems, precision_without_effect
-from simpletuner.errors import Problem
+from simpletuner.errors import Problem, Row
 
 
 def check(options: Options, where: Mapping[str, str], config_file: str) -> list[Problem]:

@@ -24,6 +24,7 @@ class Facts:
         native_resolution: Edge in pixels the weights were made for.
         latent_channels: Channels of a latent cell.
         vae_tile: Edge in pixels above which a tiling VAE works in tiles.
+        vae_tile_rules: How it cuts them: tiled latents are other latents, so this is part of their fingerprint.
     """
 
     alignment: int
@@ -33,6 +34,7 @@ class Facts:
     native_resolution: int
     latent_channels: int = 32
     vae_tile: int = 512
+    vae_tile_rules: str = ""
 
     def tokens(self, latent_height: int, latent_width: int) -> int:
         """Transformer tokens of one picture with this latent grid."""
@@ -69,6 +71,13 @@ class EncodedText:
 
     embeds: torch.Tensor
     mask: torch.Tensor
+
+    def real(self) -> list[torch.Tensor]:
+        """Each caption's real tokens alone, [n, D].
+
+        Exact for the model: padded positions carry a mask bias that removes them from cross-attention.
+        """
+        return [row[: int(m.sum())].clone() for row, m in zip(self.embeds, self.mask, strict=True)]
 
 
 class Family(Protocol):

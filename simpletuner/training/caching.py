@@ -16,8 +16,6 @@ from simpletuner.data.mirror import RemoteSource
 from simpletuner.data.ondemand import OnDemand, TextsOnDemand
 from simpletuner.data.remote_cache import RemoteCaches
 from simpletuner.models.base import Components
-from simpletuner.models.sana.prompts import trim
-from simpletuner.models.sana.tiling import RULES
 from simpletuner.reporting.progress import Reporter
 from simpletuner.training import prepare, quantising, translate_data, translate_precision
 from simpletuner.training.session import Session, check_sizes, find_pictures, open_session
@@ -33,7 +31,7 @@ def fill_caches(session: Session, parts: Components, found: list[prepare.Found])
     family, dtype = session.family, session.precision.cache
     vae_print = content_key(
         *("latents", weights_digest(parts.vae), json.dumps(dict(parts.vae.config), default=str), dtype),
-        *([RULES] if in_tiles(session, found) else []),
+        *([session.facts.vae_tile_rules] if in_tiles(session, found) else []),
     )
     refs = prepare.keep_latents(
         found,
@@ -100,7 +98,7 @@ def encode_trimmed(session: Session, parts: Components, captions: list[str]) -> 
         group = [c for c in captions if bool(c) is with_instruction]
         if group:
             text = session.family.encode_captions(parts, group, session.text, with_instruction)
-            encoded.update(zip(group, trim(text), strict=True))
+            encoded.update(zip(group, text.real(), strict=True))
     return [encoded[c] for c in captions]
 
 

@@ -18,7 +18,7 @@ from simpletuner.flow.path import add_noise
 from simpletuner.flow.schedules import Density
 from simpletuner.models.base import Components, LoadSource, TextSettings
 from simpletuner.models.sana.family import Sana
-from simpletuner.models.sana.prompts import default_instruction, trim
+from simpletuner.models.sana.prompts import default_instruction
 from simpletuner.models.sana.transformer import use_diffusers
 from simpletuner.training.learning_rate import Schedule
 from simpletuner.training.loop import Recipe, Trainee, score
@@ -129,7 +129,7 @@ def _ours(
             writer.add(file.name, latent, file.name)
         for caption in CAPTIONS[:2]:
             text = family.encode_captions(parts, [caption], settings, True)
-            writer.add(text_key(caption), trim(text)[0], caption)
+            writer.add(text_key(caption), text.real()[0], caption)
     text, mask = pad([store.get(text_key(c)) for c in CAPTIONS[:2]])
     latents = torch.stack([store.get(f.name) for f in files])
     batch = Batch(latents, text, mask, ("a", "b"), "set")

@@ -63,6 +63,7 @@ class Sana:
             native_resolution=int(transformer.get("sample_size", 32)) * stride,
             latent_channels=int(transformer.get("in_channels", 32)),
             vae_tile=tiling.TILE * stride,
+            vae_tile_rules=tiling.RULES,
         )
 
     def default_instruction(self) -> tuple[str, ...]:

@@ -93,11 +93,3 @@ def encode_captions(
     embeds = text_encoder(ids, attention_mask=mask)[0]
     kept = [0, *range(-settings.max_tokens + 1, 0)]
     return EncodedText(embeds=embeds[:, kept], mask=mask[:, kept])
-
-
-def trim(encoded: EncodedText) -> list[torch.Tensor]:
-    """Each caption's real tokens alone, [n, D].
-
-    Exact for the model: padded positions carry a mask bias that removes them from cross-attention.
-    """
-    return [row[: int(m.sum())].clone() for row, m in zip(encoded.embeds, encoded.mask, strict=True)]

@@ -22,7 +22,7 @@ import torch
 TILE = 16  # latent cells along a side: 512 pixels at stride 32
 OVERLAP = 6  # cells that neighbours share at least
 MARGIN = 2  # outermost cells of a tile that count nothing where another tile covers them
-RULES = f"tiles {TILE} {OVERLAP} {MARGIN}"  # tiled latents are other latents: part of the cache's fingerprint
+RULES = f"tiles {TILE} {OVERLAP} {MARGIN}"  # for the fingerprint of tiled latents
 
 
 def starts(length: int, tile: int = TILE, overlap: int = OVERLAP) -> list[int]:

@@ -23,6 +23,7 @@ from torch import nn
 
 from simpletuner.models.linears import Pointwise
 from simpletuner.models.sana.attention import EPSILON, LinearAttention
+from simpletuner.models.sana.layout import as_picture, as_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +65,6 @@ def pointwise(layer: nn.Module, tokens: torch.Tensor, grid: tuple[int, int], way
         result: torch.Tensor = layer.pointwise(tokens)
         return result
     return as_tokens(layer(as_picture(tokens, grid)))
-
-
-def as_picture(tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """[B, N, C] → [B, C, H, W], a channels-last view."""
-    return tokens.unflatten(1, grid).permute(0, 3, 1, 2)
-
-
-def as_tokens(picture: torch.Tensor) -> torch.Tensor:
-    """[B, C, H, W] → [B, H * W, C]; a view where the picture is channels-last."""
-    return picture.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def projections(layers: tuple[Any, ...], tokens: torch.Tensor, ways: Ways) -> tuple[torch.Tensor, ...]:

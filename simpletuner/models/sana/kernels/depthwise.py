@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 
 from simpletuner.models.sana.kernels import runs_in_triton
+from simpletuner.models.sana.layout import as_picture, as_tokens
 
 
 def _exact(tensor: torch.Tensor) -> torch.Tensor:
@@ -33,16 +34,6 @@ def _silu_slope(x: torch.Tensor) -> torch.Tensor:
     """The derivative of SiLU at x."""
     sigma = torch.sigmoid(x)
     return sigma * (1 + x * (1 - sigma))
-
-
-def _as_picture(tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """[B, H·W, C] → a view [B, C, H, W] in channels-last strides."""
-    return tokens.unflatten(1, (height, width)).permute(0, 3, 1, 2)
-
-
-def _as_tokens(picture: torch.Tensor) -> torch.Tensor:
-    """[B, C, H, W] → [B, H·W, C]."""
-    return picture.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def plain_forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -59,9 +50,9 @@ def plain_forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, hei
         [B, H·W, C] in the dtype of x.
     """
     with torch.autocast(x.device.type, enabled=False):
-        silu = _as_picture(F.silu(_exact(x)), height, width)
+        silu = as_picture(F.silu(_exact(x)), (height, width))
         value, gate = F.conv2d(silu, _exact(weight), _exact(bias), padding=1, groups=len(weight)).chunk(2, dim=1)
-        return _as_tokens(value * F.silu(gate)).to(x.dtype).contiguous()
+        return as_tokens(value * F.silu(gate)).to(x.dtype).contiguous()
 
 
 def plain_backward(
@@ -82,15 +73,15 @@ def plain_backward(
     """
     with torch.autocast(x.device.type, enabled=False):
         exact, groups = _exact(x), len(weight)
-        silu = _as_picture(F.silu(exact), height, width)
+        silu = as_picture(F.silu(exact), (height, width))
         value, gate = F.conv2d(silu, _exact(weight), _exact(bias), padding=1, groups=groups).chunk(2, dim=1)
-        out = _as_picture(_exact(grad), height, width)
+        out = as_picture(_exact(grad), (height, width))
         both = torch.cat([out * F.silu(gate), out * value * _silu_slope(gate)], dim=1)
         dsilu = F.conv2d(both, _exact(weight).flip(2, 3), padding=1, groups=groups)
         padded = F.pad(silu, (1, 1, 1, 1))
         taps = [(padded[:, :, i : i + height, j : j + width] * both).sum((0, 2, 3)) for i in range(3) for j in range(3)]
         dweight = torch.stack(taps, dim=1).view(weight.shape)
-        dx = _as_tokens(dsilu) * _silu_slope(exact)
+        dx = as_tokens(dsilu) * _silu_slope(exact)
         return dx.to(x.dtype).contiguous(), dweight.to(weight.dtype), both.sum((0, 2, 3)).to(bias.dtype)
 
 
