@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 
 from simpletuner.models.base import Components
-from simpletuner.training import adapting, checkpoint, optimizers, translate
+from simpletuner.training import adapting, checkpoint, optimizers
 from simpletuner.training.hooks import HeldOutLoss
 from simpletuner.training.loop import Hook, Trainee
 from simpletuner.training.session import Session
+from simpletuner.training.translate_usage import usage
 
 
 def finish(session: Session, parts: Components, trainee: Trainee, hooks: list[Hook], done: int, total: int) -> None:
@@ -28,17 +29,29 @@ def finish(session: Session, parts: Components, trainee: Trainee, hooks: list[Ho
             if 0 in figures and done in figures:
                 say(f"  held-out loss    {figures[0]:.4f} before → {figures[done]:.4f} after")
     pictures = session.output_dir / "before_after.png"
-    if pictures.is_file():
+    drawn = pictures.is_file()
+    if drawn:
         say(f"  before and after {pictures}")
         say(f"  all pictures     {session.output_dir / 'validation_images'}")
-    say(f"  trained model    {final} ({what}, {'EMA' if trainee.ema else 'live'} weights)")
+    say(f"  trained model    {final} ({what}, {_weights(trainee)})")
     say(f"  checkpoints      {session.output_dir}")
     if session.device.type == "cuda":
         say(f"  peak GPU memory  {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
-    say("Next: look at the pictures; then use the model:")
-    for line in translate.usage(session.config, session.text, session.facts, final):
-        say(f"  {line}")
-    say("  or train on: raise max_train_steps and start again, it resumes from the last checkpoint.")
+    look = "look at the pictures; then use the model. These lines draw the first of them again"
+    say(f"Next: {look if drawn else 'use the model. These lines draw with it'}:")
+    say()
+    instruction, where = session.family.default_instruction(), session.device.type
+    for line in usage(session.config, session.text, instruction, session.precision, where, final):
+        say(line)
+    say()
+    say("Or train on: raise max_train_steps and start again, it resumes from the last checkpoint.")
+
+
+def _weights(trainee: Trainee) -> str:
+    """Which weights are exported."""
+    if trainee.ema:
+        return "EMA weights"
+    return "the optimizer's average" if optimizers.averages(trainee.optimizer) else "live weights"
 
 
 def export(session: Session, parts: Components, trainee: Trainee) -> Path:

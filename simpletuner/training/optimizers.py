@@ -247,6 +247,11 @@ def describe(name: str, optimizer: torch.optim.Optimizer) -> str:
     return f"{name} ({', '.join(listed)})"
 
 
+def averages(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the weights meant to be used are an average that the optimizer itself keeps (schedule-free)."""
+    return hasattr(optimizer, "eval")
+
+
 @contextmanager
 def evaluation_weights(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     """Inside, the model has the weights that are meant to be used; after, the trained ones again, bit for bit.
@@ -254,7 +259,7 @@ def evaluation_weights(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     They differ for schedule-free optimizers only: those take gradients at a point beside their average.
     """
     switch: Any = optimizer
-    if not hasattr(optimizer, "eval"):
+    if not averages(optimizer):
         yield
         return
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -270,5 +275,6 @@ def evaluation_weights(optimizer: torch.optim.Optimizer) -> Iterator[None]:
 
 def settle(optimizer: torch.optim.Optimizer) -> None:
     """Leave the weights that are meant to be used in the model, for export: nothing is trained after this."""
-    if hasattr(optimizer, "eval"):
-        optimizer.eval()
+    if averages(optimizer):
+        switch: Any = optimizer
+        switch.eval()

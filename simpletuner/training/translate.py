@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -259,28 +258,3 @@ def _rate_scale(options: Options) -> float:
     settings = options.training
     pictures = settings.train_batch_size * settings.gradient_accumulation_steps
     return (pictures**0.5 if settings.lr_scale_sqrt else float(pictures)) if settings.lr_scale else 1.0
-
-
-def usage(config: RunConfig, text: TextSettings, facts: Facts, trained: Path) -> list[str]:
-    """Python lines that draw with what was exported exactly as validation does.
-
-    Args:
-        config: The configuration.
-        text: How prompts become tokens.
-        facts: Of the model.
-        trained: The pipeline's folder, or the adapter's file.
-    """
-    options = config.options.validation
-    width, height = options.validation_resolution[0]
-    prompt = config.prompts[0][1] if config.prompts else "a prompt"
-    arguments = [f"width={width}, height={height}, guidance_scale={options.validation_guidance:g}"]
-    if facts.native_resolution < 512 or (width, height) != (facts.native_resolution,) * 2:
-        arguments.append("use_resolution_binning=False")
-    if not text.instruction:
-        arguments.append("complex_human_instruction=None")
-    if text.max_tokens != 300:
-        arguments.append(f"max_sequence_length={text.max_tokens}")
-    return [
-        *translate_adapter.loading(config.options, trained),
-        f"image = pipe({prompt!r}, {', '.join(arguments)}).images[0]",
-    ]

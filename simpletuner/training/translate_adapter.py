@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from simpletuner.config.options import Options
@@ -42,21 +41,3 @@ def about(config: RunConfig) -> dict[str, str]:
     words = [entry.instance_prompt for entry in config.datasets.train if entry.instance_prompt]
     flat = {word for prompt in words for word in ([prompt] if isinstance(prompt, str) else prompt)}
     return adapting.about(config.options.model.pretrained_model_name_or_path, sorted(flat))
-
-
-def loading(options: Options, trained: Path) -> list[str]:
-    """Python lines that load what was exported."""
-    base = options.model.pretrained_model_name_or_path
-    if options.model.model_type == "full":
-        return [f'pipe = diffusers.SanaPipeline.from_pretrained("{trained}")']
-    lines = [f'pipe = diffusers.SanaPipeline.from_pretrained("{base}")']
-    if options.adapter.lora_type == "lycoris":
-        return [
-            *lines,
-            f'network, _ = lycoris.create_lycoris_from_weights(1.0, "{trained}", pipe.transformer)',
-            "network.apply_to()",
-        ]
-    if options.adapter.lora_format == "comfyui":
-        return [f"# for diffusers, first: simpletuner convert-adapter {trained} diffusers.safetensors", *lines,
-                'pipe.load_lora_weights("diffusers.safetensors")']  # fmt: skip
-    return [*lines, f'pipe.load_lora_weights("{trained}")']

@@ -43,8 +43,14 @@ class AllWeights:
         self._transformer.save_pretrained(folder / "transformer")
         if ema:
             (folder / "transformer_ema").mkdir()
-            save_file(ema.state(self._names), folder / "transformer_ema" / _FILE)
+            save_file(self._whole(ema.state(self._names)), folder / "transformer_ema" / _FILE)
             shutil.copy(folder / "transformer" / "config.json", folder / "transformer_ema" / "config.json")
+
+    def _whole(self, average: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The average with what is not trained (bitfit) beside it, so that the folder is a model like any other."""
+        state = self._transformer.state_dict()
+        rest = {name: value.detach().cpu().contiguous() for name, value in state.items() if name not in average}
+        return average | {name: value.float() if value.is_floating_point() else value for name, value in rest.items()}
 
     def load(self, folder: Path) -> None:
         """See ``Weights``."""

@@ -111,48 +111,6 @@ def test_a_killed_run_resumes_to_the_same_bits(pocket_run: Callable[..., Path], 
     assert same(*(tmp_path / run / f"checkpoint-{kept + 2}" / WEIGHTS for run in ("killed", "whole")))
 
 
-@pytest.mark.parametrize("kind", ["lora", "lokr"])
-def test_the_file_draws_the_very_validation_pictures_elsewhere(
-    train: Callable[..., str], kind: str, tmp_path: Path, pocket: Path
-) -> None:
-    """In plain diffusers, by the lines that the program prints; the picture before is the base model's."""
-    from diffusers import SanaPipeline
-
-    drawing = {"validation_disable": False, "validation_prompt": "a blueprint of a fox", "validation_seed": 11}
-    drawing |= {"validation_resolution": "64x64", "validation_num_inference_steps": 2, "num_eval_images": 2}
-    said = train(**KINDS[kind], **drawing, learning_rate=1e-2)
-    out = tmp_path / "out"
-    assert "pipe = diffusers.SanaPipeline.from_pretrained" in said and f'"{out / WEIGHTS}"' in said
-    pipe = SanaPipeline.from_pretrained(pocket / "model", dtype=torch.float32)
-    pipe.set_progress_bar_config(disable=True)
-
-    def draw() -> np.ndarray:
-        generator = torch.Generator().manual_seed(11)
-        arguments = {"width": 64, "height": 64, "num_inference_steps": 2, "max_sequence_length": 32}
-        image = pipe("a blueprint of a fox", **arguments, generator=generator, use_resolution_binning=False,
-                     complex_human_instruction=None).images[0]  # fmt: skip
-        return np.asarray(image)
-
-    def written(name: str) -> np.ndarray:
-        with Image.open(out / "validation_images" / name) as image:
-            return np.asarray(image)
-
-    before = written("step_0_validation_0_64x64.png")
-    assert np.array_equal(draw(), before)
-    if kind == "lora":
-        pipe.load_lora_weights(out / WEIGHTS)
-    else:
-        from lycoris import create_lycoris_from_weights
-
-        network, _ = create_lycoris_from_weights(1.0, str(out / WEIGHTS), pipe.transformer)
-        network.apply_to()
-    after = written("step_4_validation_0_64x64_ema.png")
-    assert np.array_equal(draw(), after) and not np.array_equal(before, after)
-    with safe_open(out / WEIGHTS, "pt") as file:
-        told = json.loads(file.metadata()["simpletuner"])
-    assert told["base_model"] == str(pocket / "model")
-
-
 def test_an_adapter_is_continued_from_its_file(train: Callable[..., str], tmp_path: Path) -> None:
     train(lora_rank=4, lora_alpha=2.0, lora_format="comfyui", max_train_steps=1, output_dir=str(tmp_path / "first"))
     first = load_file(tmp_path / "first" / WEIGHTS)

@@ -72,6 +72,10 @@ def test_stopped_and_resumed_it_ends_with_the_same_bits(run: Run, name: str) -> 
     assert moved and f"Optimizer: {options['optimizer']} (" in said
     if name == "bitfit":
         assert "bitfit: " in said and all(key.endswith("bias") or "norm" in key for key in moved)
+        (checkpoint,) = whole.glob("checkpoint-4")
+        average, trained = weights(checkpoint / "transformer_ema"), weights(checkpoint / "transformer")
+        assert average.keys() == trained.keys(), "the average is a model like any other"
+        assert {key for key in average if not torch.equal(average[key], trained[key])} == moved
     if name == "release":
         assert "Gradient release" in said
 

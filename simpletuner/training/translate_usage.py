@@ -1,0 +1,163 @@
+"""The way to use what was trained, as Python lines: a part of the composition root. Pure functions.
+
+In: the options, and what a run derived from them. Out: lines to be run as they are, which draw the first validation
+picture again: the same prompt, size, steps, guidance, seed and dtypes. In float32 and on a CPU it is the same to the pixel.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from simpletuner.config.options import Options
+from simpletuner.config.read import RunConfig
+from simpletuner.models.base import TextSettings
+from simpletuner.training.precision import Precision
+
+_PUBLISHED_TOKENS = 300  # SanaPipeline's own max_sequence_length
+
+
+def usage(
+    config: RunConfig,
+    text: TextSettings,
+    instruction: tuple[str, ...],
+    precision: Precision,
+    device: str,
+    trained: Path,
+) -> list[str]:
+    """Python lines that draw with what was exported as validation does.
+
+    Args:
+        config: The configuration.
+        text: How prompts become tokens.
+        instruction: The pipeline's own instruction prefix, which need not be given.
+        precision: Dtypes in force.
+        device: ``cpu`` or ``cuda``.
+        trained: The pipeline's folder, or the adapter's file.
+    """
+    lycoris = config.options.model.model_type == "lora" and config.options.adapter.lora_type == "lycoris"
+    return [
+        "import diffusers",
+        *(["import lycoris"] if lycoris else []),
+        "import torch",
+        "",
+        *_notes(config.options),
+        *_loading(config.options, precision, trained),
+        *([f'pipe.to("{device}")'] if device != "cpu" else []),
+        *([f'network.to("{device}")'] if device != "cpu" and lycoris else []),
+        *_drawing(config, text, instruction),
+        'image.save("image.png")',
+    ]
+
+
+def _quoted(value: object) -> str:
+    """A Python string in double quotes; JSON's escapes are Python's too."""
+    return json.dumps(str(value), ensure_ascii=False)
+
+
+def _notes(options: Options) -> list[str]:
+    """In which way the picture differs a little from the validation picture, if it does."""
+    precision = options.precision
+    lora = options.model.model_type == "lora"
+    named = {"base model": precision.base_model_precision if lora else "no_change"}
+    named["text encoder"] = precision.text_encoder_1_precision
+    return [
+        f"# validation had the {part} in {value}; this has it whole, so its pictures are a little different"
+        for part, value in named.items()
+        if value != "no_change"
+    ]
+
+
+def _dtypes(options: Options, precision: Precision) -> dict[str, torch.dtype]:
+    """Of each part; the VAE is always in float32."""
+    transformer = precision.base or precision.weights
+    if options.model.model_type == "lora" and options.adapter.lora_type == "lycoris":
+        transformer = (
+            torch.float32
+        )  # LyCORIS computes in the dtype of its own weights, and the layers around must agree
+    return {"transformer": transformer, "text_encoder": precision.cache}
+
+
+def _pipeline(place: object, more: str, dtypes: dict[str, torch.dtype]) -> str:
+    """The line that loads a pipeline: in one dtype, or in one for each part."""
+    other = {name: dtype for name, dtype in dtypes.items() if dtype != torch.float32}
+    listed = ", ".join(f'"{name}": {dtype}' for name, dtype in {"default": torch.float32, **other}.items())
+    dtype = f"{{{listed}}}" if other else "torch.float32"
+    return f"pipe = diffusers.SanaPipeline.from_pretrained({_quoted(place)}{more}, dtype={dtype})"
+
+
+def _loading(options: Options, precision: Precision, trained: Path) -> list[str]:
+    """Lines that make ``pipe``."""
+    model, adapter = options.model, options.adapter
+    dtypes = _dtypes(options, precision)
+    if model.model_type == "full":
+        return [_pipeline(trained, "", dtypes)]
+    lines = _base(model, dtypes)
+    strength = adapter.validation_lycoris_strength
+    if adapter.lora_type == "lycoris":
+        settings: Any = adapter.lycoris_config
+        strength *= float(settings.get("multiplier", 1.0))
+        return [
+            *lines,
+            f"network, _ = lycoris.create_lycoris_from_weights({strength}, {_quoted(trained)}, pipe.transformer)",
+            "network.apply_to()",
+        ]
+    file = _quoted(trained)
+    if adapter.lora_format == "comfyui":
+        file = '"diffusers.safetensors"'
+        lines = [f"# first, in a shell: simpletuner convert-adapter {trained} diffusers.safetensors", *lines]
+    if strength == 1.0:
+        return [*lines, f"pipe.load_lora_weights({file})"]
+    return [
+        *lines,
+        f'pipe.load_lora_weights({file}, adapter_name="trained")',
+        f'pipe.set_adapters("trained", {strength})',
+    ]
+
+
+def _base(model: Any, dtypes: dict[str, torch.dtype]) -> list[str]:
+    """Lines that load the base model of an adapter, with the weights that were named beside it."""
+    named = {"revision": model.revision, "variant": model.variant}
+    more = "".join(f", {key}={_quoted(value)}" for key, value in named.items() if value)
+    base, other = model.pretrained_model_name_or_path, model.pretrained_transformer_model_name_or_path
+    if not other:
+        return [_pipeline(base, more, dtypes)]
+    subfolder = _quoted(model.pretrained_transformer_subfolder)
+    arguments = f"{_quoted(other)}, subfolder={subfolder}, dtype={dtypes['transformer']}"
+    return [
+        f"transformer = diffusers.SanaTransformer2DModel.from_pretrained({arguments})",
+        _pipeline(base, f"{more}, transformer=transformer", dtypes),
+    ]
+
+
+def _drawing(config: RunConfig, text: TextSettings, instruction: tuple[str, ...]) -> list[str]:
+    """Lines that make ``image``, the first validation picture."""
+    options = config.options.validation
+    width, height = options.validation_resolution[0]
+    seed = config.options.training.seed if options.validation_seed is None else options.validation_seed
+    words = [_quoted(config.prompts[0][1] if config.prompts else "a prompt")]
+    if options.validation_negative_prompt:
+        words.append(f"negative_prompt={_quoted(options.validation_negative_prompt)}")
+    settings = [
+        f"width={width}",
+        f"height={height}",
+        f"num_inference_steps={options.validation_num_inference_steps}",
+        f"guidance_scale={options.validation_guidance}",
+    ]
+    tokens = ["use_resolution_binning=False"]
+    if not text.instruction:
+        tokens.append("complex_human_instruction=None")
+    elif text.instruction != instruction:
+        tokens.append(f"complex_human_instruction=[{', '.join(map(_quoted, text.instruction))}]")
+    if text.max_tokens != _PUBLISHED_TOKENS:
+        tokens.append(f"max_sequence_length={text.max_tokens}")
+    arguments = [
+        *words,
+        *settings,
+        *tokens,
+        f'generator=torch.Generator("cpu").manual_seed({seed})',
+    ]
+    return ["image = pipe(", *(f"    {argument}," for argument in arguments), ").images[0]"]

@@ -1,0 +1,96 @@
+"""The Python lines that a run ends with are run as they are, elsewhere, and draw its validation pictures to the pixel."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Command
+from PIL import Image
+from rich.console import Console
+from safetensors import safe_open
+
+from simpletuner.config.read import load
+from simpletuner.reporting.progress import Reporter
+
+SIDES = {"target_module": ["Attention", "GLUMBConv"]}
+LOKR = {"algo": "lokr", "multiplier": 0.5, "linear_dim": 4, "linear_alpha": 2.0, "factor": 4, "apply_preset": SIDES}
+DRAWING = {
+    "validation_disable": False,
+    "validation_prompt": 'a blueprint of a "fox"',
+    "validation_negative_prompt": "blurry",
+    "validation_seed": 11,
+    "validation_resolution": "64x96",
+    "validation_num_inference_steps": 2,
+    "learning_rate": 1e-2,
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "full": {"optimizer": "adamw_schedulefree", "lr_scheduler": "constant"},
+    "lora": {
+        **{"model_type": "lora", "peft_lora_target_modules": ["all"], "lora_rank": 4, "use_ema": True},
+        **{"lora_format": "comfyui", "validation_lycoris_strength": 0.75},
+    },
+    "dora": {"model_type": "lora", "use_dora": True, "lora_rank": 4, "sana_complex_human_instruction": ["Draw:", ""]},
+    "lokr": {"model_type": "lora", "lora_type": "lycoris", "lycoris_config": LOKR},
+}
+
+
+@pytest.fixture
+def train(pocket_run: Callable[..., Path]) -> Callable[..., str]:
+    """Train in this process; returns what was said."""
+
+    def run(**options: Any) -> str:
+        from simpletuner.training.run import train as real
+
+        said = StringIO()
+        real(load(str(pocket_run(**options)), environ={}), Reporter(Console(file=said, width=200)))
+        return said.getvalue()
+
+    return run
+
+
+def lines_of(said: str) -> str:
+    """The program within what was said."""
+    _, _, rest = said.partition("import diffusers\n")
+    program, end, _ = rest.partition('image.save("image.png")\n')
+    assert end, said
+    return f"import diffusers\n{program}{end}"
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def drawn_by(program: str, folder: Path) -> np.ndarray:
+    """Run it in an empty folder, by an interpreter that knows nothing of this program."""
+    elsewhere = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"CUDA_VISIBLE_DEVICES": ""}
+    subprocess.run([sys.executable, "-c", program], cwd=folder, env=elsewhere, check=True)
+    return pixels(folder / "image.png")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_printed_lines_draw_the_very_validation_picture(
+    train: Callable[..., str], simpletuner: Command, kind: str, tmp_path: Path, pocket: Path
+) -> None:
+    said = train(**{**DRAWING, **KINDS[kind]})
+    out = tmp_path / "out"
+    if kind == "lora":
+        (shell,) = [line for line in said.splitlines() if line.startswith("# first, in a shell: simpletuner ")]
+        simpletuner(*shell.partition("simpletuner ")[2].split())
+    (before,) = out.glob("validation_images/step_0_*_0_*.png")
+    label = "_ema" if "use_ema" in KINDS[kind] else ""
+    (after,) = out.glob(f"validation_images/step_4_*_0_64x96{label}.png")
+    assert np.array_equal(drawn_by(lines_of(said), tmp_path), pixels(after))
+    assert not np.array_equal(pixels(before), pixels(after))
+    told = {"full": "the optimizer's average", "lora": "EMA weights"}.get(kind, "live weights")
+    assert f"{told})" in said
+    if kind != "full":
+        with safe_open(out / "pytorch_lora_weights.safetensors", "pt") as file:
+            assert json.loads(file.metadata()["simpletuner"])["base_model"] == str(pocket / "model")
