@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,13 +18,13 @@ from typing import Any
 
 from simpletuner.data.cache import write_atomic
 from simpletuner.data.discover import PICTURES, SIDECARS
+from simpletuner.data.network import attempts, plain
 from simpletuner.data.types import Skipped
 from simpletuner.errors import DataError
 
 STATE = ".mirror.json"
 CAPTIONS = (".txt",)
 THREADS = 8
-TRIES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +149,8 @@ def tag_of(facts: Mapping[str, Any]) -> str:
 def _fetch(system: Any, remote: str, local: Path) -> str:
     """Bring one file here whole; "" or, after some tries, why not."""
     temporary = local.with_name(f".{local.name[:100]}.{os.getpid()}.part")
-    for attempt in range(TRIES):
+    problem = ""
+    for _ in attempts():
         try:
             local.parent.mkdir(parents=True, exist_ok=True)
             system.get_file(remote, str(temporary))
@@ -162,16 +162,10 @@ def _fetch(system: Any, remote: str, local: Path) -> str:
             problem = plain(error)
             if isinstance(error, FileNotFoundError) or (isinstance(error, OSError) and error.errno in _HOPELESS):
                 return problem
-            time.sleep(0.2 * 2**attempt)
     return problem
 
 
 _HOPELESS = (28, 30, 36)  # no space, read-only, name too long: another try changes nothing
-
-
-def plain(error: Exception) -> str:
-    """The first line of what a store says went wrong."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _state(folder: Path) -> dict[str, str]:

@@ -11,7 +11,6 @@ import contextlib
 import os
 import re
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -19,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from simpletuner.data.cache import TensorStore
-from simpletuner.data.mirror import TRIES, RemoteSource, open_url, plain
+from simpletuner.data.mirror import RemoteSource, open_url
+from simpletuner.data.network import attempts, plain
 from simpletuner.errors import DataError
 
 THREADS = 4
@@ -66,7 +66,8 @@ class RemoteCaches:
     def _listing(self, system: Any, root: str, url: str) -> dict[str, tuple[str, int]]:
         """(path, bytes) of the shards that are there, by name."""
         found: dict[str, Any] = {}
-        for attempt in range(TRIES):
+        problem = ""
+        for _ in attempts():
             try:
                 system.invalidate_cache()
                 found = system.find(root, detail=True)
@@ -74,9 +75,9 @@ class RemoteCaches:
             except FileNotFoundError:
                 return {}
             except Exception as error:  # noqa: BLE001 - every store has errors of its own
-                if attempt == TRIES - 1:
-                    self._tell(f"The cache at {url} cannot be reached ({plain(error)}): the copy here is used")
-                time.sleep(0.2 * 2**attempt)
+                problem = plain(error)
+        else:
+            self._tell(f"The cache at {url} cannot be reached ({problem}): the copy here is used")
         named = {path.rpartition("/")[2]: (path, int(facts.get("size") or 0)) for path, facts in found.items()}
         return {name: place for name, place in named.items() if _SHARD.fullmatch(name)}
 
@@ -106,7 +107,7 @@ class RemoteCaches:
     def _upload(self, system: Any, target: str, shard: Path, url: str) -> None:
         """Send one shard; a failure is kept for the end."""
         problem = "given up after others failed"
-        for attempt in range(TRIES if self._in_a_row < GIVE_UP else 0):
+        for _ in attempts() if self._in_a_row < GIVE_UP else ():
             try:
                 if shard.exists():  # a cache may be cleared meanwhile
                     system.put_file(str(shard), target)
@@ -115,7 +116,6 @@ class RemoteCaches:
                 return
             except Exception as error:  # noqa: BLE001 - every store has errors of its own
                 problem = plain(error)
-                time.sleep(0.2 * 2**attempt)
         self._in_a_row += 1
         self._failed.setdefault(url, []).append(problem)
 
@@ -167,12 +167,11 @@ def _bring(system: Any, path: str, target: Path) -> tuple[bool, str]:
     temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
     problem = ""
     try:
-        for attempt in range(TRIES):
+        for _ in attempts():
             try:
                 system.get_file(path, str(temporary))
             except Exception as error:  # noqa: BLE001 - every store has errors of its own
                 problem = plain(error)
-                time.sleep(0.2 * 2**attempt)
                 continue
             problem = TensorStore.problem_with(temporary) or ""
             if problem:

@@ -12,18 +12,17 @@ import glob
 import json
 import re
 import shutil
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
 from simpletuner.data.cache import content_key, write_atomic
 from simpletuner.data.hub_dataset import TABLE
-from simpletuner.data.mirror import TRIES, Mirrored, RemoteSource, open_url, plain, tag_of
+from simpletuner.data.mirror import Mirrored, RemoteSource, open_url, tag_of
+from simpletuner.data.network import attempts, check_length, is_web, plain, request
 from simpletuner.data.tables import TableSource
 from simpletuner.data.tar_reader import unpack
 from simpletuner.data.types import Skipped
@@ -33,7 +32,6 @@ ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 STATE = ".tar.json"
 FORMAT = 1  # raise it when tar_reader takes other members or names files otherwise
 THREADS = 4
-TIMEOUT_S = 30.0
 LISTED = 5  # names in a message
 MOST = 100_000  # tars of one brace pattern
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -191,7 +189,7 @@ def _bring(tar: _Tar, source: TarSource, folder: Path) -> tuple[dict[str, Any], 
     shutil.rmtree(home, ignore_errors=True)  # what a killed run left
     folder.mkdir(parents=True, exist_ok=True)
     problem = ""
-    for attempt in range(TRIES):
+    for _ in attempts():
         try:
             if "://" in tar.address:
                 _download(tar, source, part)
@@ -207,7 +205,6 @@ def _bring(tar: _Tar, source: TarSource, folder: Path) -> tuple[dict[str, Any], 
             problem = f"it could not be read: {plain(error)}"
             if isinstance(error, FileNotFoundError | PermissionError):
                 break
-            time.sleep(0.2 * 2**attempt)
         finally:
             part.unlink(missing_ok=True)
     return {}, problem
@@ -215,19 +212,13 @@ def _bring(tar: _Tar, source: TarSource, folder: Path) -> tuple[dict[str, Any], 
 
 def _download(tar: _Tar, source: TarSource, target: Path) -> None:
     """The whole tar into a file. Raises whatever the store raises; a connection that breaks off is an error."""
-    if tar.address.startswith(("http://", "https://")):
-        with urlopen(_request(tar.address), timeout=TIMEOUT_S) as answer, open(target, "wb") as file:
+    if is_web(tar.address):
+        with request(tar.address) as answer, open(target, "wb") as file:
             shutil.copyfileobj(answer, file, 1 << 20)
-            length = answer.headers.get("Content-Length")
-        if length and target.stat().st_size != int(length):
-            raise OSError(f"the connection broke off after {target.stat().st_size} of {length} bytes")
+            check_length(answer, file.tell())
         return
     system, path = open_url(RemoteSource(tar.address, source.options))
     system.get_file(path, str(target))
-
-
-def _request(url: str, method: str = "GET") -> Request:
-    return Request(url, headers={"User-Agent": "simpletuner"}, method=method)
 
 
 def _find(source: TarSource) -> Iterator[_Tar]:
@@ -235,7 +226,7 @@ def _find(source: TarSource) -> Iterator[_Tar]:
     seen: set[str] = set()
     for place in expand(source.place):
         finder = _find_local
-        if place.startswith(("http://", "https://")):
+        if is_web(place):
             finder = _find_on_the_web
         elif "://" in place:
             finder = _find_by_fsspec
@@ -263,7 +254,7 @@ def _find_local(place: str, source: TarSource) -> Iterator[_Tar]:
 
 def _find_on_the_web(place: str, source: TarSource) -> Iterator[_Tar]:
     try:
-        with urlopen(_request(place, "HEAD"), timeout=TIMEOUT_S) as answer:
+        with request(place, "HEAD") as answer:
             told = [answer.headers.get(name, "") for name in ("Content-Length", "ETag", "Last-Modified")]
         yield _Tar(place, "/".join(told))
     except HTTPError as error:

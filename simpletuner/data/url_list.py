@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import csv
 import json
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
 from simpletuner.data.cache import content_key, write_atomic
 from simpletuner.data.hub_dataset import TABLE, picture_ending
-from simpletuner.data.mirror import THREADS, TRIES, Mirrored
+from simpletuner.data.mirror import THREADS, Mirrored
+from simpletuner.data.network import attempts, check_length, is_web, plain, request
 from simpletuner.data.tables import TableSource
 from simpletuner.data.types import Skipped
 from simpletuner.errors import DataError
@@ -27,7 +26,6 @@ from simpletuner.errors import DataError
 STATE = ".list.json"
 # Columns that may hold the address, the likeliest first; upper and lower case are the same.
 ADDRESS_COLUMNS = ("url", "image_url", "image", "image_path", "path", "file_name", "filename", "file")
-TIMEOUT_S = 30.0
 LARGEST = 1 << 30  # bytes of one picture
 
 
@@ -109,7 +107,7 @@ def _read(source: UrlList) -> dict[str, list[str]]:
 def _bring(url: str, home: Path, folder: Path) -> tuple[str, str]:
     """(name, "") of one picture, brought here whole; or ("", why not) after some tries."""
     problem = ""
-    for attempt in range(TRIES):
+    for _ in attempts():
         try:
             data = _bytes(url, home)
             ending = picture_ending(data)
@@ -119,23 +117,21 @@ def _bring(url: str, home: Path, folder: Path) -> tuple[str, str]:
             write_atomic(folder / name, data)
             return name, ""
         except Exception as error:  # noqa: BLE001 - every store has errors of its own
-            problem = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            problem = plain(error)
             if isinstance(error, FileNotFoundError | ImportError | ValueError):
                 return "", problem
             if isinstance(error, HTTPError) and 400 <= error.code < 500 and error.code not in (408, 429):
                 return "", problem
-            time.sleep(0.2 * 2**attempt)
     return "", problem
 
 
 def _bytes(url: str, home: Path) -> bytes:
     """The whole file. Raises whatever the store raises; a connection that breaks off is an error, not a short file."""
-    if url.startswith(("http://", "https://")):
-        with urlopen(Request(url, headers={"User-Agent": "simpletuner"}), timeout=TIMEOUT_S) as answer:
+    if is_web(url):
+        with request(url) as answer:
             data: bytes = answer.read(LARGEST + 1)
-            length = answer.headers.get("Content-Length")
-            if length and len(data) < min(int(length), LARGEST):
-                raise OSError(f"the connection broke off after {len(data)} of {length} bytes")
+            if len(data) <= LARGEST:
+                check_length(answer, len(data))
     elif "://" in url:
         import fsspec
 

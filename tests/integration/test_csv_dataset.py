@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from conftest import Command
+from web import Quiet, serving
 
 from simpletuner.data.url_list import UrlList, fetch
 from simpletuner.errors import DataError
@@ -24,7 +23,7 @@ def server(tmp_path: Path) -> Iterator[str]:
     """Serves the test's pictures; /flaky breaks off once, /cut always, /page is no picture, all else is 404."""
     asked.clear()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Quiet):
         def do_GET(self) -> None:
             asked[self.path] += 1
             kind, _, name = self.path.strip("/").partition("/")
@@ -42,14 +41,8 @@ def server(tmp_path: Path) -> Iterator[str]:
             self.end_headers()
             self.wfile.write(data[: len(data) // 2] if broken else data)
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=running.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{running.server_port}"
-    running.shutdown()
-    running.server_close()
+    with serving(Handler) as address:
+        yield address
 
 
 def write(file: Path, rows: list[tuple[str, str]], header: tuple[str, str] = ("URL", "text")) -> None:

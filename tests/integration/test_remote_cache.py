@@ -84,7 +84,7 @@ def test_a_store_that_refuses_is_told_once_and_caught_up(tmp_path: Path, monkeyp
 
     with monkeypatch.context() as patch:
         patch.setattr(type(memory), "put_file", full)
-        patch.setattr("simpletuner.data.remote_cache.time.sleep", lambda seconds: None)
+        patch.setattr("simpletuner.data.network.time.sleep", lambda seconds: None)
         caches = RemoteCaches(said.append)
         fill(caches.open(tmp_path / "print", remote), *(f"{i:064x}" for i in range(6)))
         caches.close()

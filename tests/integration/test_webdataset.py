@@ -5,15 +5,14 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-import threading
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from conftest import Command
+from web import Quiet, serving
 
 from simpletuner.config.read import load
 from simpletuner.errors import ConfigError
@@ -26,7 +25,7 @@ def server(tmp_path: Path) -> Iterator[str]:
     """Serves ``tmp_path/tars`` with an ETag; the first GET of each file breaks off half way."""
     asked.clear()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Quiet):
         def answer(self, with_body: bool) -> None:
             asked[f"{self.command} {self.path}"] += 1
             file = tmp_path / "tars" / self.path.partition("?")[0].strip("/")
@@ -48,14 +47,8 @@ def server(tmp_path: Path) -> Iterator[str]:
         def do_HEAD(self) -> None:
             self.answer(False)
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=running.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{running.server_port}"
-    running.shutdown()
-    running.server_close()
+    with serving(Handler) as address:
+        yield address
 
 
 def pack(folder: Path, target: Path, names: list[str], extra: dict[str, bytes] | None = None) -> None:
