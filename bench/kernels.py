@@ -2,7 +2,7 @@
 
     python bench/kernels.py                       # needs a GPU: 1.6B at 1024 px, B = 1, 8, 16; at most four minutes
     python bench/kernels.py --batch 8 --seconds 90
-    python bench/kernels.py --batch 8 --plans     # also tries other shapes of the depthwise programs
+    python bench/kernels.py --batch 8 --plans     # only other shapes of the depthwise programs; about half a minute
     python bench/kernels.py --cpu                 # a tiny check of the plain twins, no timing
 
 Milliseconds are device time: one pass over several sets of inputs (together larger than any cache) is captured as a CUDA
@@ -27,7 +27,14 @@ from simpletuner.models.sana.kernels import depthwise, linear_attention, runs_in
 
 BANDWIDTH, LARGER_THAN_CACHES = 3.0e12, 400e6
 HEIGHT, WIDTH, CHANNELS, HEADS, HEAD = 32, 32, 5600, 70, 32
-PLANS = ((4, 8, 64, 4), (2, 8, 64, 2), (8, 8, 64, 4), (4, 16, 64, 4), (2, 8, 128, 4), (4, 8, 128, 8), (4, 8, 32, 2))
+# Channels, warps, most columns. Two channels a thread first (about 400 instructions a step of eight results, 20 or 16
+# warps a multiprocessor); then one a thread (520, 28 to 32 warps) and four (350, eight warps).
+PLANS = (
+    (256, 4, 64), (128, 2, 64), (64, 1, 64), (256, 4, 16), (128, 2, 16), (512, 8, 64), (128, 4, 64), (256, 4, 8),
+    (512, 4, 64),
+)  # fmt: skip
+
+LAUNCHES = ("FORWARD", "GATE", "SPREAD")
 
 Operation = Callable[..., torch.Tensor]
 
@@ -181,29 +188,68 @@ def report(subject: Subject, until: float) -> bool:
     return right
 
 
-def try_plans(batch: int, until: float) -> None:
-    """Time the three launches of the depthwise operation with other program shapes; the module keeps its own."""
-    from simpletuner.models.sana.kernels import depthwise_triton as kernels
+class Trial:
+    """The depthwise operation at the real size, with the program shape of each launch under our hand."""
 
-    subject = depthwise_subject(batch, HEIGHT, WIDTH, CHANNELS, compiled=True)
-    sets = [make(subject.shapes, torch.bfloat16, "cuda") for _ in range(max(1, 16 // batch))]
-    grad = torch.randn(subject.out, device="cuda").bfloat16()
-    print("\n| strips, columns, channels, warps | forward ms | backward ms | compilation s |\n|---|---|---|---|")
-    kept = kernels.FORWARD, kernels.GATE, kernels.SPREAD
-    for plan in PLANS:
-        if time.monotonic() > until:
-            print(f"| {plan} | not run: the time is spent | | |")
-            continue
-        kernels.FORWARD = kernels.GATE = kernels.SPREAD = kernels.Plan(*plan)
+    def __init__(self, batch: int) -> None:
+        from simpletuner.models.sana.kernels import depthwise_triton
+
+        self.kernels = depthwise_triton
+        self.kept = {name: getattr(depthwise_triton, name) for name in LAUNCHES}
+        self.subject = depthwise_subject(batch, HEIGHT, WIDTH, CHANNELS, compiled=False)
+        self.way = self.subject.ways["twin"]  # which is Triton for CUDA tensors
+        self.sets = [make(self.subject.shapes, torch.bfloat16, "cuda") for _ in range(max(1, 16 // batch))]
+        self.grad = torch.randn(self.subject.out, device="cuda").bfloat16()
+
+    def use(self, plans: dict[str, tuple[int, ...]]) -> None:
+        """These plans for the launches named, the module's own for the others."""
+        for name, usual in self.kept.items():
+            setattr(self.kernels, name, self.kernels.Plan(*plans.get(name, usual)))
+
+    def first_call(self) -> float:
+        """Seconds of one call of every launch, compilation included."""
         start = time.monotonic()
         with torch.no_grad():
-            kernels.backward(grad, *sets[0], HEIGHT, WIDTH)
-            kernels.forward(*sets[0], HEIGHT, WIDTH)
-            took = time.monotonic() - start
-            forward = device_ms(lambda i: kernels.forward(*sets[i], HEIGHT, WIDTH), len(sets))
-            backward = device_ms(lambda i: kernels.backward(grad, *sets[i], HEIGHT, WIDTH), len(sets))
-        print(f"| {plan} | {forward:.3f} | {backward:.3f} | {took:.1f} |", flush=True)
-    kernels.FORWARD, kernels.GATE, kernels.SPREAD = kept
+            self.kernels.forward(*self.sets[0], HEIGHT, WIDTH)
+            self.kernels.backward(self.grad, *self.sets[0], HEIGHT, WIDTH)
+        torch.cuda.synchronize()
+        return time.monotonic() - start
+
+    @torch.no_grad()
+    def ms(self, name: str) -> float:
+        """Device time of forward, or of all of backward."""
+        if name == "FORWARD":
+            return device_ms(lambda i: self.kernels.forward(*self.sets[i], HEIGHT, WIDTH), len(self.sets))
+        return device_ms(lambda i: self.kernels.backward(self.grad, *self.sets[i], HEIGHT, WIDTH), len(self.sets))
+
+
+def try_plans(batch: int, until: float) -> bool:
+    """Time the three launches of the depthwise operation with other program shapes; returns whether all were right."""
+    trial = Trial(batch)
+    found: dict[str, dict[tuple[int, ...], float]] = {name: {} for name in LAUNCHES}
+    right = True
+    print(f"\nplans, batch {batch}; under gate and spread stands all of backward with that launch changed")
+    print("| channels, warps, columns | worst error | first call s | forward ms | gate ms | spread ms |")
+    print("|---|---|---|---|---|---|", flush=True)
+    for plan in PLANS:
+        if time.monotonic() > until:
+            print(f"| {plan} | not run: the time is spent | | | | |")
+            continue
+        trial.use(dict.fromkeys(LAUNCHES, plan))
+        took = trial.first_call()
+        error = worst_error(trial.way, trial.subject, trial.sets[0])
+        right &= error < 2e-2
+        for name in LAUNCHES:
+            trial.use({name: plan})
+            found[name][plan] = trial.ms(name)
+        ms = " | ".join(f"{found[name][plan]:.3f}" for name in LAUNCHES)
+        print(f"| {plan} | {error:.1e}{'' if error < 2e-2 else ' WRONG'} | {took:.1f} | {ms} |", flush=True)
+    fastest = {name: min(times, key=times.__getitem__) for name, times in found.items() if times}
+    trial.use(fastest)
+    forward, both = time_way(trial.way, trial.subject, trial.sets)
+    print(f"fastest: {fastest}\ntogether: forward {forward:.3f} ms, forward + backward {both:.3f} ms", flush=True)
+    trial.use({})
+    return right
 
 
 def check_twins() -> bool:
@@ -220,7 +266,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 16])
     parser.add_argument("--seconds", type=float, default=240, help="after this nothing new is started")
-    parser.add_argument("--plans", action="store_true", help="try other shapes of the depthwise programs")
+    parser.add_argument("--plans", action="store_true", help="only try other shapes of the depthwise programs")
     parser.add_argument("--cpu", action="store_true", help="only the tiny check, though there is a GPU")
     arguments = parser.parse_args()
     if arguments.cpu or not torch.cuda.is_available():
@@ -234,10 +280,11 @@ def main() -> int:
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     right = True
     for batch in arguments.batch:
+        if arguments.plans:
+            right &= try_plans(batch, until)
+            continue
         right &= report(depthwise_subject(batch, HEIGHT, WIDTH, CHANNELS, compiled=True), until)
         right &= report(attention_subject(batch, HEIGHT * WIDTH, HEADS, HEAD, compiled=True), until)
-        if arguments.plans:
-            try_plans(batch, until)
     print("\nall results are right" if right else "\nSOME RESULTS ARE WRONG")
     return 0 if right else 1
 

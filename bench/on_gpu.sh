@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The measurements that need a GPU, one after the other within their limits, on a machine that may have no network.
 #
-#   bench/on_gpu.sh OUT [memory] [cache] [tests] [kernels] [step] …      # logs and figures go to OUT
+#   bench/on_gpu.sh OUT [memory] [cache] [tests] [kernels] [plans] [step] …      # logs and figures go to OUT
 #   WHEELS=folder bench/on_gpu.sh OUT …                                   # first installs tools/offline_wheels.py's folder
 #
 # Each part has a limit in seconds, so that a command of ten minutes shows something of all: MEMORY_S=190 CACHE_S=100 …
@@ -31,7 +31,8 @@ for name in "$@"; do
     memory) part memory "${MEMORY_S:-190}" python3 bench/low_memory.py --base nf4-bnb ;;
     cache) part cache "${CACHE_S:-100}" python3 bench/cache_build.py --pictures "${PICTURES:-120}" --batch 4 8 ;;
     tests) part tests "${TESTS_S:-80}" python3 -m pytest -q -p no:cacheprovider tests/gpu ;;
-    kernels) part kernels "${KERNELS_S:-90}" python3 bench/kernels.py --batch 8 --plans --seconds 80 ;;
+    kernels) part kernels "${KERNELS_S:-90}" python3 bench/kernels.py --batch 8 --seconds 80 ;;
+    plans) part plans "${PLANS_S:-60}" python3 bench/kernels.py --batch 8 --plans --seconds 45 ;;
     step) part step "${STEP_S:-200}" python3 bench/step.py --json "$out/step.json" --budget "${STEP_S:-200}" ${STEP:-} ;;
     *) echo "there is no part $name" && exit 2 ;;
     esac

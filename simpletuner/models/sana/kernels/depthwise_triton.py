@@ -1,25 +1,30 @@
 """The Triton kernels behind ``depthwise.py``: three launches, every sum in float32.
 
-Why they are written the way they are. Our first prototype marched along a picture's columns in a run-time loop and kept
-the last columns in shift registers, ``p = q; q = new``, both starting from one tensor of zeros. Triton (3.6 and 3.9
-were looked at) decides what a loop carries by comparing a name's value before the loop with its value after one trial
-pass of the body. After ``p = q`` that is q's start, the very same zeros, so p was taken for a constant: in the compiled
-loop it is not carried and stays zero, silently; the interpreter, which runs plain Python, is right. With p held at zero
-the gradients of x and of the bias before SiLU are wrong by half and those of the weight's right-hand taps are zero; the
-bias after the convolution keeps a right gradient. The prototype was revised between its measurement on a GPU and this
-reading, so another fault may have been there beside this one; a race was not found. Hence, here:
+A program takes BLOCK channels of a strip of four rows and walks along its columns, so that six rows are loaded and six
+SiLU computed for four rows of results; its programs beside it find the shared rows in the cache. Two channels a thread
+(BLOCK = 64 · warps) leave the nine taps, running sums and the column at work in registers; no shared memory is needed.
 
-- no run-time loop at all: columns are unrolled (``tl.static_range``), where shift registers are ordinary values;
-- no atomics and no autotuning: a program writes only what it alone owns, and its sums go to its own row of a float32
-  buffer [programs, 10, 2C] that ``torch.sum`` adds up: the same bits every run;
-- every load and store is masked; the start of a picture is a 64-bit offset, and offsets inside one picture are checked
-  to fit 32 bits; incoming tensors are made contiguous.
+What time goes into is instructions, not bytes: a logistic function in full precision is about twelve of them. For 16-bit
+tensors it is made of one hardware tanh, with h = x/2: σ(x) = (1 + tanh h) / 2 and SiLU(x) = h + h · tanh h. The error of
+tanh.approx, 2^-11, is below what rounding to bfloat16 loses. float32 tensors keep the full form.
+Source: NVIDIA, "PTX ISA", section tanh.
 
-A program covers STRIPS strips of two rows, COLUMNS columns and BLOCK channels. Two rows share the SiLU of four.
+What a loop carries. Triton (3.6 and 3.9 were looked at) decides what a run-time loop carries by comparing a name's value
+before the loop with its value after one trial pass of the body. A prototype of ours kept the last columns in shift
+registers, ``p = q; q = new``, both starting from one tensor of zeros: after ``p = q`` that was q's start, the very same
+zeros, so p was taken for a constant and stayed zero, silently; the interpreter, which runs plain Python, was right. So a
+name here either gets a computed value in every pass, or starts from a load of its own; a test counts what the compiled
+loops carry.
+
+There are no atomics and no autotuning: a program writes only what it alone owns, and its sums go to its own row of a
+float32 buffer [programs, 10, 2C] that ``torch.sum`` adds up: the same bits every run. Every load and store is masked; the
+start of a picture is a 64-bit offset, offsets inside one picture are checked to fit 32 bits; incoming tensors are made
+contiguous. Sizes are run-time numbers: what is compiled anew is a dtype, and channels that 16 does not divide.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -27,205 +32,266 @@ import triton
 import triton.language as tl
 
 LARGEST = 2**31 - 1
+ROWS = tl.constexpr(4)
 SUMS = tl.constexpr(10)
+SIZES = ["height", "width", "groups", "columns"]
+ENOUGH_WARPS, FEWEST_COLUMNS = 4096, 8
 
 
 class Plan(NamedTuple):
-    """The shape of one program; strips and channels are powers of two."""
+    """The shape of one program: channels (a power of two), warps, and the most columns it walks along."""
 
-    strips: int = 4
-    columns: int = 8
-    channels: int = 64
+    channels: int = 256
     warps: int = 4
+    columns: int = 64
 
 
 FORWARD, GATE, SPREAD = Plan(), Plan(), Plan()
 
 
 @triton.jit
-def _sigmoid(x):
-    return 1.0 / (1.0 + tl.exp(-x))
+def _tanh(x):
+    return tl.inline_asm_elementwise(
+        "tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+    )  # fmt: skip
 
 
 @triton.jit
-def _inside(row, column, height, width, valid):
-    """Which of [STRIPS, BLOCK] are in the picture."""
-    # The column becomes a vector: Triton 3.9's interpreter makes an integer of "vector and scalar".
-    column += tl.zeros_like(row)
-    return ((row >= 0) & (row < height) & (column >= 0) & (column < width))[:, None] & valid[None, :]
+def _sigmoid(x, FAST: tl.constexpr):
+    if FAST:
+        return tl.fma(_tanh(x * 0.5), 0.5, 0.5)
+    else:
+        return 1.0 / (1.0 + tl.exp(-x))
 
 
 @triton.jit
-def _load(pointer, row, column, height, width, stride, channel, valid):
-    """Rows `row` of one column, [STRIPS, BLOCK] float32, zero outside the picture."""
-    offset = (row * width + column)[:, None] * stride + channel[None, :]
-    return tl.load(pointer + offset, mask=_inside(row, column, height, width, valid), other=0.0).to(tl.float32)
+def _silu(x, FAST: tl.constexpr):
+    if FAST:
+        half = x * 0.5
+        return tl.fma(half, _tanh(half), half)
+    else:
+        return x / (1.0 + tl.exp(-x))
 
 
 @triton.jit
-def _store(pointer, value, row, column, height, width, stride, channel, valid):
-    offset = (row * width + column)[:, None] * stride + channel[None, :]
-    mask = _inside(row, column, height, width, valid)
-    tl.store(pointer + offset, value.to(pointer.dtype.element_ty), mask=mask)
+def _load(pointer, row, column, height, width, stride, channel, channels):
+    """One token's [BLOCK] channels in float32, zero outside the picture."""
+    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    # The place as a limit of the channels: one comparison a thread instead of two conditions.
+    limit = tl.where(inside, channels, 0)
+    at = pointer + (row * width + column) * stride + channel
+    return tl.load(at, mask=channel < limit, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def _four(pointer, row, column, height, width, stride, channel, valid):
-    """The two rows of every strip and their neighbours above and below."""
+def _store(pointer, value, row, column, first, height, width, stride, channel, channels):
+    """The same for a result; columns before `first` belong to another program."""
+    limit = tl.where((row < height) & (column >= first) & (column < width), channels, 0)
+    at = pointer + (row * width + column) * stride + channel
+    tl.store(at, value.to(pointer.dtype.element_ty), mask=channel < limit)
+
+
+@triton.jit
+def _six(pointer, row, column, height, width, stride, channel, channels):
+    """The four rows of the strip and their neighbours above and below."""
     return (
-        _load(pointer, row - 1, column, height, width, stride, channel, valid),
-        _load(pointer, row, column, height, width, stride, channel, valid),
-        _load(pointer, row + 1, column, height, width, stride, channel, valid),
-        _load(pointer, row + 2, column, height, width, stride, channel, valid),
+        _load(pointer, row - 1, column, height, width, stride, channel, channels),
+        _load(pointer, row, column, height, width, stride, channel, channels),
+        _load(pointer, row + 1, column, height, width, stride, channel, channels),
+        _load(pointer, row + 2, column, height, width, stride, channel, channels),
+        _load(pointer, row + 3, column, height, width, stride, channel, channels),
+        _load(pointer, row + 4, column, height, width, stride, channel, channels),
     )
 
 
 @triton.jit
-def _four_silu(pointer, row, column, height, width, stride, channel, valid):
+def _six_silu(pointer, row, column, height, width, stride, channel, channels, FAST: tl.constexpr):
     """SiLU of them; SiLU(0) = 0, so the zeros around the picture stay zeros."""
-    a, b, c, d = _four(pointer, row, column, height, width, stride, channel, valid)
-    return (a * _sigmoid(a), b * _sigmoid(b), c * _sigmoid(c), d * _sigmoid(d))
+    x = _six(pointer, row, column, height, width, stride, channel, channels)
+    return (
+        _silu(x[0], FAST), _silu(x[1], FAST), _silu(x[2], FAST),
+        _silu(x[3], FAST), _silu(x[4], FAST), _silu(x[5], FAST),
+    )  # fmt: skip
 
 
 @triton.jit
 def _nine(weight, channel, valid):
-    """The nine taps of each channel, row by row, each [1, BLOCK] float32."""
+    """The nine taps of each channel, row by row, each [BLOCK] float32."""
     at = weight + channel * 9
     return (
-        tl.load(at, mask=valid, other=0.0).to(tl.float32)[None, :],
-        tl.load(at + 1, mask=valid, other=0.0).to(tl.float32)[None, :],
-        tl.load(at + 2, mask=valid, other=0.0).to(tl.float32)[None, :],
-        tl.load(at + 3, mask=valid, other=0.0).to(tl.float32)[None, :],
-        tl.load(at + 4, mask=valid, other=0.0).to(tl.float32)[None, :],
-        tl.load(at + 5, mask=valid, other=0.0).to(tl.float32)[None, :],
-        tl.load(at + 6, mask=valid, other=0.0).to(tl.float32)[None, :],
-        tl.load(at + 7, mask=valid, other=0.0).to(tl.float32)[None, :],
-        tl.load(at + 8, mask=valid, other=0.0).to(tl.float32)[None, :],
+        tl.load(at, mask=valid, other=0.0).to(tl.float32),
+        tl.load(at + 1, mask=valid, other=0.0).to(tl.float32),
+        tl.load(at + 2, mask=valid, other=0.0).to(tl.float32),
+        tl.load(at + 3, mask=valid, other=0.0).to(tl.float32),
+        tl.load(at + 4, mask=valid, other=0.0).to(tl.float32),
+        tl.load(at + 5, mask=valid, other=0.0).to(tl.float32),
+        tl.load(at + 6, mask=valid, other=0.0).to(tl.float32),
+        tl.load(at + 7, mask=valid, other=0.0).to(tl.float32),
+        tl.load(at + 8, mask=valid, other=0.0).to(tl.float32),
     )
 
 
 @triton.jit
-def _weighted(l0, m0, r0, l1, m1, r1, l2, m2, r2, w):
-    """Σ over a 3x3 neighbourhood, given row by row as left, middle, right."""
+def _three(start, s0, s1, s2, w0, w1, w2):
+    return tl.fma(s2, w2, tl.fma(s1, w1, tl.fma(s0, w0, start)))
+
+
+@triton.jit
+def _add_column(sums, s, w0, w1, w2):
+    """Add to the four rows' sums what one column of six gives through one column of taps."""
     return (
-        (l0 * w[0] + m0 * w[1] + r0 * w[2]) + (l1 * w[3] + m1 * w[4] + r1 * w[5]) + (l2 * w[6] + m2 * w[7] + r2 * w[8])
+        _three(sums[0], s[0], s[1], s[2], w0, w1, w2),
+        _three(sums[1], s[1], s[2], s[3], w0, w1, w2),
+        _three(sums[2], s[2], s[3], s[4], w0, w1, w2),
+        _three(sums[3], s[3], s[4], s[5], w0, w1, w2),
     )
 
 
 @triton.jit
-def _write_gate(a, g, grad, out, row, column, height, width, channels, channel, valid, BACKWARD: tl.constexpr):
+def _write_gate(
+    a, g, grad, out, row, column, first, height, width, channels, channel, BACKWARD: tl.constexpr, FAST: tl.constexpr
+):
     """Write a · SiLU(g), or in backward the gradients of a and g side by side."""
-    sigma = _sigmoid(g)
     if BACKWARD:
-        d = _load(grad, row, column, height, width, channels, channel, valid)
-        _store(out, d * g * sigma, row, column, height, width, 2 * channels, channel, valid)
-        dg = d * a * sigma * (1.0 + g * (1.0 - sigma))
-        _store(out + channels, dg, row, column, height, width, 2 * channels, channel, valid)
+        d = _load(grad, row, column, height, width, channels, channel, channels)
+        sigma = _sigmoid(g, FAST)
+        silu = g * sigma
+        _store(out, d * silu, row, column, first, height, width, 2 * channels, channel, channels)
+        dg = d * a * tl.fma(silu, 1.0 - sigma, sigma)
+        _store(out + channels, dg, row, column, first, height, width, 2 * channels, channel, channels)
     else:
-        _store(out, a * g * sigma, row, column, height, width, channels, channel, valid)
+        _store(out, a * _silu(g, FAST), row, column, first, height, width, channels, channel, channels)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def gate_kernel(
-    x, weight, bias, grad, out, height, width, channels, tiles_across,
-    STRIPS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr, BACKWARD: tl.constexpr,
+    x, weight, bias, grad, out, height, width, groups, columns,
+    UNIT: tl.constexpr, BLOCK: tl.constexpr, BACKWARD: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
-    """Forward: out [B, N, C]. BACKWARD: the same up to a and g, then out [B, N, 2C] = their gradients."""
+    """Forward: out [B, N, C]. BACKWARD: the same up to a and g, then out [B, N, 2C] = their gradients.
+
+    A column enters three results: it completes its left neighbour's sums (al, gl), goes into its own (am, gm) and opens
+    its right neighbour's (ar, gr). C = groups · UNIT tells the compiler what divides it.
+    """
+    channels = groups * UNIT
     channel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     valid = channel < channels
-    row = (tl.program_id(1) // tiles_across * STRIPS + tl.arange(0, STRIPS)) * 2
-    first = tl.program_id(1) % tiles_across * COLUMNS
+    across = tl.cdiv(width, columns)
+    row = tl.program_id(1) // across * ROWS
+    first = tl.program_id(1) % across * columns
     start = tl.program_id(2).to(tl.int64) * height * width * channels
     x += 2 * start
     grad += start
     out += 2 * start if BACKWARD else start
     stride = 2 * channels
     wa, wg = _nine(weight, channel, valid), _nine(weight + 9 * channels, channel, valid)
-    ba = tl.load(bias + channel, mask=valid, other=0.0).to(tl.float32)[None, :]
-    bg = tl.load(bias + channels + channel, mask=valid, other=0.0).to(tl.float32)[None, :]
-    al = _four_silu(x, row, first - 1, height, width, stride, channel, valid)
-    gl = _four_silu(x + channels, row, first - 1, height, width, stride, channel, valid)
-    am = _four_silu(x, row, first, height, width, stride, channel, valid)
-    gm = _four_silu(x + channels, row, first, height, width, stride, channel, valid)
-    for step in tl.static_range(COLUMNS):
-        column = first + step
-        ar = _four_silu(x, row, column + 1, height, width, stride, channel, valid)
-        gr = _four_silu(x + channels, row, column + 1, height, width, stride, channel, valid)
-        a = _weighted(al[0], am[0], ar[0], al[1], am[1], ar[1], al[2], am[2], ar[2], wa) + ba
-        g = _weighted(gl[0], gm[0], gr[0], gl[1], gm[1], gr[1], gl[2], gm[2], gr[2], wg) + bg
-        _write_gate(a, g, grad, out, row, column, height, width, channels, channel, valid, BACKWARD)
-        a = _weighted(al[1], am[1], ar[1], al[2], am[2], ar[2], al[3], am[3], ar[3], wa) + ba
-        g = _weighted(gl[1], gm[1], gr[1], gl[2], gm[2], gr[2], gl[3], gm[3], gr[3], wg) + bg
-        _write_gate(a, g, grad, out, row + 1, column, height, width, channels, channel, valid, BACKWARD)
-        al, am = am, ar
-        gl, gm = gm, gr
+    a = tl.load(bias + channel, mask=valid, other=0.0).to(tl.float32)
+    g = tl.load(bias + channels + channel, mask=valid, other=0.0).to(tl.float32)
+    ba, bg = (a, a, a, a), (g, g, g, g)
+    am, ar, gm, gr = ba, ba, bg, bg
+    # The first column has no results to complete, or another program's; these are not written.
+    for column in tl.range(tl.maximum(first - 1, 0), tl.minimum(first + columns, width) + 1):
+        s = _six_silu(x, row, column, height, width, stride, channel, channels, FAST)
+        al = _add_column(am, s, wa[2], wa[5], wa[8])
+        am = _add_column(ar, s, wa[1], wa[4], wa[7])
+        ar = _add_column(ba, s, wa[0], wa[3], wa[6])
+        s = _six_silu(x + channels, row, column, height, width, stride, channel, channels, FAST)
+        gl = _add_column(gm, s, wg[2], wg[5], wg[8])
+        gm = _add_column(gr, s, wg[1], wg[4], wg[7])
+        gr = _add_column(bg, s, wg[0], wg[3], wg[6])
+        for i in tl.static_range(ROWS):
+            _write_gate(
+                al[i], gl[i], grad, out, row + i, column - 1, first, height, width, channels, channel, BACKWARD, FAST
+            )
 
 
 @triton.jit
-def _spread(x, dx, ds, row, column, height, width, stride, channel, valid):
+def _through_silu(x, dx, ds, row, column, height, width, channels, channel, FAST: tl.constexpr):
     """Take ds through SiLU into dx; return SiLU(x)."""
-    v = _load(x, row, column, height, width, stride, channel, valid)
-    sigma = _sigmoid(v)
-    _store(dx, ds * sigma * (1.0 + v * (1.0 - sigma)), row, column, height, width, stride, channel, valid)
-    return v * sigma
+    v = _load(x, row, column, height, width, channels, channel, channels)
+    sigma = _sigmoid(v, FAST)
+    silu = v * sigma
+    slope = tl.fma(silu, 1.0 - sigma, sigma)
+    _store(dx, ds * slope, row, column, 0, height, width, channels, channel, channels)
+    return silu
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def spread_kernel(
-    x, weight, inner, dx, sums, height, width, channels, tiles_across,
-    STRIPS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
+    x, weight, inner, dx, sums, height, width, groups, columns,
+    UNIT: tl.constexpr, BLOCK: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
     """From `inner`, the gradient of [a, g]: dx, and this program's sums for the nine taps and the bias.
 
-    `channels` counts both halves here. SiLU(x) is zero outside the picture, so it masks the sums of the taps; the
-    sums of the bias are over columns that this program owns, and zero outside the picture by the load.
+    channels = groups · UNIT counts both halves here; l, m, r are the columns of `inner` to the left, here, and to the
+    right. SiLU(x) is zero outside the picture, so it masks the sums of the taps; the sum of the bias is over columns
+    that this program owns, and zero outside the picture by the load.
     """
+    channels = groups * UNIT
     channel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     valid = channel < channels
-    row = (tl.program_id(1) // tiles_across * STRIPS + tl.arange(0, STRIPS)) * 2
-    first = tl.program_id(1) % tiles_across * COLUMNS
+    across = tl.cdiv(width, columns)
+    row = tl.program_id(1) // across * ROWS
+    first = tl.program_id(1) % across * columns
     start = tl.program_id(2).to(tl.int64) * height * width * channels
     x += start
     inner += start
     dx += start
     k = _nine(weight, channel, valid)
-    flipped = (k[8], k[7], k[6], k[5], k[4], k[3], k[2], k[1], k[0])
-    l = _four(inner, row, first - 1, height, width, channels, channel, valid)  # noqa: E741
-    m = _four(inner, row, first, height, width, channels, channel, valid)
-    z = tl.zeros((STRIPS, BLOCK), tl.float32)
-    w0, w1, w2, w3, w4, w5, w6, w7, w8, b = z, z, z, z, z, z, z, z, z, z
-    for step in tl.static_range(COLUMNS):
-        column = first + step
-        r = _four(inner, row, column + 1, height, width, channels, channel, valid)
-        ds = _weighted(l[0], m[0], r[0], l[1], m[1], r[1], l[2], m[2], r[2], flipped)
-        s = _spread(x, dx, ds, row, column, height, width, channels, channel, valid)
-        ds = _weighted(l[1], m[1], r[1], l[2], m[2], r[2], l[3], m[3], r[3], flipped)
-        t = _spread(x, dx, ds, row + 1, column, height, width, channels, channel, valid)
-        w0 += s * r[2] + t * r[3]
-        w1 += s * m[2] + t * m[3]
-        w2 += s * l[2] + t * l[3]
-        w3 += s * r[1] + t * r[2]
-        w4 += s * m[1] + t * m[2]
-        w5 += s * l[1] + t * l[2]
-        w6 += s * r[0] + t * r[1]
-        w7 += s * m[0] + t * m[1]
-        w8 += s * l[0] + t * l[1]
-        b += m[1] + m[2]
+    zero = tl.zeros((BLOCK,), tl.float32)
+    nothing = (zero, zero, zero, zero)
+    w0, w1, w2, w3, w4, w5, w6, w7, w8, b = zero, zero, zero, zero, zero, zero, zero, zero, zero, zero
+    # l and m must start from two loads: see the head of this module.
+    l = _six(inner, row, first - 1, height, width, channels, channel, channels)  # noqa: E741
+    m = _six(inner, row, first, height, width, channels, channel, channels)
+    for column in tl.range(first, tl.minimum(first + columns, width)):
+        r = _six(inner, row, column + 1, height, width, channels, channel, channels)
+        ds = _add_column(nothing, l, k[8], k[5], k[2])
+        ds = _add_column(ds, m, k[7], k[4], k[1])
+        ds = _add_column(ds, r, k[6], k[3], k[0])
+        for i in tl.static_range(ROWS):
+            s = _through_silu(x, dx, ds[i], row + i, column, height, width, channels, channel, FAST)
+            w0 = tl.fma(s, r[i + 2], w0)
+            w1 = tl.fma(s, m[i + 2], w1)
+            w2 = tl.fma(s, l[i + 2], w2)
+            w3 = tl.fma(s, r[i + 1], w3)
+            w4 = tl.fma(s, m[i + 1], w4)
+            w5 = tl.fma(s, l[i + 1], w5)
+            w6 = tl.fma(s, r[i], w6)
+            w7 = tl.fma(s, m[i], w7)
+            w8 = tl.fma(s, l[i], w8)
+            b += m[i + 1]
         l, m = m, r  # noqa: E741
     program = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
     at = sums + program.to(tl.int64) * SUMS * channels + channel
     total = (w0, w1, w2, w3, w4, w5, w6, w7, w8, b)
     for i in tl.static_range(SUMS):
-        tl.store(at + i * channels, tl.sum(total[i], 0), mask=valid)
+        tl.store(at + i * channels, total[i], mask=valid)
 
 
-def _launch(plan: Plan, batch: int, height: int, width: int, channels: int) -> tuple[Any, int, dict[str, int]]:
-    """The grid, tiles across a picture, and the kernel's constants."""
-    columns = min(plan.columns, triton.next_power_of_2(width))
-    across = triton.cdiv(width, columns)
-    grid = (triton.cdiv(channels, plan.channels), triton.cdiv(height, 2 * plan.strips) * across, batch)
-    constants = {"STRIPS": plan.strips, "COLUMNS": columns, "BLOCK": plan.channels, "num_warps": plan.warps}
-    return grid, across, constants
+@functools.cache
+def _has_tanh(device: torch.device) -> bool:
+    """Whether the kernels are compiled for a chip with tanh.approx: not AMD's, not before 7.5, not the interpreter."""
+    compiled = isinstance(gate_kernel, triton.runtime.JITFunction) and torch.version.hip is None
+    return compiled and torch.cuda.get_device_capability(device) >= (7, 5)
+
+
+def _launch(plan: Plan, x: torch.Tensor, height: int, width: int, channels: int) -> tuple[Any, ...]:
+    """The grid, the numbers after the tensors, and the kernel's constants.
+
+    Programs of few tokens are cut shorter, so that every multiprocessor gets some.
+    """
+    blocks, strips = triton.cdiv(channels, plan.channels), triton.cdiv(height, ROWS.value)
+    columns = min(plan.columns, width)
+    while (
+        columns > FEWEST_COLUMNS and blocks * strips * triton.cdiv(width, columns) * len(x) * plan.warps < ENOUGH_WARPS
+    ):
+        columns = triton.cdiv(columns, 2)
+    unit = 16 if channels % 16 == 0 else 1
+    fast = x.dtype != torch.float32 and _has_tanh(x.device)
+    constants = {"UNIT": unit, "BLOCK": plan.channels, "FAST": fast, "num_warps": plan.warps}
+    grid = (blocks, strips * triton.cdiv(width, columns), len(x))
+    return grid, (height, width, channels // unit, columns), constants
 
 
 def _contiguous(*tensors: torch.Tensor) -> list[torch.Tensor]:
@@ -243,10 +309,8 @@ def forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, height: i
     x, weight, bias = _contiguous(x, weight, bias)
     out = x.new_empty(x.shape[0], x.shape[1], x.shape[2] // 2)
     if out.numel():
-        grid, across, constants = _launch(FORWARD, len(x), height, width, out.shape[2])
-        gate_kernel[grid](
-            x, weight, bias, out, out, height, width, out.shape[2], across, BACKWARD=False, **constants
-        )  # fmt: skip
+        grid, numbers, constants = _launch(FORWARD, x, height, width, out.shape[2])
+        gate_kernel[grid](x, weight, bias, out, out, *numbers, BACKWARD=False, **constants)
     return out
 
 
@@ -260,11 +324,11 @@ def backward(
     if not x.numel():
         return torch.empty_like(x), torch.zeros_like(weight), torch.zeros_like(bias)
     inner, dx = torch.empty_like(x), torch.empty_like(x)
-    grid, across, constants = _launch(GATE, len(x), height, width, both // 2)
-    gate_kernel[grid](x, weight, bias, grad, inner, height, width, both // 2, across, BACKWARD=True, **constants)
-    grid, across, constants = _launch(SPREAD, len(x), height, width, both)
+    grid, numbers, constants = _launch(GATE, x, height, width, both // 2)
+    gate_kernel[grid](x, weight, bias, grad, inner, *numbers, BACKWARD=True, **constants)
+    grid, numbers, constants = _launch(SPREAD, x, height, width, both)
     sums = x.new_empty(len(x) * grid[1], SUMS.value, both, dtype=torch.float32)
-    spread_kernel[grid](x, weight, inner, dx, sums, height, width, both, across, **constants)
+    spread_kernel[grid](x, weight, inner, dx, sums, *numbers, **constants)
     total = sums.sum(0)
     dweight = total[:9].t().contiguous().view(weight.shape)
     return dx, dweight.to(weight.dtype), total[9].to(bias.dtype)
