@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -46,6 +47,7 @@ class LatentRef:
         mask: Store, key and probability of its loss weights, or None.
         placed: What it is made from, for encoding on demand; None where it is in the store.
         alone: Encode it by itself: then its latents depend on nothing that another run may have cached.
+        memory: Folder that remembers which pictures cannot be decoded, or None.
     """
 
     name: str
@@ -55,6 +57,7 @@ class LatentRef:
     mask: tuple[Tensors, str, float] | None = None
     placed: PlacedSample | None = None
     alone: bool = False
+    memory: Path | None = None
 
 
 def read_latents(samples: Sequence[LatentRef]) -> torch.Tensor:

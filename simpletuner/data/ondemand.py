@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import torch
 
+from simpletuner.data import undecodable
 from simpletuner.data.cache import ShardWriter, TensorStore
 from simpletuner.data.encode import DECODE_THREADS, text_key
 from simpletuner.data.images import cut
@@ -27,6 +29,7 @@ class TextsOnDemand:
         encode: Callable[[list[str]], list[torch.Tensor]],
         dtype: torch.dtype,
         captions: Iterable[str],
+        tell: Callable[[str], None],
     ) -> None:
         """Encode with ``encode``.
 
@@ -35,8 +38,9 @@ class TextsOnDemand:
             encode: Captions → one [n, D] tensor each, real tokens only.
             dtype: Of the embeds, as in the cache.
             captions: Every caption that may be asked for.
+            tell: For the sentence about embeds that are damaged on disk.
         """
-        self._store, self._encode, self._dtype = store, encode, dtype
+        self._store, self._encode, self._dtype, self._tell = store, encode, dtype, tell
         self._captions = {text_key(caption): caption for caption in captions}
         self._writer = store.writer() if store is not None else None
 
@@ -45,7 +49,12 @@ class TextsOnDemand:
         if self._writer and (pending := self._writer.pending(key)) is not None:
             return pending
         if self._store is not None and key in self._store:
-            return self._store.get(key)
+            try:
+                return self._store.get(key)
+            except CacheError as error:  # this caption alone is encoded anew
+                if key not in self._captions:
+                    raise
+                self._tell(f"{error} The caption {self._captions[key][:60]!r} is encoded anew.")
         if key not in self._captions:
             raise CacheError(f"no caption of this run has the key {key[:12]}…; run again.")
         caption = self._captions[key]
@@ -82,6 +91,7 @@ class OnDemand:
         self._writers: dict[tuple[int, bool], ShardWriter] = {}  # those soon forgotten have shards of their own
         self._pool = ThreadPoolExecutor(DECODE_THREADS, thread_name_prefix="decode")
         self._broken: set[str] = set()
+        self._known: dict[Path, dict[str, str]] = {}  # what earlier runs found broken, by folder and digest
 
     def __call__(self, samples: Sequence[LatentRef]) -> torch.Tensor:
         """[B, C, h, w] latents of samples of one bucket, in their order.
@@ -143,10 +153,18 @@ class OnDemand:
     def _pixels(self, sample: LatentRef) -> torch.Tensor | None:
         if sample.placed is None:
             raise CacheError(f"{sample.name} is not in the cache and cannot be encoded here.")
-        try:
-            return cut(sample.placed.sample.path, sample.placed.placement)
-        except ImageError as error:
-            if sample.name not in self._broken:
-                self._broken.add(sample.name)
-                self._tell(f"{sample.name} cannot be used: {error}; others of its bucket stand in for it")
-            return None
+        path, digest, memory = sample.placed.sample.path, sample.placed.digest, sample.memory
+        if memory and memory not in self._known:
+            self._known[memory] = undecodable.known(memory)
+        reason = self._known[memory].get(digest) if memory else None
+        if reason is None:
+            try:
+                return cut(path, sample.placed.placement)
+            except ImageError as error:
+                reason = str(error)
+                if memory:
+                    undecodable.remember(memory, [(path, digest, reason)])
+        if sample.name not in self._broken:
+            self._broken.add(sample.name)
+            self._tell(f"{sample.name} cannot be used: {reason}; others of its bucket stand in for it")
+        return None

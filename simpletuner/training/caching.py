@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from simpletuner.config.read import RunConfig
+from simpletuner.data import undecodable
 from simpletuner.data.cache import TensorStore, content_key, weights_digest
 from simpletuner.data.encode import text_key
 from simpletuner.data.loader import DROPPED
@@ -58,11 +59,13 @@ def fill_caches(session: Session, parts: Components, found: list[prepare.Found])
     captions = {DROPPED, *prepare.captions_of(found)}
     if datasets.text_caching == "never":
         session.reporter.say(f"{len(captions)} distinct captions are encoded when needed, and not kept")
-        return refs, TextsOnDemand(None, encode, dtype, captions)
+        return refs, TextsOnDemand(None, encode, dtype, captions, session.reporter.say)
     store = session.caches.open(datasets.text_cache_dir / text_print[:16], translate_data.text_remote(datasets))
+    for shard in store.dropped:
+        session.reporter.say(f"{shard} was damaged and is encoded anew")
     if datasets.text_caching == "ondemand":
         session.reporter.say(f"{len(captions)} distinct captions are encoded when first needed")
-        return refs, TextsOnDemand(store, encode, dtype, captions)
+        return refs, TextsOnDemand(store, encode, dtype, captions, session.reporter.say)
     prepare.keep_texts(found, store, encode, dtype, [DROPPED], session.reporter)
     return refs, store
 
@@ -147,7 +150,11 @@ def homes(config: RunConfig, reporter: Reporter) -> list[Home]:
     for item in (*training, *held_out):
         ids, keys, _ = latents.setdefault(item.source.latent_dir, ([], set(), item.source.latent_remote))
         ids.append(item.source.id)
-        keys |= {key for p in item.placed for key in (p.key, p.mask_key) if key}
+        broken = undecodable.known(item.source.latent_dir)
+        wanted = [
+            p for p in item.placed if p.digest not in broken
+        ]  # where they are encoded on demand they stay in the plan
+        keys |= {key for p in wanted for key in (p.key, p.mask_key) if key}
         captions |= {text_key(c) for p in item.placed for c in p.sample.captions}
     places = [(root, ", ".join(ids), frozenset(keys), remote) for root, (ids, keys, remote) in latents.items()]
     text_dir, text_remote = (

@@ -14,6 +14,7 @@ from typing import Literal
 
 import torch
 
+from simpletuner.data import undecodable
 from simpletuner.data.cache import TensorStore, content_key
 from simpletuner.data.captions import CaptionRules
 from simpletuner.data.digests import digests
@@ -113,10 +114,13 @@ def _place_all(
     known = digests(paths, source.latent_dir, partial(reporter.track, f"Reading pictures [{source.id}]"))
     masks = by_name(source.mask.folder) if source.mask else {}
     known_masks = digests(list(masks.values()), source.latent_dir / MASKS) if masks else {}
+    ahead = source.caching == "ahead" and not source.redraw  # else the plan has others stand in for them
+    broken = undecodable.known(source.latent_dir) if ahead else {}
     placed, skipped = [], surplus
     for sample in samples:
-        if sample.path not in known:
-            skipped.append(Skipped(sample.path, "it cannot be read"))
+        if sample.path not in known or known[sample.path] in broken:
+            reason = broken.get(known.get(sample.path, ""), "it cannot be read")
+            skipped.append(Skipped(sample.path, reason))
             continue
         placement = place(sample.size, source.placement, _seed(source, sample))
         key = latent_key(known[sample.path], placement)
@@ -203,17 +207,22 @@ def find(sources: Sequence[DatasetSource], reporter: Reporter) -> list[Found]:
         placed, unread = _place_all(source, discovery, reporter)
         skipped = [*elsewhere, *discovery.skipped, *unread]
         found.append(Found(source, placed, skipped))
-        counts = Counter(p.placement.bucket for p in placed)
-        buckets = ", ".join(f"{size} × {count}" for size, count in sorted(counts.items()))
-        total = len(placed) + len(skipped)
-        reporter.say(f"[{source.id}] {total} pictures found, {len(placed)} used ({buckets})")
+        tell_sum(found[-1], reporter)
         tell_skipped(source.id, skipped, reporter)
         if not placed:
             raise DataError(
-                f"[{source.id}] no images detected in dataset that can be used: all {total} files in {source.folder} "
-                f"were skipped, the first because {skipped[0].reason}."
+                f"[{source.id}] no images detected in dataset that can be used: all {len(skipped)} files in "
+                f"{source.folder} were skipped, the first because {skipped[0].reason}."
             )
     return found
+
+
+def tell_sum(item: Found, reporter: Reporter) -> None:
+    """Print how many pictures were found and how many of them are used: the others are skipped."""
+    counts = Counter(p.placement.bucket for p in item.placed)
+    buckets = ", ".join(f"{size} × {count}" for size, count in sorted(counts.items()))
+    total = len(item.placed) + len(item.skipped)
+    reporter.say(f"[{item.source.id}] {total} pictures found, {len(item.placed)} used ({buckets})")
 
 
 def tell_skipped(dataset_id: str, skipped: Sequence[Skipped], reporter: Reporter) -> None:
@@ -311,15 +320,7 @@ def keep_latents(
         elif missing:
             with reporter.bar(f"Encoding pictures [{item.source.id}]", len(missing)) as bar:
                 skipped = encode_latents(missing, store, encode, dtype, item.source.encode_batch, bar.advance)
-            tell_skipped(item.source.id, skipped, reporter)
-            item.skipped += skipped
-            twins = {s.path for s in skipped}
-            item.skipped += [
-                Skipped(p.sample.path, "it has the same bytes as a picture that cannot be decoded")
-                for p in item.placed
-                if p.key not in store and p.sample.path not in twins
-            ]
-            item.placed = [p for p in item.placed if p.key in store]
+            _leave_out(item, skipped, reporter)
         else:
             reporter.say(f"[{item.source.id}] all {len(item.placed)} latents are in the cache")
         _refer(item, store, refs, reporter)
@@ -328,13 +329,30 @@ def keep_latents(
     return refs
 
 
+def _leave_out(item: Found, broken: Sequence[Skipped], reporter: Reporter) -> None:
+    """Skip the pictures that could not be decoded, with their copies; remember them, and print the new sum."""
+    if not broken:
+        return
+    reasons = {skipped.path: skipped.reason for skipped in broken}
+    failures = [(p.sample.path, p.digest, reasons[p.sample.path]) for p in item.placed if p.sample.path in reasons]
+    undecodable.remember(item.source.latent_dir, failures)
+    by_digest = {digest: reason for _, digest, reason in failures}
+    skipped = [Skipped(p.sample.path, by_digest[p.digest]) for p in item.placed if p.digest in by_digest]
+    item.placed = [p for p in item.placed if p.digest not in by_digest]
+    item.skipped += skipped
+    tell_skipped(item.source.id, skipped, reporter)
+    tell_sum(item, reporter)
+
+
 def _refer(item: Found, store: TensorStore | None, refs: Refs, reporter: Reporter) -> None:
     """Enter a dataset's samples, with their masks, into ``refs``."""
     masks = _keep_masks(item, reporter)
     for p in item.placed:
         mask = (masks, p.mask_key, item.source.mask.probability) if masks and item.source.mask else None
         name = str(p.sample.path)
-        refs[item.source.id, p.sample.path] = LatentRef(name, store, p.key, p.sample.captions, mask, p)
+        refs[item.source.id, p.sample.path] = LatentRef(
+            name, store, p.key, p.sample.captions, mask, p, memory=item.source.latent_dir
+        )
 
 
 def _keep_masks(item: Found, reporter: Reporter) -> TensorStore | None:
@@ -346,9 +364,15 @@ def _keep_masks(item: Found, reporter: Reporter) -> TensorStore | None:
     if missing:
         with reporter.bar(f"Reading masks [{item.source.id}]", len(missing), quiet_s=1.0) as bar:
             skipped = keep_masks(missing, store, item.source.mask.kind, item.source.stride, bar.advance)
-        tell_skipped(item.source.id, skipped, reporter)
-        item.skipped += skipped
-        item.placed = [p for p in item.placed if p.mask_key in store]
+        if skipped:
+            without = [p for p in item.placed if p.mask_key not in store]
+            found = {s.path: s.reason for s in skipped}
+            reasons = {p.mask_key: found[p.sample.path] for p in without if p.sample.path in found}
+            skipped = [Skipped(p.sample.path, reasons[p.mask_key]) for p in without]  # equal masks are read once
+            item.skipped += skipped
+            item.placed = [p for p in item.placed if p.mask_key in store]
+            tell_skipped(item.source.id, skipped, reporter)
+            tell_sum(item, reporter)
     return store
 
 

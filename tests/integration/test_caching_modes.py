@@ -49,6 +49,14 @@ def test_a_picture_that_cannot_be_decoded_is_stood_in_for(
     broken.write_bytes(broken.read_bytes()[:-200])
     said = simpletuner("train", "--config", config).stdout
     assert said.count("picture_2.png cannot be used") == 1 and "Done: 4 steps" in said
+    memory = tmp_path / "cache" / "vae" / "undecodable.json"
+    (digest,) = json.loads(memory.read_text())["pictures"]
+    memory.write_text(memory.read_text().replace("damaged", "dented"))
+    again = simpletuner("train", "--config", config, "--output_dir", tmp_path / "second").stdout
+    assert "the file is dented" in again, "what is remembered is not decoded again"
+    assert len(digest) == 64
+    first, second = weights(tmp_path / "out"), weights(tmp_path / "second")
+    assert all(torch.equal(first[name], second[name]) for name in first), "the plan is the same as before"
 
 
 def test_a_damaged_latent_is_encoded_anew(

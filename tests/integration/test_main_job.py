@@ -196,7 +196,15 @@ def test_unreadable_pictures_are_named_and_the_run_goes_on(
     done = simpletuner("train", "--config", config).stdout
     for name in ("broken.png", "cut_off.png", "lonely.png"):
         assert f"skipped {name}" in done
-    assert "7 pictures found, 5 used" in done
+    assert "7 pictures found, 5 used" in done and "7 pictures found, 4 used" in done, "before and after decoding"
+    # The one that can only be found out by decoding is remembered, until the file changes.
+    again = simpletuner("train", "--config", config, "--output_dir", tmp_path / "second").stdout
+    assert "7 pictures found, 4 used" in again and "5 used" not in again and "Encoding" not in again
+    assert "skipped cut_off.png: it cannot be decoded: the file is damaged" in again
+    assert "4 of 4 that the configuration needs" in simpletuner("cache", "stats", "--config", config).stdout
+    (folder / "cut_off.png").write_bytes(whole)
+    mended = simpletuner("train", "--config", config, "--output_dir", tmp_path / "third", "--max_train_steps=1").stdout
+    assert "7 pictures found, 5 used" in mended and "skipped cut_off.png" not in mended
 
 
 def test_a_poisoned_sample_is_skipped_and_named(

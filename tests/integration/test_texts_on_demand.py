@@ -47,15 +47,41 @@ def test_only_what_was_announced_is_encoded_and_once(tmp_path: Path) -> None:
         asked.extend(captions)
         return [torch.full((len(c), 2), float(len(c)), dtype=torch.float64) for c in captions]
 
-    texts = TextsOnDemand(TensorStore(tmp_path), encode, torch.float32, ["", "one", "two"])
+    texts = TextsOnDemand(TensorStore(tmp_path), encode, torch.float32, ["", "one", "two"], print)
     for caption in ("one", "", "one", "two", ""):
         assert texts.get(text_key(caption)).shape == (len(caption), 2)
     assert asked == ["one", "", "two"] and texts.get(text_key("one")).dtype == torch.float32
     with pytest.raises(CacheError, match="run again"):
         texts.get(text_key("three"))
     texts.close()
-    again = TextsOnDemand(TensorStore(tmp_path), encode, torch.float32, ["one"])
+    again = TextsOnDemand(TensorStore(tmp_path), encode, torch.float32, ["one"], print)
     assert torch.equal(again.get(text_key("one")), torch.full((3, 2), 3.0)) and asked == ["one", "", "two"]
+
+
+def test_of_a_damaged_shard_only_the_damaged_caption_is_encoded_anew(tmp_path: Path) -> None:
+    asked: list[str] = []
+    told: list[str] = []
+
+    def encode(captions: list[str]) -> list[torch.Tensor]:
+        asked.extend(captions)
+        return [torch.full((len(c), 2), float(len(c))) for c in captions]
+
+    def texts() -> TextsOnDemand:
+        return TextsOnDemand(TensorStore(tmp_path), encode, torch.float32, ["one", "three"], told.append)
+
+    first = texts()
+    whole = {caption: first.get(text_key(caption)) for caption in ("one", "three")}
+    first.close()
+    (shard,) = tmp_path.glob("shard-*")
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    asked.clear()
+    again = texts()
+    for _ in range(2):
+        assert all(torch.equal(again.get(text_key(caption)), tensor) for caption, tensor in whole.items())
+    assert len(asked) == 1 and len(told) == 1 and f"{asked[0]!r} is encoded anew" in told[0]
+    again.close()
 
 
 def test_where_it_is_said(pocket_run: Callable[..., Path], tmp_path: Path) -> None:
