@@ -2,7 +2,7 @@
 
     python bench/kernels.py                       # needs a GPU: 1.6B at 1024 px, B = 1, 8, 16; at most four minutes
     python bench/kernels.py --batch 8 --seconds 90
-    python bench/kernels.py --batch 8 --plans     # only other shapes of the depthwise programs; about half a minute
+    python bench/kernels.py --batch 8 --plans     # only other shapes of the programs; about half a minute
     python bench/kernels.py --cpu                 # a tiny check of the plain twins, no timing
 
 Milliseconds are device time: one pass over several sets of inputs (together larger than any cache) is captured as a CUDA
@@ -34,6 +34,13 @@ PLANS = (
     (512, 4, 64),
 )  # fmt: skip
 
+ATTENTION_PLANS = (
+    (64, 4, 4),
+    (64, 2, 4),
+    (64, 1, 4),
+    (128, 2, 8),
+    (64, 4, 2),
+)  # tokens of a block, blocks of a run, warps
 LAUNCHES = ("FORWARD", "GATE", "SPREAD")
 
 Operation = Callable[..., torch.Tensor]
@@ -252,6 +259,28 @@ def try_plans(batch: int, until: float) -> bool:
     return right
 
 
+def try_attention_plans(batch: int, until: float) -> bool:
+    """The same for the launches of linear attention, all four at once."""
+    from simpletuner.models.sana.kernels import linear_attention_triton as kernels
+
+    subject = attention_subject(batch, HEIGHT * WIDTH, HEADS, HEAD, compiled=False)
+    way, right, kept = subject.ways["twin"], True, (kernels.BLOCK, kernels.RUN, kernels.WARPS)
+    sets = [make(subject.shapes, torch.bfloat16, "cuda") for _ in range(max(1, 32 // batch))]
+    print(f"\nplans of linear attention, batch {batch}")
+    print("| block, run, warps | worst error | forward ms | forward + backward ms |\n|---|---|---|---|", flush=True)
+    for plan in ATTENTION_PLANS:
+        if time.monotonic() > until:
+            print(f"| {plan} | not run: the time is spent | | |")
+            continue
+        kernels.BLOCK, kernels.RUN, kernels.WARPS = plan
+        error = worst_error(way, subject, sets[0])
+        right &= error < 2e-2
+        forward, both = time_way(way, subject, sets)
+        print(f"| {plan} | {error:.1e}{'' if error < 2e-2 else ' WRONG'} | {forward:.3f} | {both:.3f} |", flush=True)
+    kernels.BLOCK, kernels.RUN, kernels.WARPS = kept
+    return right
+
+
 def check_twins() -> bool:
     """The operations on the CPU, tiny, float32: output and gradients against the library's operations."""
     right = True
@@ -266,7 +295,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 16])
     parser.add_argument("--seconds", type=float, default=240, help="after this nothing new is started")
-    parser.add_argument("--plans", action="store_true", help="only try other shapes of the depthwise programs")
+    parser.add_argument("--plans", action="store_true", help="only try other shapes of the programs")
     parser.add_argument("--cpu", action="store_true", help="only the tiny check, though there is a GPU")
     arguments = parser.parse_args()
     if arguments.cpu or not torch.cuda.is_available():
@@ -282,6 +311,7 @@ def main() -> int:
     for batch in arguments.batch:
         if arguments.plans:
             right &= try_plans(batch, until)
+            right &= try_attention_plans(batch, until)
             continue
         right &= report(depthwise_subject(batch, HEIGHT, WIDTH, CHANNELS, compiled=True), until)
         right &= report(attention_subject(batch, HEIGHT * WIDTH, HEADS, HEAD, compiled=True), until)

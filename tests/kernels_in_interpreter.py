@@ -25,6 +25,7 @@ order: random.Random | None = None
 first = {
     "store": type(builder).create_masked_store,
     "index": type(builder).set_grid_idx,
+    "dot": type(builder).create_dot,
     "patch": interpreter._patch_lang_tensor,
 }
 
@@ -51,7 +52,20 @@ def patch_tensors(tensor, *rest):
     tensor.__index__ = lambda self: self.handle.data.item()
 
 
+def wide(handle):
+    """A bfloat16 factor in float32: the interpreter keeps bfloat16 as integers, and would multiply these."""
+    if handle.dtype.scalar != tl.bfloat16:
+        return handle
+    data = (handle.data.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    return interpreter.TensorHandle(data, tl.float32)
+
+
+def dot(self, a, b, *rest):
+    return first["dot"](self, wide(a), wide(b), *rest)
+
+
 interpreter._patch_lang_tensor = patch_tensors
+type(builder).create_dot = dot
 type(builder).create_masked_store = counting_store
 type(builder).set_grid_idx = shuffled_index
 

@@ -4,6 +4,10 @@ The tokens are split into runs of BLOCK · RUN. A program sums over its own run 
 float32 buffer [B, runs, heads, d + 1, d]; ``torch.sum`` adds the runs up. So there are no atomics, nothing depends on
 the order of programs, and the result is the same bits every run. As in ``depthwise_triton.py`` (which tells why) no
 run-time loop carries a tensor: the RUN blocks of a run are unrolled, and their number is the same for every N.
+
+Products with sums in float32. q, k, v and the incoming gradient are factors as they are: the product of two bfloat16 is
+exact in float32. What is float32 itself (the state, its gradient, the gradient over its divisor) enters a product with
+bfloat16 as the sum of two bfloat16 numbers, PRECISION "split": 16 of its 24 digits at the speed of the product units.
 """
 
 from __future__ import annotations
@@ -22,9 +26,15 @@ LARGEST = 2**31 - 1
 
 @triton.jit
 def _rows(pointer, token, tokens, stride, D: tl.constexpr):
-    """Rows `token` of one head, [BLOCK, D] float32, zero past the end."""
+    """Rows `token` of one head, [BLOCK, D] in their dtype, zero past the end."""
     offset = token[:, None] * stride + tl.arange(0, D)[None, :]
-    return tl.load(pointer + offset, mask=(token < tokens)[:, None], other=0.0).to(tl.float32)
+    return tl.load(pointer + offset, mask=(token < tokens)[:, None], other=0.0)
+
+
+@triton.jit
+def _relu(x):
+    """In the dtype of x, which ``tl.maximum`` does not keep."""
+    return tl.where(x > 0, x, 0.0).to(x.dtype)
 
 
 @triton.jit
@@ -48,6 +58,17 @@ def _write_state(pointer, matrix, vector, D: tl.constexpr):
 
 
 @triton.jit
+def _times(a, b, PRECISION: tl.constexpr):
+    """The matrix product of a in the dtype of qkv and b in float32, in float32."""
+    if PRECISION == "split":
+        high = b.to(a.dtype)
+        low = (b - high.to(tl.float32)).to(a.dtype)
+        return tl.dot(a, high, tl.dot(a, low))
+    else:
+        return tl.dot(a.to(tl.float32), b, input_precision=PRECISION)
+
+
+@triton.jit
 def _place(D: tl.constexpr):
     """Which (picture, run, head) this program owns in a buffer of sums, and which (picture, head) in a state."""
     picture = tl.program_id(2).to(tl.int64)
@@ -56,7 +77,7 @@ def _place(D: tl.constexpr):
     return picture, run * (D + 1) * D, head * (D + 1) * D
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def state_kernel(qkv, sums, tokens, D: tl.constexpr, BLOCK: tl.constexpr, RUN: tl.constexpr, PRECISION: tl.constexpr):
     """Σ kᵀ v and Σ k over one run of tokens of one head."""
     heads = tl.num_programs(0)
@@ -64,17 +85,21 @@ def state_kernel(qkv, sums, tokens, D: tl.constexpr, BLOCK: tl.constexpr, RUN: t
     stride = 3 * heads * D
     key = qkv + picture * tokens * stride + (heads + tl.program_id(0)) * D
     matrix = tl.zeros((D, D), tl.float32)
-    vector = tl.zeros((D,), tl.float32)
+    every = tl.zeros((BLOCK, D), tl.float32)
     for block in tl.static_range(RUN):
         token = (tl.program_id(1) * RUN + block) * BLOCK + tl.arange(0, BLOCK)
-        k = tl.maximum(_rows(key, token, tokens, stride, D), 0.0)
+        k = _relu(_rows(key, token, tokens, stride, D))
         v = _rows(key + heads * D, token, tokens, stride, D)
-        matrix += tl.dot(tl.trans(k), v, input_precision=PRECISION)
-        vector += tl.sum(k, 0)
+        if PRECISION == "split":
+            matrix = tl.dot(tl.trans(k), v, matrix)
+        else:
+            matrix += _times(tl.trans(k), v.to(tl.float32), PRECISION)
+        every += k.to(tl.float32)
+    vector = tl.sum(every, 0)
     _write_state(sums + own, matrix, vector, D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def output_kernel(
     qkv, state, out, tokens, epsilon,
     D: tl.constexpr, BLOCK: tl.constexpr, RUN: tl.constexpr, PRECISION: tl.constexpr,
@@ -88,13 +113,13 @@ def output_kernel(
     matrix, vector = _state(state + own, D)
     for block in tl.static_range(RUN):
         token = (tl.program_id(1) * RUN + block) * BLOCK + tl.arange(0, BLOCK)
-        q = tl.maximum(_rows(query, token, tokens, stride, D), 0.0)
-        divisor = tl.sum(q * vector[None, :], 1) + epsilon
-        y = tl.dot(q, matrix, input_precision=PRECISION) / divisor[:, None]
+        q = _relu(_rows(query, token, tokens, stride, D))
+        divisor = tl.sum(q.to(tl.float32) * vector[None, :], 1) + epsilon
+        y = _times(q, matrix, PRECISION) / divisor[:, None]
         _write(out, y, token, tokens, heads * D, D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def query_backward_kernel(
     grad, qkv, state, dqkv, sums, tokens, epsilon,
     D: tl.constexpr, BLOCK: tl.constexpr, RUN: tl.constexpr, PRECISION: tl.constexpr,
@@ -107,23 +132,24 @@ def query_backward_kernel(
     grad += picture * tokens * heads * D + tl.program_id(0) * D
     matrix, vector = _state(state + whole, D)
     dmatrix = tl.zeros((D, D), tl.float32)
-    dvector = tl.zeros((D,), tl.float32)
+    dvector = tl.zeros((BLOCK, D), tl.float32)
     for block in tl.static_range(RUN):
         token = (tl.program_id(1) * RUN + block) * BLOCK + tl.arange(0, BLOCK)
-        q = tl.maximum(_rows(qkv + start, token, tokens, stride, D), 0.0)
+        q = _relu(_rows(qkv + start, token, tokens, stride, D))
         g = _rows(grad, token, tokens, heads * D, D)
-        r = 1.0 / (tl.sum(q * vector[None, :], 1) + epsilon)[:, None]
-        a = g * r
-        b = -r * tl.sum(a * tl.dot(q, matrix, input_precision=PRECISION), 1)[:, None]
+        wide = q.to(tl.float32)
+        r = 1.0 / (tl.sum(wide * vector[None, :], 1) + epsilon)[:, None]
+        a = g.to(tl.float32) * r
+        b = -r * tl.sum(a * _times(q, matrix, PRECISION), 1)[:, None]
         # Past the end q and g are 0 and r is 1/ε: a and b are 0 there, finite times zero.
-        dq = tl.dot(a, tl.trans(matrix), input_precision=PRECISION) + b * vector[None, :]
+        dq = r * _times(g, tl.trans(matrix), PRECISION) + b * vector[None, :]
         _write(dqkv + start, tl.where(q > 0, dq, 0.0), token, tokens, stride, D)
-        dmatrix += tl.dot(tl.trans(q), a, input_precision=PRECISION)
-        dvector += tl.sum(b * q, 0)
-    _write_state(sums + own, dmatrix, dvector, D)
+        dmatrix += _times(tl.trans(q), a, PRECISION)
+        dvector += b * wide
+    _write_state(sums + own, dmatrix, tl.sum(dvector, 0), D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def key_backward_kernel(
     qkv, dstate, dqkv, tokens,
     D: tl.constexpr, BLOCK: tl.constexpr, RUN: tl.constexpr, PRECISION: tl.constexpr,
@@ -136,17 +162,27 @@ def key_backward_kernel(
     dmatrix, dvector = _state(dstate + whole, D)
     for block in tl.static_range(RUN):
         token = (tl.program_id(1) * RUN + block) * BLOCK + tl.arange(0, BLOCK)
-        k = tl.maximum(_rows(qkv + start, token, tokens, stride, D), 0.0)
+        k = _relu(_rows(qkv + start, token, tokens, stride, D))
         v = _rows(qkv + start + heads * D, token, tokens, stride, D)
-        dk = tl.dot(v, tl.trans(dmatrix), input_precision=PRECISION) + dvector[None, :]
+        dk = _times(v, tl.trans(dmatrix), PRECISION) + dvector[None, :]
         _write(dqkv + start, tl.where(k > 0, dk, 0.0), token, tokens, stride, D)
-        dv = tl.dot(k, dmatrix, input_precision=PRECISION)
-        _write(dqkv + start + heads * D, dv, token, tokens, stride, D)
+        _write(dqkv + start + heads * D, _times(k, dmatrix, PRECISION), token, tokens, stride, D)
 
 
 def takes(width: int) -> bool:
     """Whether the kernels know heads of this many channels: the product units want a power of two from 16 on."""
     return 16 <= width <= 128 and width & (width - 1) == 0
+
+
+def _products(dtype: torch.dtype, width: int) -> tuple[str, int]:
+    """How products are computed, and the blocks of a run.
+
+    Unrolled float32 products of wide heads take minutes to compile and spill: they get one block a run. Three tf32
+    products give nearly float32's digits; float16 has no range for the parts of a sum.
+    """
+    if dtype == torch.bfloat16:
+        return "split", RUN if width <= 32 else 1
+    return "ieee" if dtype == torch.float32 and width <= 32 else "tf32x3", 1
 
 
 def _launch(qkv: torch.Tensor) -> tuple[Any, torch.Tensor, dict[str, Any]]:
@@ -158,11 +194,10 @@ def _launch(qkv: torch.Tensor) -> tuple[Any, torch.Tensor, dict[str, Any]]:
     batch, tokens, _, heads, width = qkv.shape
     if tokens * 3 * heads * width > LARGEST:
         raise ValueError(f"one picture has {tokens}·3·{heads}·{width} values, more than 32-bit offsets reach")
-    runs = triton.cdiv(tokens, BLOCK * RUN)
+    precision, run = _products(qkv.dtype, width)
+    runs = triton.cdiv(tokens, BLOCK * run)
     sums = qkv.new_empty(batch, runs, heads, width + 1, width, dtype=torch.float32)
-    # Half-precision inputs: three tf32 products give float32's digits at the speed of the product units.
-    precision = "ieee" if qkv.dtype == torch.float32 else "tf32x3"
-    constants = {"D": width, "BLOCK": BLOCK, "RUN": RUN, "PRECISION": precision, "num_warps": WARPS}
+    constants = {"D": width, "BLOCK": BLOCK, "RUN": run, "PRECISION": precision, "num_warps": WARPS}
     return (heads, runs, batch), sums, constants
 
 
