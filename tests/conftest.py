@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -55,6 +57,32 @@ Command = Callable[..., "subprocess.CompletedProcess[str]"]
 def command_line(*arguments: object) -> list[str]:
     """The real command, from this very checkout."""
     return [sys.executable, "-c", "from simpletuner.cli.app import main; main()", *map(str, arguments)]
+
+
+def stopped_when(
+    reached: Callable[[], bool], config: Path, cwd: Path, by: signal.Signals = signal.SIGKILL
+) -> tuple[int, str]:
+    """Train until something is reached, then send a signal; the exit status and what was said."""
+    process = subprocess.Popen(
+        command_line("train", "--config", config),
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline and not reached():
+        time.sleep(0.005)
+    process.send_signal(by)
+    output, _ = process.communicate(timeout=120)
+    return process.returncode, output
+
+
+def has_recorded(output: Path, step: int) -> bool:
+    """Whether a run has this step in its metrics."""
+    metrics = output / "metrics.jsonl"
+    return metrics.is_file() and f'"step": {step}' in metrics.read_text()
 
 
 @pytest.fixture

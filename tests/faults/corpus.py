@@ -20,8 +20,6 @@ from corpus_files import (
     DISPLAY_P3,
     LOSS,
     SRGB,
-    TURNED,
-    Pixels,
     adam7,
     blocks,
     noise,
@@ -36,6 +34,7 @@ from corpus_files import (
     to_srgb,
     turned,
 )
+from exif import TURNED, Pixels
 from PIL import Image, ImageCms
 
 FILE, PICTURE, UTF8 = "damaged or cut short", "not a picture", "UTF-8"

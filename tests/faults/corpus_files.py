@@ -5,25 +5,13 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from exif import ORIENTATION, Pixels
 from PIL import Image
 
-Pixels = npt.NDArray[np.uint8]
-ORIENTATION = 274
-TURNED: dict[int, Callable[[Pixels], Pixels]] = {  # stored → meant: which side holds row 0 and column 0
-    1: lambda a: a,
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.swapaxes(0, 1),
-    6: lambda a: a.swapaxes(0, 1)[:, ::-1],
-    7: lambda a: a.swapaxes(0, 1)[::-1, ::-1],
-    8: lambda a: a.swapaxes(0, 1)[::-1],
-}
 BEST: dict[str, dict[str, Any]] = {
     "jpg": {"quality": 100, "subsampling": 0},
     "webp": {"lossless": True, "exact": True},

@@ -1,10 +1,6 @@
 """Adapters through the real program on the pocket model: train, stop, resume, export, load elsewhere."""
 
 import json
-import os
-import signal
-import subprocess
-import time
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
@@ -13,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, command_line
+from conftest import has_recorded, stopped_when
 from PIL import Image
 from rich.console import Console
 from safetensors import safe_open
@@ -93,15 +89,7 @@ def test_a_killed_run_resumes_to_the_same_bits(pocket_run: Callable[..., Path], 
         "checkpoints_total_limit": 0,
     }
     config = pocket_run(**options, output_dir=str(tmp_path / "killed"))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    process = subprocess.Popen(command_line("train", "--config", config), cwd=tmp_path, env=environment,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
-    metrics = tmp_path / "killed" / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not (metrics.is_file() and '"step": 7' in metrics.read_text()):
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    stopped_when(lambda: has_recorded(tmp_path / "killed", 7), config, tmp_path)
     from simpletuner.training.run import train as real
 
     kept = max(int(p.name.rpartition("-")[2]) for p in (tmp_path / "killed").glob("checkpoint-*"))

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, Command, command_line
+from conftest import ROOT, Command, has_recorded, stopped_when
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -78,21 +78,8 @@ def test_a_killed_run_resumes_to_the_same_bits(
     simpletuner("train", "--config", config)
 
     config = pocket_run(**options, output_dir=str(tmp_path / "killed"))
-    metrics = tmp_path / "killed" / "metrics.jsonl"
-    process = subprocess.Popen(
-        command_line("train", "--config", config),
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
     # Killed without warning between checkpoints: after step 4 is on record, before 6 can be.
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not (metrics.is_file() and '"step": 4' in metrics.read_text()):
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    stopped_when(lambda: has_recorded(tmp_path / "killed", 4), config, tmp_path)
     kept = sorted(p.name for p in (tmp_path / "killed").glob("checkpoint-*"))
     assert kept and "checkpoint-9" not in kept, "the kill came too late to test anything"
     done = simpletuner("train", "--config", config)
@@ -109,21 +96,8 @@ def test_a_killed_run_resumes_to_the_same_bits(
 
 def test_an_interrupt_saves_and_says_how_to_go_on(pocket_run: Callable[..., Path], tmp_path: Path) -> None:
     config = pocket_run(max_train_steps=5000)
-    process = subprocess.Popen(
-        command_line("train", "--config", config),
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    metrics = tmp_path / "out" / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not (metrics.is_file() and '"step": 3' in metrics.read_text()):
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 130, output
+    status, output = stopped_when(lambda: has_recorded(tmp_path / "out", 3), config, tmp_path, by=signal.SIGINT)
+    assert status == 130, output
     assert "Stopped at step" in output and list((tmp_path / "out").glob("checkpoint-*"))
 
 

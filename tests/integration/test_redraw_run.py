@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from conftest import ROOT, command_line
+from conftest import stopped_when
 from safetensors.torch import load_file
 
 from simpletuner.config.read import load
@@ -35,14 +32,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(pocket_run: Callable[..., Path
     train(load(str(configured("still", redraw=False))))
     train(load(str(configured("whole"))))
     config, out = configured("killed"), tmp_path / "killed"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    process = subprocess.Popen(
-        command_line("train", "--config", config), env=environment, stdout=subprocess.DEVNULL, cwd=tmp_path
-    )
-    while process.poll() is None and not (out / "checkpoint-3").is_dir():
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
+    stopped_when((out / "checkpoint-3").is_dir, config, tmp_path)
     for later in (out / "checkpoint-6", out / "pipeline"):  # if the machine was faster than we were
         shutil.rmtree(later, ignore_errors=True)
     train(load(str(config)))

@@ -58,6 +58,15 @@ def move(adapter: Adapter) -> None:
             parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
 
 
+def saved(kind: str, folder: Path) -> Any:
+    """A model with a trained adapter, whose file is in the folder."""
+    model = base()
+    adapter = adapters.put_on(model, ALL[kind], seed=1)
+    move(adapter)
+    adapter.save(folder)
+    return model
+
+
 @pytest.fixture(autouse=True)
 def _no_preset_is_left() -> Iterator[None]:
     yield
@@ -115,11 +124,7 @@ def test_an_earlier_adapter_in_the_folder_is_not_read_in_place_of_a_new_one(tmp_
 
 @pytest.mark.parametrize("kind", PEFT)
 def test_plain_diffusers_loads_the_file_and_gives_the_same(kind: str, tmp_path: Path) -> None:
-    model = base()
-    adapter = adapters.put_on(model, PEFT[kind], seed=1)
-    move(adapter)
-    adapter.save(tmp_path)
-    reference = base()
+    model, reference = saved(kind, tmp_path), base()
     tensors, metadata = SanaPipeline.lora_state_dict(tmp_path, return_lora_metadata=True)
     SanaPipeline.load_lora_into_transformer(tensors, reference, metadata=metadata)
     with torch.no_grad():
@@ -134,11 +139,7 @@ def test_plain_diffusers_loads_the_file_and_gives_the_same(kind: str, tmp_path: 
 def test_lycoris_itself_loads_the_file_and_gives_the_same(kind: str, tmp_path: Path) -> None:
     from lycoris import create_lycoris_from_weights
 
-    model = base()
-    adapter = adapters.put_on(model, LYCORIS[kind], seed=1)
-    move(adapter)
-    adapter.save(tmp_path)
-    reference = base()
+    model, reference = saved(kind, tmp_path), base()
     network, _ = create_lycoris_from_weights(1.0, str(tmp_path / WEIGHTS), reference)
     network.apply_to()
     with torch.no_grad():

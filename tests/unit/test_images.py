@@ -5,13 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from exif import ORIENTATION, TURNED
 from PIL import Image, ImageCms
 
 from simpletuner.data.images import cut, open_rgb, read_size
 from simpletuner.data.placement import PlacementRules, place
 from simpletuner.data.types import Placement, Size
-
-ORIENTATION = 274
 
 
 def whole(size: Size) -> Placement:
@@ -85,17 +84,6 @@ def test_the_file_is_not_written(tmp_path: Path) -> None:
 
 
 # ---- EXIF rotation
-
-TURNED = {  # what is stored → what is meant, by the EXIF standard: which side holds row 0 and column 0
-    1: lambda a: a,
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.swapaxes(0, 1),
-    6: lambda a: a.swapaxes(0, 1)[:, ::-1],
-    7: lambda a: a.swapaxes(0, 1)[::-1, ::-1],
-    8: lambda a: a.swapaxes(0, 1)[::-1],
-}
 
 
 @pytest.mark.parametrize("ending", ["png", "tiff", "webp", "jpg"])

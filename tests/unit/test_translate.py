@@ -8,7 +8,6 @@ import ast
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from operator import attrgetter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from tables import row_name, value_at
 
 from simpletuner.config.datasets import FILLED_FROM_OPTIONS, CaptionShuffle, CaptionTableOptions, ImageDataset
 from simpletuner.config.options import section_of
@@ -291,39 +291,26 @@ FILLED: list[tuple[dict[str, Any], str, object]] = [
 ]
 
 
-def name(row: object) -> str | None:
-    return ",".join(row) if isinstance(row, dict) else None
-
-
-def value_at(config: RunConfig, path: str) -> object:
-    """The plain value there; None where a part of the path is None."""
-    try:
-        return attrgetter(path)(plain(config))
-    except AttributeError as error:
-        assert "NoneType" in str(error)
-        return None
-
-
-@pytest.mark.parametrize(("given", "path", "expected"), OPTIONS, ids=name)
+@pytest.mark.parametrize(("given", "path", "expected"), OPTIONS, ids=row_name)
 def test_an_option_reaches_its_plain_value(read: Read, given: dict[str, Any], path: str, expected: object) -> None:
-    assert value_at(read({}, {}), path) != expected, "this row could not fail"
-    assert value_at(read(given, {}), path) == expected
+    assert value_at(plain(read({}, {})), path) != expected, "this row could not fail"
+    assert value_at(plain(read(given, {})), path) == expected
 
 
-@pytest.mark.parametrize(("given", "path", "expected"), FILLED, ids=name)
+@pytest.mark.parametrize(("given", "path", "expected"), FILLED, ids=row_name)
 def test_an_option_fills_in_what_a_dataset_leaves_out(
     read: Read, given: dict[str, Any], path: str, expected: object
 ) -> None:
-    assert value_at(read({}, {}), path) != expected, "this row could not fail"
-    assert value_at(read(given, {}), path) == expected
+    assert value_at(plain(read({}, {})), path) != expected, "this row could not fail"
+    assert value_at(plain(read(given, {})), path) == expected
 
 
-@pytest.mark.parametrize(("given", "path", "expected"), DATASETS, ids=name)
+@pytest.mark.parametrize(("given", "path", "expected"), DATASETS, ids=row_name)
 def test_a_dataset_field_reaches_its_plain_value(
     read: Read, given: dict[str, Any], path: str, expected: object
 ) -> None:
-    assert value_at(read({}, {}), path) != expected, "this row could not fail"
-    assert value_at(read({}, given), path) == expected
+    assert value_at(plain(read({}, {})), path) != expected, "this row could not fail"
+    assert value_at(plain(read({}, given)), path) == expected
 
 
 def test_a_dataset_may_start_later(read: Read) -> None:
@@ -432,7 +419,7 @@ def test_an_alignment_the_model_cannot_take_is_refused(read: Read) -> None:
         ({}, {"probability": 0.5}),
         ({}, {"timestep_sampling_offset": 0.5}),
     ],
-    ids=name,
+    ids=row_name,
 )
 def test_what_shapes_a_run_is_in_its_identity(read: Read, given: dict[str, Any], fields: dict[str, Any]) -> None:
     assert plain(read(given, fields)).identity != plain(read({}, {})).identity
