@@ -61,7 +61,7 @@ def measure(work: Path, name: str, options: dict[str, Any]) -> dict[str, Any]:
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({**options, "output_dir": str(folder / "out")}))
     command = [sys.executable, "-c", MEASURED, "train", "--debug", "--config", str(folder / "config.json")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(command, text=True, capture_output=True, check=False, cwd=folder, env=environment)
     if done.returncode:
         print(done.stdout[-2000:], done.stderr[-2000:])

@@ -31,7 +31,7 @@ from step_one import ROOT, TOKENS, VARIANTS
 
 START_S = 30  # what a process may take beyond its limit: imports, weights, the last step
 CHOSEN = {
-    "1.6b": ["amp", "diffusers", "ours-compiled", "diffusers-compiled", "ours"],
+    "1.6b": ["amp", "diffusers", "fast", "diffusers-compiled"],
     "tiny": ["amp", "diffusers", "ours"],
     "pocket": ["diffusers", "ours", "ours-products"],
 }
@@ -168,7 +168,7 @@ def arguments() -> argparse.Namespace:
         "--limit", type=float, default=130, help="Seconds of training for one variant, compiling included."
     )
     parser.add_argument("--budget", type=float, default=560, help="Seconds in all; no process runs beyond.")
-    parser.add_argument("--optimizer", default="optimi-adamw", help="Of the bf16 variants.")
+    parser.add_argument("--optimizer", default="adamw_bf16", help="Of the bf16 variants.")
     parser.add_argument("--recompute", type=int, default=0, help="Recompute every n-th block in backward; 0 is off.")
     parser.add_argument("--text", type=int, help="Mean tokens of a caption.")
     parser.add_argument("--profile", nargs="*", choices=VARIANTS, default=[], help="Print the kernels of these.")
@@ -182,7 +182,7 @@ def job_of(chosen: argparse.Namespace, cache: Path) -> dict[str, Any]:
     size = "pocket" if chosen.pocket else "tiny" if chosen.tiny else "1.6b"
     batches = chosen.batch or ([1, 8, 16] if size == "1.6b" else [2, 16] if size == "pocket" else [1, 2])
     variants = chosen.variants or CHOSEN[size] + (
-        ["ours-compiled", "diffusers-compiled"] if chosen.compile and size == "tiny" else []
+        ["fast", "ours-compiled", "diffusers-compiled"] if chosen.compile and size == "tiny" else []
     )
     return {
         "size": size,

@@ -37,6 +37,8 @@ class Variant:
         plain: Our form of the blocks instead of diffusers' own.
         ways: Of making its products: ``cpu``, ``accelerator``, ``apart`` (q, k and v by themselves) or "" for the device's.
         compiled: Every block through torch.compile; one compilation serves all, and text is padded to 256 tokens.
+        fast: The program's fast way: hand-written kernels, and text padded to a multiple of 64.
+        graph: The step is replayed as a CUDA graph.
         float32: Float32 weights under bf16 autocast, torch's fused AdamW and padded text, instead of bf16 weights.
     """
 
@@ -45,6 +47,8 @@ class Variant:
     ways: str = ""
     compiled: bool = False
     float32: bool = False
+    fast: bool = False
+    graph: bool = False
 
 
 VARIANTS = {
@@ -54,6 +58,9 @@ VARIANTS = {
     "ours": Variant("ours, eager", plain=True),
     "ours-compiled": Variant("ours, each block compiled", plain=True, compiled=True),
     "ours-apart": Variant("ours, compiled, q/k/v apart", plain=True, ways="apart", compiled=True),
+    "fast": Variant("ours, fast: kernels, compiled, one graph", plain=True, compiled=True, fast=True, graph=True),
+    "fast-launched": Variant("ours, fast, without the graph", plain=True, compiled=True, fast=True),
+    "fast-eager": Variant("ours, kernels alone", plain=True, fast=True),
     "ours-products": Variant("ours, products as on a GPU", plain=True, ways="accelerator"),
 }
 
@@ -91,8 +98,10 @@ def arrange(model: Any, variant: Variant) -> None:
         torch._dynamo.config.recompile_limit = 64
     if variant.plain:
         ways = {"cpu": ours.CPU, "accelerator": ours.ACCELERATOR, "apart": replace(ours.ACCELERATOR, joined=False)}
+        ways["fast"] = ours.KERNELS
         run = torch.compile(ours.run_block, dynamic=False) if variant.compiled else ours.run_block
-        obstacle = ours.use_plain(model, ways.get(variant.ways), run)
+        run = ours.compiled_block() if variant.fast and variant.compiled else run
+        obstacle = ours.use_plain(model, ways.get("fast" if variant.fast else variant.ways), run)
         assert obstacle is None, obstacle
     elif variant.compiled:
         for block in model.transformer_blocks:
@@ -233,6 +242,9 @@ class Clock:
     def on_start(self, step: int) -> None:
         self.ends.append(time.perf_counter())
 
+    def acts_at(self, step: int) -> bool:
+        return False
+
     def on_step_end(self, result: Any) -> None:
         if result.skipped:
             raise SystemExit(f"a step was skipped: {result.skipped}")
@@ -263,10 +275,13 @@ def samples(job: dict[str, Any]) -> tuple[Any, list[Any], tuple[int, int]]:
 
 def padded(batches: Iterator[Any], multiple: int) -> Iterator[Any]:
     """Text padded to the next multiple of some number of tokens."""
+    from simpletuner.data.loader import pin
+
     for batch in batches:
         more = (0, -batch.mask.shape[1] % multiple)
         text = torch.nn.functional.pad(batch.text, (0, 0, *more))
-        yield replace(batch, text=text, mask=torch.nn.functional.pad(batch.mask, more))
+        again = replace(batch, text=text, mask=torch.nn.functional.pad(batch.mask, more))
+        yield pin(again) if batch.latents.is_pinned() else again
 
 
 def precision_of(job: dict[str, Any], variant: Variant) -> tuple[Any, str]:
@@ -287,17 +302,20 @@ def trainee_of(job: dict[str, Any], variant: Variant) -> tuple[Any, Any]:
     from simpletuner.models.sana.family import Sana
     from simpletuner.training import optimizers
     from simpletuner.training.learning_rate import Schedule
-    from simpletuner.training.loop import Recipe, Trainee
+    from simpletuner.training.step import Recipe, Trainee
+    from simpletuner.training.step_graph import StepGraphs
 
     precision, name = precision_of(job, variant)
     model = build(job["size"], device=job["device"]).to(precision.weights).requires_grad_(True)
     arrange(model, variant)
     if job["recompute"]:
-        Sana().checkpoint_blocks(model, job["recompute"])
+        Sana().checkpoint_blocks(model, job["recompute"], random=False)
     parameters = list(model.parameters())
     optimizer = optimizers.build(name, parameters, 1e-5, {}, seed=0)
     facts = Facts(32, 32, model.config.patch_size, 3.0, 1024, model.config.in_channels)
     trainee = Trainee(Sana(), facts, model, optimizer, None, torch.device(job["device"]), parameters=parameters)
+    if variant.graph and job["device"] == "cuda":
+        trainee.graphs = StepGraphs(getattr(optimizer, "after_capture", lambda: None), print)
     schedule = Schedule("constant", 1e-5, 0.0, 0, 10**6)
     return trainee, Recipe(Density(), schedule, 1, 1.0, False, 0, precision)
 
@@ -318,13 +336,16 @@ def measure(job: dict[str, Any], parts: tuple[Any, Any], batch: int, stop_at: fl
     from simpletuner.data.types import Size
     from simpletuner.reporting.metrics import MetricsFile
     from simpletuner.reporting.progress import Reporter
+    from simpletuner.training.fast_path import TEXT_MULTIPLE
     from simpletuner.training.hooks import Progress
     from simpletuner.training.loop import train
 
     trainee, recipe = parts
     store, refs, (height, width) = samples(job)
     bucket = Bucket("set", Size(width, height), tuple(range(len(refs))), repeats=batch)
-    loader = Loader(refs, store, Plan([bucket], Drawing(batch), 0), 0, 0.0, {})
+    variant = VARIANTS[job["variant"]]
+    plan, fast = Plan([bucket], Drawing(batch), 0), {"text_multiple": TEXT_MULTIPLE if variant.fast else 1}
+    loader = Loader(refs, store, plan, 0, 0.0, {}, pinned=job["device"] == "cuda", **fast)
     reporter, clock, began = Reporter(Console(file=io.StringIO())), Clock(), time.perf_counter()
     total = job["warm_up"] + job["steps"]
     if job["device"] == "cuda":
@@ -332,8 +353,8 @@ def measure(job: dict[str, Any], parts: tuple[Any, Any], batch: int, stop_at: fl
     metrics = MetricsFile(Path(job["cache"]).parent / f"metrics-{os.getpid()}-{batch}.jsonl")
     with reporter.bar("Training", total) as bar:
         stream = loader.stream(0, total)
-        variant = VARIANTS[job["variant"]]
-        multiple = TOKENS[job["size"]] if variant.float32 else COMPILED_MULTIPLE if variant.compiled else 1
+        whole = variant.compiled and not variant.fast
+        multiple = TOKENS[job["size"]] if variant.float32 else COMPILED_MULTIPLE if whole else 1
         batches = padded(stream, multiple)
         hooks = [Progress(bar, metrics, reporter), clock]
         train(trainee, recipe, batches, 0, total, hooks, lambda: time.time() > stop_at)

@@ -11,8 +11,8 @@ from simpletuner.flow.schedules import Density
 from simpletuner.models.base import Facts
 from simpletuner.training.ema import Ema
 from simpletuner.training.learning_rate import Schedule
-from simpletuner.training.loop import Recipe, Trainee
 from simpletuner.training.precision import choose
+from simpletuner.training.step import Recipe, Trainee
 
 CHANNELS, CELLS, WIDTH = 2, 3, 4
 

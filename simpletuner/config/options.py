@@ -109,9 +109,10 @@ class PrecisionOptions(Section):
         description="Encode and decode large pictures in overlapping tiles: less memory, slower, nearly the same.",
     )
     vae_enable_slicing: bool = Field(False, description="Encode and decode one picture of a batch at a time.")
-    transformer_forward: Literal["plain", "diffusers"] = Field(
-        "diffusers",
-        description="plain: training steps run our form of the transformer's blocks, the same sums with less traffic.",
+    transformer_forward: Literal["auto", "fast", "plain", "diffusers"] = Field(
+        "auto",
+        description="fast: training steps with hand-written kernels, compiled blocks and CUDA graphs, on NVIDIA cards; "
+        "plain: our form of the blocks in PyTorch alone; auto: fast where it can be, else diffusers' own.",
     )
     disable_tf32: bool = Field(False, description="Keep float32 products exact on NVIDIA cards.")
 

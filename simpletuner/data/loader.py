@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -82,6 +82,8 @@ class Loader:
         timestep_offsets: Mapping[str, float],
         latents_of: Callable[[Sequence[LatentRef]], torch.Tensor] = read_latents,
         regularisation: Collection[str] = (),
+        text_multiple: int = 1,
+        pinned: bool = False,
     ) -> None:
         """Read ``samples`` in the order of ``plan``.
 
@@ -94,7 +96,10 @@ class Loader:
             timestep_offsets: By dataset id; 0 where absent.
             latents_of: Gives the latents of samples of one bucket.
             regularisation: Ids of the datasets whose batches are marked so.
+            text_multiple: Text is padded to the next multiple of this many tokens: fewer shapes to compile for.
+            pinned: Batches lie in pinned memory, so that a GPU can fetch them by itself.
         """
+        self._text_multiple, self._pinned = text_multiple, pinned
         self._latents_of = latents_of
         self._samples_in = samples if callable(samples) else lambda epoch: samples
         self._texts = texts
@@ -115,11 +120,11 @@ class Loader:
         samples = self._samples_in(self._plan.epoch_of(position))
         chosen = [samples[i] for i in spec.members]
         captions = [self._caption(sample, generator) for sample in chosen]
-        text, mask = pad([self._texts.get(text_key(caption)) for caption in captions])
+        text, mask = pad([self._texts.get(text_key(caption)) for caption in captions], self._text_multiple)
         latents = self._latents_of(chosen)
         masked = random.Random(f"{self._seed}/masks/{position}")  # its own draws: masks change no caption
         weights = [self._weights(sample, masked) for sample in chosen]
-        return Batch(
+        batch = Batch(
             latents=latents,
             text=text,
             mask=mask,
@@ -129,6 +134,7 @@ class Loader:
             loss_weights=stack(weights, (latents.shape[-2], latents.shape[-1])),
             regularisation=spec.dataset_id in self._regularisation,
         )
+        return pin(batch) if self._pinned else batch
 
     def stream(self, start: int, stop: int) -> Generator[Batch, None, None]:
         """Batches start … stop - 1 in order, read ahead by one thread."""
@@ -153,12 +159,20 @@ class Loader:
         return DROPPED if generator.random() < self._dropout else caption
 
 
-def pad(texts: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Stack [n_i, D] embeds to [B, max n, D] with a [B, max n] mask.
+def pin(batch: Batch) -> Batch:
+    """The batch in pinned memory."""
+    weights = None if batch.loss_weights is None else batch.loss_weights.pin_memory()
+    latents, text, mask = (t.pin_memory() for t in (batch.latents, batch.text, batch.mask))
+    return replace(batch, latents=latents, text=text, mask=mask, loss_weights=weights)
+
+
+def pad(texts: Sequence[torch.Tensor], multiple: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    """Stack [n_i, D] embeds to [B, n, D] with a [B, n] mask, n the longest rounded up to a multiple.
 
     Padding to the longest of the batch, not to 300, is exact: the mask takes padding out of cross-attention.
     """
     longest = max(text.shape[0] for text in texts)
+    longest += -longest % multiple
     padded = texts[0].new_zeros(len(texts), longest, texts[0].shape[1])
     mask = torch.zeros(len(texts), longest, dtype=torch.int64)
     for row, text in enumerate(texts):

@@ -133,8 +133,14 @@ class Family(Protocol):
     def use_plain_forward(self, transformer: Any) -> str | None:
         """In training mode, the family's own forward over the same weights; returns the obstacle, if there is one."""
 
-    def checkpoint_blocks(self, transformer: Any, interval: int) -> int:
-        """Recompute every ``interval``-th block in backward; returns how many."""
+    def use_fast_forward(self, transformer: Any, compiled: bool) -> str | None:
+        """As ``use_plain_forward``, with hand-written kernels on a GPU, and blocks compiled if asked for."""
+
+    def checkpoint_blocks(self, transformer: Any, interval: int, random: bool = True) -> int:
+        """Recompute every ``interval``-th block in backward; returns how many.
+
+        ``random`` False says that nothing random is drawn in a block: random states are then not kept for the second time.
+        """
 
     def pipeline(self, parts: Components, with_text: bool) -> Any:
         """The reference pipeline over these very parts (no copies)."""

@@ -6,6 +6,7 @@ In: a session and its parts. Out: adapter, validator, optimizer, EMA, trainee. T
 from __future__ import annotations
 
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 
@@ -13,12 +14,13 @@ from simpletuner.evaluation.validation import Validator
 from simpletuner.models.adapters import Adapter
 from simpletuner.models.base import Components, EncodedText
 from simpletuner.models.freezing import bias_and_norms_only
-from simpletuner.training import adapting, optimizers, translate, translate_adapter
+from simpletuner.training import adapting, fast_path, optimizers, translate, translate_adapter
 from simpletuner.training.ema import Ema
 from simpletuner.training.gradient_release import GradientRelease, PerParameter
 from simpletuner.training.gradient_sums import Float32Sums
-from simpletuner.training.loop import Trainee
 from simpletuner.training.session import Session
+from simpletuner.training.step import Trainee
+from simpletuner.training.step_graph import StepGraphs
 
 
 def make_validator(session: Session, parts: Components) -> Validator | None:
@@ -64,18 +66,24 @@ def make_trainee(session: Session, parts: Components, adapter: Adapter | None) -
     if options.training.layer_freeze_strategy == "bitfit":
         trained, count = bias_and_norms_only(transformer)
         session.reporter.say(f"bitfit: {trained:,} of {count:,} weights are trained, biases and norms")
-    if options.precision.transformer_forward == "plain":
-        obstacle = session.family.use_plain_forward(transformer)
-        if obstacle:
-            session.reporter.say(f"Note: training steps run diffusers' own forward: {obstacle}")
+    ways = fast_path.put_on(
+        session.family,
+        transformer,
+        options.precision.transformer_forward,
+        adapter is None,
+        fast_path.obstacle(session.device, session.precision),
+    )
+    if ways.said:
+        session.reporter.say(ways.said)
     if options.precision.gradient_checkpointing:
-        count = session.family.checkpoint_blocks(transformer, options.precision.gradient_checkpointing_interval)
+        interval, draws = options.precision.gradient_checkpointing_interval, bool(adapter and adapter.draws)
+        count = session.family.checkpoint_blocks(transformer, interval, draws)
         session.reporter.say(f"Gradient checkpointing: {count} blocks are recomputed in backward")
     parameters = adapter.parameters if adapter else [p for p in transformer.parameters() if p.requires_grad]
     optimizer = make_optimizer(session, parameters)
     ema = make_ema(session, parameters) if options.ema.use_ema else None
     scaler = torch.amp.GradScaler(session.device.type) if session.precision.scale_gradients else None
-    return Trainee(
+    trainee = Trainee(
         family=session.family,
         facts=session.facts,
         transformer=transformer,
@@ -88,6 +96,10 @@ def make_trainee(session: Session, parts: Components, adapter: Adapter | None) -
         release=make_release(session, optimizer),
         sums=Float32Sums(parameters) if sums_in_float32(session) else None,
     )
+    if ways.compiled and trainee.guards_itself and options.training.gradient_accumulation_steps == 1:
+        guarded: Any = optimizer
+        trainee.graphs = StepGraphs(guarded.after_capture, session.reporter.say)
+    return trainee
 
 
 def make_optimizer(session: Session, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:

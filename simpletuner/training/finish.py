@@ -9,8 +9,9 @@ import torch
 from simpletuner.models.base import Components
 from simpletuner.training import adapting, checkpoint, optimizers
 from simpletuner.training.hooks import HeldOutLoss
-from simpletuner.training.loop import Hook, Trainee
+from simpletuner.training.loop import Hook
 from simpletuner.training.session import Session
+from simpletuner.training.step import Trainee
 from simpletuner.training.translate_usage import usage
 
 

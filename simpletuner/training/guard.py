@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -45,6 +46,24 @@ class Guard:
                 "or no, or lower learning_rate."
             )
         return f"step {step} skipped while the fp16 gradient scale settles"
+
+    def verdict(self, step: int, losses: Sequence[float], names: Sequence[str], grad_norm: float) -> str | None:
+        """Judge a step by its figures: None for a good one, else the sentence for the log.
+
+        Args:
+            step: Optimizer step, from 1.
+            losses: Of each sample.
+            names: Path of each picture.
+            grad_norm: Global norm of the gradients.
+
+        Raises:
+            NonFiniteError: ``PATIENCE`` skipped steps in a row.
+        """
+        culprits = [name for name, loss in zip(names, losses, strict=True) if not math.isfinite(loss)]
+        if not culprits and math.isfinite(grad_norm):
+            self.good()
+            return None
+        return self.skipped(step, "loss" if culprits else "gradient", culprits or names)
 
     def skipped(self, step: int, what: str, pictures: Sequence[str]) -> str:
         """A skipped step.

@@ -16,8 +16,9 @@ from simpletuner.models.adapters import Adapter
 from simpletuner.reporting.metrics import MetricsFile
 from simpletuner.reporting.progress import Bar, Reporter
 from simpletuner.training.ema import Ema
-from simpletuner.training.loop import StepResult, Trainee
+from simpletuner.training.loop import StepResult
 from simpletuner.training.optimizers import evaluation_weights
+from simpletuner.training.step import Trainee
 
 SMOOTHING = 0.9
 
@@ -32,6 +33,10 @@ class Progress:
 
     def on_start(self, step: int) -> None:
         """Nothing to do."""
+
+    def acts_at(self, step: int) -> bool:
+        """Never: it only tells."""
+        return False
 
     def on_step_end(self, result: StepResult) -> None:
         """One line in the file, one move of the bar."""
@@ -68,9 +73,13 @@ class Checkpointing:
         """What was resumed from is on disk already."""
         self.saved_at = step if step else -1
 
+    def acts_at(self, step: int) -> bool:
+        """On the interval."""
+        return bool(self.interval) and step % (self.interval or 1) == 0
+
     def on_step_end(self, result: StepResult) -> None:
         """Save on the interval."""
-        if self.interval and result.step % self.interval == 0:
+        if self.acts_at(result.step):
             self._save(result.step)
 
     def on_stop(self, step: int, finished: bool) -> None:
@@ -112,9 +121,13 @@ class HeldOutLoss:
         if step == 0:
             self._measure(0)
 
+    def acts_at(self, step: int) -> bool:
+        """On the interval."""
+        return bool(self.interval) and step % (self.interval or 1) == 0
+
     def on_step_end(self, result: StepResult) -> None:
         """Measure on the interval."""
-        if self.interval and result.step % self.interval == 0:
+        if self.acts_at(result.step):
             self._measure(result.step)
 
     def on_stop(self, step: int, finished: bool) -> None:
@@ -187,9 +200,13 @@ class ValidationPictures:
         if step == 0 and self.on_startup:
             self._draw(0)
 
+    def acts_at(self, step: int) -> bool:
+        """On the interval."""
+        return bool(self.interval) and step % (self.interval or 1) == 0
+
     def on_step_end(self, result: StepResult) -> None:
         """Draw on the interval."""
-        if self.interval and result.step % self.interval == 0:
+        if self.acts_at(result.step):
             self._draw(result.step)
 
     def on_stop(self, step: int, finished: bool) -> None:

@@ -22,6 +22,7 @@ from simpletuner.models.base import Components
 from simpletuner.reporting.progress import Reporter
 from simpletuner.training import (
     checkpoint,
+    fast_path,
     optimizers,
     prepare,
     quantising,
@@ -36,10 +37,11 @@ from simpletuner.training.caching import Texts, fill_caches, on_demand
 from simpletuner.training.finish import finish
 from simpletuner.training.hooks import Checkpointing, HeldOutLoss, Progress, ValidationPictures
 from simpletuner.training.interrupt import stop_on_interrupt
-from simpletuner.training.loop import Hook, Recipe, Trainee, plain_score
+from simpletuner.training.loop import Hook
 from simpletuner.training.loop import train as train_loop
 from simpletuner.training.redraw import Samples
 from simpletuner.training.session import Session, check_sizes, find_pictures, open_session, tell_data
+from simpletuner.training.step import Recipe, Trainee, plain_score
 
 
 def train(config: RunConfig, reporter: Reporter | None = None) -> None:
@@ -157,6 +159,8 @@ def make_loader(
         {item.source.id: item.source.timestep_offset for item in training},
         latents_of,
         translate_data.regularisation(session.config),
+        text_multiple=fast_path.TEXT_MULTIPLE if session.device.type == "cuda" else 1,
+        pinned=session.device.type == "cuda",
     )
 
 

@@ -22,9 +22,9 @@ from simpletuner.flow.schedules import Density
 from simpletuner.models.base import Facts, LoadSource, TextSettings
 from simpletuner.training import optimizers, translate_adapter, translate_data, translate_noise, translate_precision
 from simpletuner.training.learning_rate import Schedule
-from simpletuner.training.loop import Recipe
 from simpletuner.training.precision import Precision
 from simpletuner.training.resuming import Identity
+from simpletuner.training.step import Recipe
 
 
 def load_source(options: Options, precision: Precision) -> LoadSource:

@@ -13,8 +13,8 @@ from simpletuner.flow.perturbation import Perturbation
 from simpletuner.flow.rollout import Ramp, Rollout
 from simpletuner.flow.schedules import Bias, Density, auto_shift, histogram
 from simpletuner.models.base import Facts
-from simpletuner.training.loop import Recipe
 from simpletuner.training.prepare import Found
+from simpletuner.training.step import Recipe
 
 
 def density(options: Options, facts: Facts) -> Density:

@@ -18,7 +18,8 @@ from simpletuner.models.base import EncodedText
 from simpletuner.reporting.metrics import MetricsFile
 from simpletuner.reporting.progress import Reporter
 from simpletuner.training import hooks, optimizers
-from simpletuner.training.loop import Hook, StepResult, Trainee, train
+from simpletuner.training.loop import Hook, StepResult, train
+from simpletuner.training.step import Trainee
 
 MOMENTS = [name for name, _ in inspect.getmembers(Hook, inspect.isfunction) if name.startswith("on_")]
 CLASSES = [
@@ -207,6 +208,9 @@ class Clock:
 
     def on_start(self, step: int) -> None:
         self.world.now = step
+
+    def acts_at(self, step: int) -> bool:
+        return False
 
     def on_step_end(self, result: StepResult) -> None:
         self.world.now = result.step

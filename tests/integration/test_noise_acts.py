@@ -18,8 +18,8 @@ from simpletuner.flow.perturbation import Perturbation
 from simpletuner.flow.rollout import Ramp, Rollout
 from simpletuner.flow.schedules import Density
 from simpletuner.reporting.progress import Reporter
-from simpletuner.training.loop import noise_batch, plain_score, position_generator, rolled_out, score
 from simpletuner.training.run import train
+from simpletuner.training.step import noise_batch, plain_score, position_generator, rolled_out, score
 
 
 def shown(recipe: Any, position: int = 0, trainee: Any = None) -> Any:

@@ -21,8 +21,8 @@ from simpletuner.models.sana.family import Sana
 from simpletuner.models.sana.prompts import default_instruction
 from simpletuner.models.sana.transformer import use_diffusers
 from simpletuner.training.learning_rate import Schedule
-from simpletuner.training.loop import Recipe, Trainee, score
 from simpletuner.training.precision import choose
+from simpletuner.training.step import Recipe, Trainee, score
 
 CAPTIONS = ["A Fox on a hill ", "a crown", ""]
 

@@ -30,7 +30,7 @@ from simpletuner.models.sana import transformer as ours
 from simpletuner.models.sana.family import Sana
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
-WAYS = {"cpu": ours.CPU, "accelerator": ours.ACCELERATOR}
+WAYS = {"cpu": ours.CPU, "accelerator": ours.ACCELERATOR, "kernels": ours.KERNELS}
 # Latents' sides in tokens, and the length of each caption: odd sizes, ragged, all but one masked, one alone.
 CASES = {
     "ragged": ((5, 7), (9, 4)),

@@ -13,8 +13,9 @@ from simpletuner.errors import NonFiniteError
 from simpletuner.training.gradient_release import GradientRelease, PerParameter
 from simpletuner.training.gradient_sums import Float32Sums
 from simpletuner.training.guard import PATIENCE
-from simpletuner.training.loop import Trainee, train
+from simpletuner.training.loop import train
 from simpletuner.training.optimizers import arguments_of, build, pack, unpack
+from simpletuner.training.step import Trainee
 
 NAMES = ["torch-adamw", "torch-sgd", "optimi-lion", "adamw_schedulefree", "muon", "torch-adafactor"]
 
@@ -34,6 +35,9 @@ def run(made: Trainee, start: int = 0, total: int = 4, **changes: Any) -> list[A
 
     class Notes:
         def on_start(self, step: int) -> None: ...
+        def acts_at(self, step: int) -> bool:
+            return False
+
         def on_step_end(self, result: Any) -> None:
             results.append(result)
 
@@ -175,6 +179,9 @@ def test_the_loop_sums_in_float32_where_asked() -> None:
 
         class Notes:
             def on_start(self, step: int) -> None: ...
+            def acts_at(self, step: int) -> bool:
+                return False
+
             def on_step_end(self, result: Any) -> None:
                 norms.append(result.grad_norm)
 

@@ -17,7 +17,8 @@ from simpletuner.evaluation.eval_loss import EvalResult
 from simpletuner.reporting.metrics import MetricsFile
 from simpletuner.reporting.progress import Reporter
 from simpletuner.training.hooks import HeldOutLoss
-from simpletuner.training.loop import StepResult, Trainee, score
+from simpletuner.training.loop import StepResult
+from simpletuner.training.step import Trainee, score
 
 PICTURES = 11  # more than one micro-batch
 

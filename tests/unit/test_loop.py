@@ -10,7 +10,8 @@ import toy
 
 from simpletuner.data.types import Batch
 from simpletuner.training.learning_rate import Schedule
-from simpletuner.training.loop import Hook, Recipe, StepResult, Trainee, train
+from simpletuner.training.loop import Hook, StepResult, train
+from simpletuner.training.step import Recipe, Trainee
 
 
 @dataclass
@@ -21,6 +22,9 @@ class Notes:
 
     def on_start(self, step: int) -> None:
         self.told.append(("start", step))
+
+    def acts_at(self, step: int) -> bool:
+        return False
 
     def on_step_end(self, result: StepResult) -> None:
         self.told.append(result)

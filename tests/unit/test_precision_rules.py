@@ -77,7 +77,9 @@ def test_full_rank_training_over_a_quantised_base_is_refused() -> None:
     ],
 )
 def test_what_lycoris_cannot_do_over_a_quantised_base(config: dict[str, Any], key: str | None) -> None:
-    adapter = AdapterOptions.model_construct(**{**dict(AdapterOptions()), "lycoris_config": config})
+    adapter = AdapterOptions.model_construct(
+        **{**dict(AdapterOptions()), "lora_type": "lycoris", "lycoris_config": config}
+    )
     asked = options(base_model_precision="nf4-bnb").model_copy(update={"adapter": adapter})
     assert [row[0] for row in precision_problems(asked)] == ([key] if key else [])
     assert not list(precision_problems(options().model_copy(update={"adapter": adapter})))

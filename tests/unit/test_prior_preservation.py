@@ -14,8 +14,8 @@ from simpletuner.models import adapters
 from simpletuner.models.adapters import LoraSettings, LycorisSettings
 from simpletuner.models.sana.family import Sana
 from simpletuner.training.learning_rate import Schedule
-from simpletuner.training.loop import (
-    StepResult,
+from simpletuner.training.loop import StepResult, train
+from simpletuner.training.step import (
     Trainee,
     gradients,
     keep_base,
@@ -23,7 +23,6 @@ from simpletuner.training.loop import (
     position_generator,
     predict,
     score,
-    train,
 )
 
 LOKR = {"algo": "lokr", "multiplier": 1.0, "linear_dim": 4, "linear_alpha": 4.0, "factor": 4,
@@ -68,6 +67,9 @@ class Results:
 
     def on_start(self, step: int) -> None: ...
 
+    def acts_at(self, step: int) -> bool:
+        return False
+
     def on_step_end(self, result: StepResult) -> None:
         self.all.append(result)
 
@@ -80,10 +82,10 @@ def test_an_untrained_adapter_has_nothing_to_keep(kind: str) -> None:
     who = trainee(kind)
     who.transformer.train()
     losses = gradients(who, toy.recipe(accumulation=1), iter([batch(1, True)]), 0)
-    assert losses.values == [0.0, 0.0] and losses.regularisation == [True, True]
+    assert losses.losses.tolist() == [0.0, 0.0] and losses.regularisation == [True, True]
     assert not any(p.grad is not None and p.grad.any() for p in who.parameters)
     ordinary = gradients(who, toy.recipe(accumulation=1), iter([batch(1, False)]), 0)
-    assert min(ordinary.values) > 0 and any(p.grad is not None and p.grad.any() for p in who.parameters)
+    assert min(ordinary.losses.tolist()) > 0 and any(p.grad is not None and p.grad.any() for p in who.parameters)
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora", "lokr", "loha"])
@@ -145,7 +147,10 @@ def test_a_step_of_both_kinds_tells_them_apart() -> None:
     train(who, toy.recipe(accumulation=2), iter([batch(1), batch(2, True)]), 0, 1, [results], lambda: False)
     (result,) = results.all
     assert result.samples == 4 and result.regularisation_samples == 2
-    assert result.loss == pytest.approx(sum(alone.values) / 2) and result.regularisation_loss not in (None, result.loss)
+    assert result.loss == pytest.approx(alone.losses.mean().item()) and result.regularisation_loss not in (
+        None,
+        result.loss,
+    )
 
 
 def test_dropout_is_drawn_from_seed_and_position_alone() -> None:

@@ -165,9 +165,15 @@ class Sana:
         """In training mode, our forward of the blocks over the same weights; returns the obstacle, if there is one."""
         return blocks_in_training.use_plain(transformer)
 
-    def checkpoint_blocks(self, transformer: Any, interval: int) -> int:
+    def use_fast_forward(self, transformer: Any, compiled: bool) -> str | None:
+        """As ``use_plain_forward``, with hand-written kernels, and blocks compiled if asked for."""
+        run = blocks_in_training.compiled_block() if compiled else blocks_in_training.run_block
+        return blocks_in_training.use_plain(transformer, blocks_in_training.KERNELS, run)
+
+    def checkpoint_blocks(self, transformer: Any, interval: int, random: bool = True) -> int:
         """Recompute every ``interval``-th transformer block in backward; returns how many."""
-        return checkpointing.enable(transformer, transformer.transformer_blocks, interval)
+        random = random or bool(transformer.config.dropout)
+        return checkpointing.enable(transformer, transformer.transformer_blocks, interval, random)
 
     def pipeline(self, parts: Components, with_text: bool) -> Any:
         """Diffusers' SanaPipeline over these very parts, quiet; without its text parts if embeds are at hand."""

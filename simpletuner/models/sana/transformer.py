@@ -23,6 +23,9 @@ from torch import nn
 
 from simpletuner.models.linears import Pointwise
 from simpletuner.models.sana.attention import EPSILON, LinearAttention
+from simpletuner.models.sana.kernels import cross_attention as cross_attention_kernel
+from simpletuner.models.sana.kernels import depthwise as depthwise_kernel
+from simpletuner.models.sana.kernels import linear_attention as linear_attention_kernel
 from simpletuner.models.sana.layout import as_picture, as_tokens
 
 
@@ -33,15 +36,18 @@ class Ways:
     Attributes:
         products: 1x1 convolutions are matrix products over tokens; False leaves them to the convolution library.
         joined: Linear layers over the same tokens are one product, of their weights put together each time.
+        kernels: The operations of ``sana.kernels`` in place of chains of PyTorch's; where a layer is not plain, the chain.
     """
 
     products: bool
     joined: bool
+    kernels: bool = False
 
 
 # CPU: oneDNN's 1x1 convolutions are quicker than the products (270 against 320 ms a step of the pocket model on one thread), and
 # joining changes nothing. Elsewhere: bench/step.py compares.
 CPU, ACCELERATOR = Ways(products=False, joined=False), Ways(products=True, joined=True)
+KERNELS = Ways(products=True, joined=True, kernels=True)
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -71,8 +77,23 @@ def projections(layers: tuple[Any, ...], tokens: torch.Tensor, ways: Ways) -> tu
     """Several linear layers of equal shape over the same tokens, each [B, N, I] → [B, N, O]."""
     if not (ways.joined and all(is_plain(layer, nn.Linear) for layer in layers)):
         return tuple(layer(tokens) for layer in layers)
+    return side_by_side(layers, tokens).chunk(len(layers), dim=-1)
+
+
+def side_by_side(layers: tuple[Any, ...], tokens: torch.Tensor) -> torch.Tensor:
+    """Plain linear layers over the same tokens as one product: [B, N, I] → [B, N, layers * O]."""
     bias = None if layers[0].bias is None else torch.cat([layer.bias for layer in layers])
-    return F.linear(tokens, torch.cat([layer.weight for layer in layers]), bias).chunk(len(layers), dim=-1)
+    return F.linear(tokens, torch.cat([layer.weight for layer in layers]), bias)
+
+
+def packed(
+    layers: tuple[Any, ...], norms: tuple[Any, ...], tokens: torch.Tensor, count: int, ways: Ways
+) -> torch.Tensor:
+    """Projections of the same tokens, each normed or not, as the kernels take them: [B, N, I] → [B, N, layers, count, d]."""
+    if not any(norms) and ways.joined and all(is_plain(layer, nn.Linear) for layer in layers):
+        return side_by_side(layers, tokens).unflatten(-1, (len(layers), count, -1))
+    parts = [normed(norm, part) for norm, part in zip(norms, projections(layers, tokens, ways), strict=True)]
+    return torch.stack(parts, dim=2).unflatten(-1, (count, -1))
 
 
 def heads(tokens: torch.Tensor, count: int) -> torch.Tensor:
@@ -108,10 +129,13 @@ def linear_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
 
 def self_attention(attn: Any, tokens: torch.Tensor, ways: Ways) -> torch.Tensor:
     """[B, N, C] → [B, N, C]."""
-    query, key, value = projections((attn.to_q, attn.to_k, attn.to_v), tokens, ways)
-    query, key = normed(attn.norm_q, query), normed(attn.norm_k, key)
-    result = linear_attention(*(heads(x, attn.heads) for x in (query, key, value)))
-    result = project_out(attn, result.transpose(1, 2).flatten(2).to(tokens.dtype))
+    layers, norms = (attn.to_q, attn.to_k, attn.to_v), (attn.norm_q, attn.norm_k, None)
+    if ways.kernels:
+        result = linear_attention_kernel.linear_attention(packed(layers, norms, tokens, attn.heads, ways)).flatten(2)
+    else:
+        parts = (normed(n, part) for n, part in zip(norms, projections(layers, tokens, ways), strict=True))
+        result = linear_attention(*(heads(part, attn.heads) for part in parts)).transpose(1, 2).flatten(2)
+    result = project_out(attn, result.to(tokens.dtype))
     if result.dtype == torch.float16:
         limit = torch.finfo(torch.float16).max
         result = result.clip(-limit, limit)
@@ -133,9 +157,14 @@ def cross_attention(
     Returns:
         [B, N, C].
     """
+    query = normed(attn.norm_q, attn.to_q(tokens))
+    if ways.kernels:
+        key_value = packed((attn.to_k, attn.to_v), (attn.norm_k, None), text, attn.heads, ways)
+        scores = text.new_zeros(text.shape[:2]) if bias is None else bias[:, 0]
+        result = cross_attention_kernel.cross_attention(query.unflatten(-1, (attn.heads, -1)), key_value, scores)
+        return project_out(attn, result.flatten(2).to(query.dtype))
     key, value = projections((attn.to_k, attn.to_v), text, ways)
-    query, key = normed(attn.norm_q, attn.to_q(tokens)), normed(attn.norm_k, key)
-    query, key, value = (heads(x, attn.heads) for x in (query, key, value))
+    query, key, value = (heads(x, attn.heads) for x in (query, normed(attn.norm_k, key), value))
     mask = None if bias is None else bias[:, None]
     result = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     return project_out(attn, result.transpose(1, 2).flatten(2).to(query.dtype))
@@ -149,9 +178,14 @@ def project_out(attn: Any, tokens: torch.Tensor) -> torch.Tensor:
 
 def feed_forward(ff: Any, tokens: torch.Tensor, grid: tuple[int, int], ways: Ways) -> torch.Tensor:
     """GLUMBConv: 1x1 up, depthwise 3x3, gate, 1x1 down. [B, N, C] → [B, N, C], N the cells of the grid."""
-    wide = F.silu(pointwise(ff.conv_inverted, tokens, grid, ways))
-    value, gate = as_tokens(ff.conv_depth(as_picture(wide, grid))).chunk(2, dim=-1)
-    return pointwise(ff.conv_point, value * F.silu(gate), grid, ways)
+    wide = pointwise(ff.conv_inverted, tokens, grid, ways)
+    depth = ff.conv_depth
+    if ways.kernels and is_plain(depth, nn.Conv2d):
+        middle = depthwise_kernel.gated_depthwise(wide, depth.weight, depth.bias, *grid)
+    else:
+        value, gate = as_tokens(depth(as_picture(F.silu(wide), grid))).chunk(2, dim=-1)
+        middle = value * F.silu(gate)
+    return pointwise(ff.conv_point, middle, grid, ways)
 
 
 def modulated(tokens: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
@@ -260,6 +294,14 @@ def use_plain(transformer: Any, ways: Ways | None = None, run: Callable[..., tor
             # On the object, not by another class: saving, moving and counting weights stay diffusers' own.
             vars(block)["forward"] = BlockForward(block, ways, run)
     return found
+
+
+def compiled_block() -> Callable[..., torch.Tensor]:
+    """``run_block`` compiled: one compilation serves all blocks, and a second one all further shapes."""
+    import torch._inductor.config as inductor
+
+    inductor.comprehensive_padding = False  # else rows of 5600 numbers are padded to 5632 and copied back
+    return torch.compile(run_block)
 
 
 def use_diffusers(transformer: Any) -> None:

@@ -1,0 +1,106 @@
+"""Room 8, Step: AdamW's update of all bf16 tensors in one launch or two, with all that changes lying on the device.
+
+Holds the tables of addresses that ``adamw_triton`` reads. A table is found again by its addresses, so a steady step makes
+none. Inside the capture of a CUDA graph nothing may be copied from the host: a spare table, made before, is written into
+the graph and filled after the capture.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+KEPT = 32  # tables, one for each set of addresses in which gradients were met
+
+Row = tuple[torch.Tensor, ...]
+
+
+def available(tensor: torch.Tensor) -> bool:
+    """Whether the kernel can run beside this tensor."""
+    return tensor.is_cuda and importlib.util.find_spec("triton") is not None
+
+
+class Launches:
+    """The tables of one list of tensors whose addresses have one alignment."""
+
+    def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
+        """For tensors of these lengths."""
+        from simpletuner.training import adamw_triton
+
+        self.chunks = adamw_triton.chunks_of(lengths).to(device)
+        self._lengths, self._device = list(lengths), device
+        self._tables: OrderedDict[tuple[int, ...], torch.Tensor] = OrderedDict()
+        self._captured: list[tuple[torch.Tensor, tuple[int, ...]]] = []
+        self._in_graphs: list[torch.Tensor] = []  # a graph reads its table as long as it lives
+        self._spare = self._empty()
+
+    def table(self, rows: Sequence[Row]) -> torch.Tensor:
+        """[5, tensors] int64 of these rows, on the device."""
+        addresses = tuple(row[column].data_ptr() for column in range(4) for row in rows)
+        if torch.cuda.is_current_stream_capturing():
+            self._captured.append((self._spare, addresses))
+            return self._spare
+        if addresses not in self._tables:
+            self._tables[addresses] = self._empty()
+            self._fill(self._tables[addresses], addresses)
+            if len(self._tables) > KEPT:
+                self._tables.popitem(last=False)
+        self._tables.move_to_end(addresses)
+        return self._tables[addresses]
+
+    def after_capture(self) -> None:
+        """Fill the table that was written into a graph, and make the next spare one."""
+        for table, addresses in self._captured:
+            self._fill(table, addresses)
+            self._in_graphs.append(table)
+            self._spare = self._empty()
+        self._captured.clear()
+
+    def _empty(self) -> torch.Tensor:
+        return torch.zeros(5, len(self._lengths), dtype=torch.int64, device=self._device)
+
+    def _fill(self, table: torch.Tensor, addresses: tuple[int, ...]) -> None:
+        table.copy_(torch.tensor([*addresses, *self._lengths], dtype=torch.int64).view(table.shape))
+
+
+class FusedUpdate:
+    """Updates what the kernel takes, in one launch for each kind of alignment."""
+
+    def __init__(self, settings: Mapping[str, Any], seed: int) -> None:
+        """With these ``betas``, ``eps`` and ``weight_decay``; ``seed`` decides the rounding."""
+        beta1, beta2 = settings["betas"]
+        self._numbers = (float(beta1), float(beta2), float(settings["eps"]), float(settings["weight_decay"]))
+        self._seed = seed
+        self._launches: dict[tuple[int, ...], Launches] = {}
+
+    def __call__(self, rows: Sequence[Row], control: torch.Tensor) -> list[Row]:
+        """Update rows of (weight, gradient, mean, square) in place; returns those left: not bf16, or not dense.
+
+        Args:
+            rows: Tensors of one shape a row.
+            control: From ``adamw_bf16.control_of``.
+        """
+        from simpletuner.training import adamw_triton
+
+        kinds: dict[int, list[Row]] = {}
+        for row in rows:
+            kinds.setdefault(adamw_triton.width(row), []).append(row)
+        left = kinds.pop(0, [])
+        for width, some in kinds.items():
+            lengths = tuple(row[0].numel() for row in some)
+            if lengths not in self._launches:
+                self._launches[lengths] = Launches(lengths, some[0][0].device)
+            launches = self._launches[lengths]
+            adamw_triton.launch(
+                launches.table(some), launches.chunks, control, self._seed + width, self._numbers, width
+            )
+        return left
+
+    def after_capture(self) -> None:
+        """To be called when an update was captured in a CUDA graph, before the graph runs."""
+        for launches in self._launches.values():
+            launches.after_capture()

@@ -1,0 +1,75 @@
+"""Part of the composition root: how training steps run, from the option, the device and what is trained.
+
+In: plain values. Out: the ways that are in force, and a sentence that says so. Changes nothing but the blocks' forward.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from simpletuner.models.base import Family
+from simpletuner.training.precision import Precision
+
+Forward = Literal["auto", "fast", "plain", "diffusers"]
+TEXT_MULTIPLE = 64  # tokens: five lengths of text up to 300, so as many graphs for a picture size
+OLDEST = (8, 0)  # compute capability: the first with bf16
+
+
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """How steps run.
+
+    Attributes:
+        forward: Of the blocks; ``auto`` is decided here.
+        compiled: Blocks are compiled.
+        said: For the log; "" where there is nothing to say.
+    """
+
+    forward: Literal["fast", "plain", "diffusers"]
+    compiled: bool = False
+    said: str = ""
+
+
+def obstacle(device: torch.device, precision: Precision) -> str | None:
+    """Why the fast way cannot run here, None if it can."""
+    if device.type != "cuda":
+        return "it needs an NVIDIA GPU"
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed: pip install './[cuda]'"
+    if torch.cuda.get_device_capability(device) < OLDEST:
+        return "this GPU is older than Ampere"
+    if torch.bfloat16 not in (precision.weights, precision.base, precision.autocast):
+        return "its kernels are measured in bf16 alone: set mixed_precision to bf16"
+    return None
+
+
+def put_on(family: Family, transformer: Any, wanted: Forward, full_rank: bool, here: str | None) -> Ways:
+    """Give the transformer's blocks their forward.
+
+    Args:
+        family: Knows the blocks.
+        transformer: Changed in place.
+        wanted: The option.
+        full_rank: All weights are trained and none is quantised or wrapped: then blocks are compiled.
+        here: The ``obstacle`` of this device.
+
+    Returns:
+        The ways in force.
+    """
+    if wanted == "diffusers" or (wanted == "auto" and here):
+        return Ways("diffusers")
+    if wanted == "plain" or here:
+        found = family.use_plain_forward(transformer)
+        if found:
+            return Ways("diffusers", said=f"Note: training steps run diffusers' own forward: {found}")
+        return Ways("plain", said=f"Note: transformer_forward fast runs as plain: {here}" if wanted == "fast" else "")
+    found = family.use_fast_forward(transformer, full_rank)
+    if found:
+        return Ways("diffusers", said=f"Note: training steps run diffusers' own forward: {found}")
+    if not full_rank:
+        return Ways("fast", said="Training steps run hand-written kernels")
+    return Ways("fast", True, "Training steps run hand-written kernels in compiled blocks: the first ones take a while")

@@ -1,0 +1,367 @@
+"""Room 8, Step: one training step, whole and readable: noise, rollout, score, backward, clip, update.
+
+In: a Trainee, a stream of batches, a Recipe. Out: an Outcome, whose figures may still lie on the device. Reads no options.
+
+Two ways of ending a step. Where the optimizer can guard itself (``guarded_step``), the device decides whether the
+gradients are fit to be used, and the host goes on without waiting; figures are read late. Everywhere else the host reads
+them first and decides.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from simpletuner.data.types import Batch
+from simpletuner.flow.losses import Loss, Weighting, mean_squared_error
+from simpletuner.flow.path import TIMESTEP_SCALE, NoisedBatch
+from simpletuner.flow.perturbation import Perturbation, noised
+from simpletuner.flow.rollout import Rollout, draw_offsets, roll_out
+from simpletuner.flow.schedules import Density, draw_sigmas
+from simpletuner.models.adapters import Adapter
+from simpletuner.models.base import Facts, Family
+from simpletuner.training.ema import Ema
+from simpletuner.training.gradient_release import GradientRelease
+from simpletuner.training.gradient_sums import Float32Sums
+from simpletuner.training.guard import Guard
+from simpletuner.training.learning_rate import Schedule
+from simpletuner.training.optimizers import set_learning_rate
+from simpletuner.training.precision import Precision
+from simpletuner.training.seeds import mixed_seed
+from simpletuner.training.step_graph import StepGraphs
+
+DROPOUT = 1  # its own stream of random numbers beside the noise of the same position
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How one step is made, in plain values.
+
+    Attributes:
+        density: How sigmas are drawn.
+        schedule: Learning rate by step.
+        accumulation: Micro-batches per optimizer step.
+        clip_norm: Global norm or element bound; 0 is off.
+        clip_by_value: Clip each element instead of the global norm.
+        seed: Everything random is drawn from it and the position.
+        precision: Dtypes in force.
+        perturbation: What the model sees instead of the plain line from data to noise.
+        loss: Prediction and target become one number per sample.
+        weighting: How much that number counts, by sigma.
+        rollout: Samples that the model itself leads to their sigma, or None.
+    """
+
+    density: Density
+    schedule: Schedule
+    accumulation: int
+    clip_norm: float
+    clip_by_value: bool
+    seed: int
+    precision: Precision
+    perturbation: Perturbation = field(default_factory=Perturbation)
+    loss: Loss = field(default_factory=Loss)
+    weighting: Weighting = field(default_factory=Weighting)
+    rollout: Rollout | None = None
+
+
+@dataclass(slots=True)
+class Trainee:
+    """What is trained: the model, its optimizer and what goes with them.
+
+    Attributes:
+        release: Steps the optimizer inside backward, or None for one step after it.
+        sums: Adds up micro-batches in float32, or None for the weights' dtype.
+        graphs: Replays the steady step as one CUDA graph for each shape of batch, or None.
+    """
+
+    family: Family
+    facts: Facts
+    transformer: Any
+    optimizer: torch.optim.Optimizer
+    ema: Ema | None
+    device: torch.device
+    scaler: torch.amp.GradScaler | None = None
+    parameters: list[torch.nn.Parameter] = field(default_factory=list)
+    adapter: Adapter | None = None
+    release: GradientRelease | None = None
+    sums: Float32Sums | None = None
+    graphs: StepGraphs | None = None
+
+    @property
+    def guards_itself(self) -> bool:
+        """Whether the device decides if a step is taken; an EMA and a scaler want to know it at once."""
+        alone = self.ema is None and self.scaler is None and self.release is None
+        return alone and hasattr(self.optimizer, "guarded_step")
+
+
+def position_generator(seed: int, position: int, device: torch.device) -> torch.Generator:
+    """The generator of one micro-batch's noise: a function of seed and position, so a resumed run draws the same."""
+    return torch.Generator(device).manual_seed(mixed_seed(seed, position))
+
+
+def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on the device; from pinned memory the copy runs while the host goes on."""
+    return tensor.to(device, non_blocking=tensor.is_pinned() if device.type == "cuda" else False)
+
+
+def noise_batch(
+    batch: Batch, trainee: Trainee, recipe: Recipe, position: int, generator: torch.Generator
+) -> NoisedBatch:
+    """Room 6 for micro-batch number ``position``, on the trainee's device."""
+    latents = moved(batch.latents, trainee.device).float()
+    tokens = trainee.facts.tokens(latents.shape[-2], latents.shape[-1])
+    count = len(latents)
+    sigmas = draw_sigmas(recipe.density, count, tokens, batch.timestep_offset, generator, position * count)
+    return noised(latents, sigmas, recipe.perturbation, position // recipe.accumulation, generator)
+
+
+def rolled_out(
+    batch: Batch, shown: NoisedBatch, trainee: Trainee, recipe: Recipe, position: int, generator: torch.Generator
+) -> NoisedBatch:
+    """Between rooms 6 and 7: samples that the model itself leads to their sigma; nothing is computed without rollout."""
+    rollout = recipe.rollout
+    if rollout is None:
+        return shown
+    shift = recipe.density.shift_for(trainee.facts.tokens(*shown.noisy_latents.shape[-2:]))
+    offsets = draw_offsets(rollout, shown.sigmas, shift, position // recipe.accumulation, generator)
+    text, mask = moved(batch.text, trainee.device), moved(batch.mask, trainee.device)
+
+    def velocity_of(points: torch.Tensor, sigmas: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        with recipe.precision.context(trainee.device):
+            return trainee.family.predict(trainee.transformer, points, sigmas * TIMESTEP_SCALE, text[rows], mask[rows])
+
+    return roll_out(shown, offsets, shift, rollout, velocity_of)
+
+
+def keep_base(trainee: Trainee, recipe: Recipe, batch: Batch, shown: NoisedBatch) -> NoisedBatch:
+    """Prior preservation: in a regularisation batch the target is what the model says without its adapter.
+
+    Same noise, time and text; no gradient. Other batches, and runs without an adapter, stay as they are.
+    Source: Li & Hoiem 2016, Learning without Forgetting (arXiv 1606.09282): old outputs as targets on new inputs.
+    """
+    if not batch.regularisation or trainee.adapter is None:
+        return shown
+    with torch.no_grad(), trainee.adapter.disabled():
+        return replace(shown, target=predict(trainee, recipe, batch, shown).float())
+
+
+def predict(trainee: Trainee, recipe: Recipe, batch: Batch, shown: NoisedBatch) -> torch.Tensor:
+    """The model's velocity, [B, C, h, w]."""
+    with recipe.precision.context(trainee.device):
+        return trainee.family.predict(
+            trainee.transformer,
+            shown.noisy_latents,
+            shown.timesteps,
+            moved(batch.text, trainee.device),
+            batch.mask,
+        )
+
+
+def score(trainee: Trainee, recipe: Recipe, batch: Batch, shown: NoisedBatch) -> torch.Tensor:
+    """Room 7: [B] float32 loss of each sample, by the recipe's loss, mask and weighting."""
+    prediction = predict(trainee, recipe, batch, shown)
+    weights = None if batch.loss_weights is None else moved(batch.loss_weights, trainee.device)
+    loss = recipe.loss.per_sample(prediction, shown.target, shown.sigmas, weights)
+    return loss * recipe.weighting.at(shown.sigmas)
+
+
+def plain_score(trainee: Trainee, recipe: Recipe, batch: Batch, shown: NoisedBatch) -> torch.Tensor:
+    """[B] float32 mean squared error, whatever the recipe's loss and weighting: held-out figures compare across runs."""
+    return mean_squared_error(predict(trainee, recipe, batch, shown), shown.target)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What one step did.
+
+    Attributes:
+        losses: [samples] float32 loss of each sample, on the device.
+        names: Path of each picture.
+        regularisation: Whether each belongs to a regularisation batch.
+        grad_norm: [] global gradient norm before clipping, on the device.
+        decided: The host has read the figures, and knows what became of the step.
+        skipped: The sentence of a skipped step, if ``decided``.
+    """
+
+    losses: torch.Tensor
+    names: list[str]
+    regularisation: list[bool]
+    grad_norm: torch.Tensor
+    decided: bool = False
+    skipped: str | None = None
+
+
+def one_step(trainee: Trainee, recipe: Recipe, batches: Iterator[Batch], step: int, guard: Guard) -> Outcome:
+    """Optimizer step number ``step`` (from 0), from its batches to new weights.
+
+    Raises:
+        NonFiniteError: Too many steps in a row were skipped.
+    """
+    set_learning_rate(trainee.optimizer, recipe.schedule.at(step))
+    outcome = gradients(trainee, recipe, batches, step)
+    if not trainee.graphs:  # in a graph the update belongs to the same launch
+        finish(trainee, recipe, outcome, step, guard)
+    return outcome
+
+
+def gradients(trainee: Trainee, recipe: Recipe, batches: Iterator[Batch], step: int) -> Outcome:
+    """Forward and backward of every micro-batch of a step: the mean over its samples ends in ``.grad``."""
+    losses: list[torch.Tensor] = []
+    names: list[str] = []
+    regularisation: list[bool] = []
+    norm = torch.zeros(())
+    for micro in range(recipe.accumulation):
+        batch = next(batches)
+        position = step * recipe.accumulation + micro
+        generator = position_generator(recipe.seed, position, trainee.device)
+        if trainee.adapter and trainee.adapter.draws:  # dropout: the same in a resumed run, and not the noise's numbers
+            torch.manual_seed(mixed_seed(mixed_seed(recipe.seed, position), DROPOUT))
+        shown = noise_batch(batch, trainee, recipe, position, generator)
+        shown = rolled_out(batch, shown, trainee, recipe, position, generator)
+        shown = keep_base(trainee, recipe, batch, shown)
+        if trainee.graphs:
+            per_sample, norm = trainee.graphs(*learned(trainee, recipe, batch, shown, recipe.schedule.at(step)))
+        else:
+            per_sample = score(trainee, recipe, batch, shown)
+            backward(trainee, per_sample.mean() / recipe.accumulation)
+        losses.append(per_sample.detach())
+        names += batch.sample_ids
+        regularisation += [batch.regularisation] * len(batch.sample_ids)
+    return Outcome(torch.cat(losses), names, regularisation, norm)
+
+
+def finish(trainee: Trainee, recipe: Recipe, outcome: Outcome, step: int, guard: Guard) -> None:
+    """From gradients to new weights; gradients are gone afterwards."""
+    if trainee.guards_itself:
+        rate = torch.full((), recipe.schedule.at(step), device=trainee.device)
+        outcome.grad_norm = guarded_update(trainee, recipe, outcome.losses, rate)
+    else:
+        if trainee.sums:
+            trainee.sums.deliver()
+        if trainee.scaler:
+            trainee.scaler.unscale_(trainee.optimizer)
+        outcome.grad_norm = clip(trainee, recipe)
+        values, norm = outcome.losses.tolist(), outcome.grad_norm.item()
+        outcome.skipped = update(trainee, guard, step + 1, values, outcome.names, norm)
+        outcome.decided = True
+    trainee.optimizer.zero_grad(set_to_none=True)
+
+
+def learned(
+    trainee: Trainee, recipe: Recipe, batch: Batch, shown: NoisedBatch, rate: float
+) -> tuple[Callable[..., tuple[torch.Tensor, torch.Tensor]], tuple[torch.Tensor | None, ...]]:
+    """Everything after the noise, as a function of tensors alone, and these tensors on the device."""
+
+    def work(
+        noisy: torch.Tensor, sigmas: torch.Tensor, timesteps: torch.Tensor, target: torch.Tensor, rate: torch.Tensor,
+        text: torch.Tensor, mask: torch.Tensor, weights: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+        """[B] losses and the gradient norm; the weights are new."""
+        again = replace(batch, text=text, mask=mask, loss_weights=weights)
+        per_sample = score(trainee, recipe, again, NoisedBatch(noisy, sigmas, timesteps, target))
+        backward(trainee, per_sample.mean())
+        norm = guarded_update(trainee, recipe, per_sample.detach(), rate)
+        trainee.optimizer.zero_grad(set_to_none=True)
+        return per_sample.detach(), norm
+
+    device = trainee.device
+    weights = None if batch.loss_weights is None else moved(batch.loss_weights, device)
+    tensors = (shown.noisy_latents, shown.sigmas, shown.timesteps, shown.target, torch.full((), rate, device=device))
+    return work, (*tensors, moved(batch.text, device), moved(batch.mask, device), weights)
+
+
+def backward(trainee: Trainee, loss: torch.Tensor) -> None:
+    """Backward of one micro-batch's loss, by way of the scaler, the gradient release or the float32 sums."""
+    if trainee.release:
+        trainee.release.backward(loss)
+        return
+    (trainee.scaler.scale(loss) if trainee.scaler else loss).backward()
+    if trainee.sums:
+        trainee.sums.collect()
+
+
+def guarded_update(trainee: Trainee, recipe: Recipe, losses: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:
+    """Clip and step where the device itself sees that everything is finite; the host does not wait.
+
+    The factor of clipping goes into the optimizer's own pass over the gradients. A clipped element needs one of its own.
+
+    Args:
+        trainee: With gradients.
+        recipe: Says how to clip.
+        losses: Of this step's samples.
+        rate: [] float32 learning rate on the device.
+
+    Returns:
+        [] float32, the global norm before clipping.
+    """
+    if trainee.sums:
+        trainee.sums.deliver()
+    norm = global_norm(trainee.parameters)
+    good = torch.isfinite(norm) & torch.isfinite(losses).all()
+    scale = torch.ones_like(norm)
+    if recipe.clip_norm and recipe.clip_by_value:
+        torch.nn.utils.clip_grad_value_(trainee.parameters, recipe.clip_norm)
+    elif recipe.clip_norm:
+        scale = (recipe.clip_norm / (norm + 1e-6)).clamp(max=1.0)  # as torch's clip_grad_norm_
+    guarded: Any = trainee.optimizer
+    guarded.guarded_step(rate, scale, good)
+    return norm
+
+
+def global_norm(parameters: list[torch.nn.Parameter]) -> torch.Tensor:
+    """[] float32: the Euclidean norm of all gradients together."""
+    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]).float()
+
+
+def clip(trainee: Trainee, recipe: Recipe) -> torch.Tensor:
+    """Clip the gradients and return their global norm before clipping (infinite or NaN if any element is).
+
+    With gradient release they are clipped and gone already; the norm is that of those that were finite.
+    """
+    if trainee.release:
+        return torch.tensor(trainee.release.norm())
+    if recipe.clip_norm and not recipe.clip_by_value:
+        return torch.nn.utils.clip_grad_norm_(trainee.parameters, recipe.clip_norm)
+    norm = global_norm(trainee.parameters)
+    if recipe.clip_norm:
+        torch.nn.utils.clip_grad_value_(trainee.parameters, recipe.clip_norm)
+    return norm
+
+
+def update(
+    trainee: Trainee, guard: Guard, step: int, losses: list[float], names: list[str], grad_norm: float
+) -> str | None:
+    """Step the optimizer and the EMA if everything is finite; otherwise return the sentence of the skipped step.
+
+    Raises:
+        NonFiniteError: Too many steps in a row were skipped.
+    """
+    if all(map(math.isfinite, losses)) and math.isfinite(grad_norm):
+        skipped = _step_optimizer(trainee, guard, step, names)
+        if trainee.ema:
+            trainee.ema.update(step)
+    elif trainee.scaler and all(map(math.isfinite, losses)):
+        # An overflowing scale is the scaler's business: it lowers the scale and training goes on.
+        skipped = guard.scale_overflowed(step)
+    else:
+        skipped = guard.verdict(step, losses, names, grad_norm)
+    if trainee.scaler:
+        trainee.scaler.update()
+    return skipped
+
+
+def _step_optimizer(trainee: Trainee, guard: Guard, step: int, names: list[str]) -> str | None:
+    """Apply finite gradients; with gradient release that was done in backward, maybe not for every parameter."""
+    if trainee.release:
+        if trainee.release.held:
+            return guard.held_back(step, trainee.release.held, trainee.release.count, names)
+    elif trainee.scaler:
+        trainee.scaler.step(trainee.optimizer)
+    else:
+        trainee.optimizer.step()
+    guard.good()
+    return None

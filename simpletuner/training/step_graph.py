@@ -1,0 +1,93 @@
+"""Room 8, Step: the steady step as one CUDA graph for each shape of batch.
+
+Launching the thousands of kernels of a step takes the host longer than a small batch takes the device. A graph launches
+them at once. The first steps of a shape run as they are (kernels are compiled, libraries set up); then one step is
+captured, which runs nothing, and from there on replayed on new numbers in the same places. What cannot be captured is
+left to the plain way, for good.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+WARM_UP = 3
+LIMIT = 24  # shapes; each graph takes some megabytes on the host and shares its tensors' memory with the others
+
+Work = Callable[..., tuple[torch.Tensor, ...]]
+Inputs = tuple[torch.Tensor | None, ...]
+Shape = tuple[Any, ...]
+
+
+@dataclass(slots=True)
+class Captured:
+    """One graph with the tensors it reads and those it leaves."""
+
+    graph: torch.cuda.CUDAGraph
+    inputs: Inputs
+    outputs: tuple[torch.Tensor, ...]
+
+
+def shape_of(inputs: Inputs) -> Shape:
+    """What two steps must share to share a graph."""
+    return tuple(None if t is None else (tuple(t.shape), t.dtype) for t in inputs)
+
+
+class StepGraphs:
+    """Runs work on tensors of a few shapes, by a graph where there is one.
+
+    Attributes:
+        obstacle: Why steps run the plain way from now on, or None.
+    """
+
+    def __init__(self, after_capture: Callable[[], None], say: Callable[[str], None]) -> None:
+        """``after_capture`` is called when work was captured, before its graph runs; ``say`` hears of obstacles."""
+        self._after_capture, self._say = after_capture, say
+        self._seen: Counter[Shape] = Counter()
+        self._captured: dict[Shape, Captured] = {}
+        self._pool: Any = None
+        self.obstacle: str | None = None
+
+    def __call__(self, work: Work, inputs: Inputs) -> tuple[torch.Tensor, ...]:
+        """What ``work(*inputs)`` gives, in tensors that later steps do not touch.
+
+        Args:
+            work: A function of device tensors alone: what it reads besides must stay where it is.
+            inputs: Device tensors, or None.
+        """
+        shape = shape_of(inputs)
+        self._seen[shape] += 1
+        captured = self._captured.get(shape)
+        if captured is None and self._seen[shape] > WARM_UP and not self.obstacle and len(self._captured) < LIMIT:
+            captured = self._capture(work, inputs, shape)
+        if captured is None:
+            return work(*inputs)
+        for place, value in zip(captured.inputs, inputs, strict=True):
+            if place is not None and value is not None:
+                place.copy_(value, non_blocking=True)
+        captured.graph.replay()
+        return tuple(output.clone() for output in captured.outputs)
+
+    def _capture(self, work: Work, inputs: Inputs, shape: Shape) -> Captured | None:
+        """Record the work, which does not run; None where that fails."""
+        places = tuple(None if t is None else t.clone() for t in inputs)
+        gc.collect()  # nothing of an earlier step may keep its gradients' nodes alive
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()  # the graph has memory of its own: give back what the plain steps had
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool):
+                outputs = work(*places)
+        except (RuntimeError, torch.OutOfMemoryError) as error:  # a call that a capture forbids, or no memory left
+            self.obstacle = str(error).strip().splitlines()[0]
+            self._say(f"Note: steps are launched one kernel after the other, as a CUDA graph fails: {self.obstacle}")
+            return None
+        self._pool = self._pool or graph.pool()
+        self._after_capture()
+        self._captured[shape] = Captured(graph, places, outputs)
+        return self._captured[shape]
