@@ -133,6 +133,7 @@ class Loader:
             timestep_offset=self._offsets.get(spec.dataset_id, 0.0),
             loss_weights=stack(weights, (latents.shape[-2], latents.shape[-1])),
             regularisation=spec.dataset_id in self._regularisation,
+            first=self._plan.pictures_before(position),
         )
         return pin(batch) if self._pinned else batch
 

@@ -87,14 +87,23 @@ def reject_reason(size: Size, rules: PlacementRules) -> str | None:
     because a square cannot be cut from a narrower picture without enlarging it. A strip that would have to be blown up
     beyond ``MAX_RESIZED_PIXELS`` is never used.
     """
-    choices = [rules]
-    if rules.crop and rules.crop_aspect == "random":  # whichever bucket chance picks
-        choices = [replace(rules, crop_aspect="closest", aspect_buckets=(a,)) for a in rules.aspect_buckets]
-    for choice in choices:
+    for choice in _whatever_chance_picks(rules):
         resized = place(size, choice, 0).resize_to
         if resized.width * resized.height > MAX_RESIZED_PIXELS:
             return f"it is {size}, so narrow that it would have to be enlarged to {resized}"
     return _wrong_aspect(size, rules) or _too_small(size, rules)
+
+
+def _whatever_chance_picks(rules: PlacementRules) -> list[PlacementRules]:
+    """Rules that leave no bucket to chance, one for each that may be picked."""
+    if not rules.crop or rules.crop_aspect != "random":
+        return [rules]
+    return [replace(rules, crop_aspect="closest", aspect_buckets=(a,)) for a in rules.aspect_buckets]
+
+
+def possible_buckets(size: Size, rules: PlacementRules) -> set[Size]:
+    """Every bucket that a picture of this size may get, whatever the seed."""
+    return {place(size, choice, 0).bucket for choice in _whatever_chance_picks(rules)}
 
 
 def _wrong_aspect(size: Size, rules: PlacementRules) -> str | None:

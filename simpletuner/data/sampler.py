@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import accumulate
 from typing import Literal
 
 from simpletuner.data.types import Size
@@ -162,7 +163,9 @@ class Plan:
         self._seed = seed
         self._always = buckets_in is None and all(drawing.turn(b.dataset_id).always for b in self._buckets)
         self._starts = [0]  # position of each epoch's first micro-batch, as far as known
+        self._pictures = [0]  # drawn before that
         self._epoch = lru_cache(maxsize=2)(self._plan_epoch)
+        self._drawn = lru_cache(maxsize=2)(self._drawn_in)
         if not self._epoch(0):
             raise DataError("no dataset may be drawn at the start: one needs start_epoch 1 and start_step 0 or 1.")
 
@@ -170,6 +173,12 @@ class Plan:
         """The global micro-batch at ``position`` (from 0, across epochs)."""
         epoch = self.epoch_of(position)
         return self._epoch(epoch)[position - self._starts_at(epoch)]
+
+    def pictures_before(self, position: int) -> int:
+        """Samples of all global micro-batches before ``position``: datasets may have batch sizes of their own."""
+        epoch = self.epoch_of(position)
+        earlier = epoch * self._drawn(0)[-1] if self._always else self._pictures[epoch]
+        return earlier + self._drawn(epoch)[position - self._starts_at(epoch)]
 
     def epoch_of(self, position: int) -> int:
         """The epoch (from 0) that holds this position.
@@ -205,8 +214,13 @@ class Plan:
                     f"no dataset may be drawn in epoch {number}: the window of each (start and end epoch or step) is "
                     "closed. What to do: leave one open, or train for fewer steps."
                 )
+            self._pictures.append(self._pictures[-1] + self._drawn(len(self._starts) - 1)[-1])
             self._starts.append(self._starts[-1] + length)
         return self._starts[epoch]
+
+    def _drawn_in(self, epoch: int) -> list[int]:
+        """Samples before each micro-batch of an epoch, and at last those of all."""
+        return list(accumulate((len(spec.members) for spec in self._epoch(epoch)), initial=0))
 
     def _plan_epoch(self, epoch: int) -> list[BatchSpec]:
         """All batches of one epoch: every draw of every open dataset once, mixed into one order."""

@@ -71,6 +71,7 @@ class Batch:
         timestep_offset: Added to the normal draw before the sigmoid (``timestep_sampling_offset``).
         loss_weights: [B, 1, h, w] in [0, 1] for a masked loss, or None.
         regularisation: Whether an adapter is to keep the base model's own prediction here (prior preservation).
+        first: The number of its first picture in the run: how many came before it.
     """
 
     latents: torch.Tensor
@@ -81,3 +82,4 @@ class Batch:
     timestep_offset: float = 0.0
     loss_weights: torch.Tensor | None = None
     regularisation: bool = False
+    first: int = 0

@@ -75,7 +75,7 @@ def in_tiles(session: Session, found: list[prepare.Found]) -> bool:
     if not session.source.vae_tiling:
         return False
     tile = session.facts.vae_tile
-    larger = any(max(p.placement.bucket.width, p.placement.bucket.height) > tile for i in found for p in i.placed)
+    larger = prepare.longest_side(found) > tile
     session.reporter.say(
         f"VAE: pictures above {tile} px are encoded in overlapping tiles of that size"
         if larger

@@ -33,7 +33,7 @@ from simpletuner.data.hub_dataset import HubDataset, bring
 from simpletuner.data.loader import LatentRef
 from simpletuner.data.masks import MaskSource, by_name, check_size, mask_of
 from simpletuner.data.mirror import RemoteSource, mirror
-from simpletuner.data.placement import PlacementRules, place
+from simpletuner.data.placement import PlacementRules, place, possible_buckets
 from simpletuner.data.remote_cache import RemoteCaches
 from simpletuner.data.sampler import Bucket, Drawing, shortfalls
 from simpletuner.data.tables import TableSource, read_table
@@ -142,6 +142,18 @@ def place_in(source: DatasetSource, placed: PlacedSample, epoch: int) -> PlacedS
     """A sample's place in an epoch (from 0) of a dataset with ``redraw``."""
     placement = place(placed.sample.size, source.placement, _seed(source, placed.sample, epoch))
     return replace(placed, placement=placement, key=latent_key(placed.digest, placement))
+
+
+def longest_side(found: Sequence[Found]) -> int:
+    """The longest side in pixels of any picture, also where a later epoch may draw another aspect."""
+    buckets: set[Size] = set()
+    for item in found:
+        if item.source.redraw:
+            sizes = {placed.sample.size for placed in item.placed}
+            buckets.update(*(possible_buckets(size, item.source.placement) for size in sizes))
+        else:
+            buckets.update(placed.placement.bucket for placed in item.placed)
+    return max(max(bucket) for bucket in buckets)
 
 
 def _bring(source: DatasetSource, reporter: Reporter) -> list[Skipped]:

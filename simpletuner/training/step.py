@@ -115,7 +115,7 @@ def noise_batch(
     latents = moved(batch.latents, trainee.device).float()
     tokens = trainee.facts.tokens(latents.shape[-2], latents.shape[-1])
     count = len(latents)
-    sigmas = draw_sigmas(recipe.density, count, tokens, batch.timestep_offset, generator, position * count)
+    sigmas = draw_sigmas(recipe.density, count, tokens, batch.timestep_offset, generator, batch.first)
     return noised(latents, sigmas, recipe.perturbation, position // recipe.accumulation, generator)
 
 

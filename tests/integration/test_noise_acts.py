@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,10 @@ from simpletuner.training.run import train
 from simpletuner.training.step import noise_batch, plain_score, position_generator, rolled_out, score
 
 
-def shown(recipe: Any, position: int = 0, trainee: Any = None) -> Any:
+def shown(recipe: Any, position: int = 0, trainee: Any = None, first: int = 0) -> Any:
     """The plain and the rolled-out batch of one position."""
     trainee = trainee or toy.trainee()
-    batch = toy.batch(0, 1, 2)
+    batch = replace(toy.batch(0, 1, 2), first=first)
     generator = position_generator(recipe.seed, position, trainee.device)
     plain = noise_batch(batch, trainee, recipe, position, generator)
     return plain, rolled_out(batch, plain, trainee, recipe, position, generator)
@@ -58,7 +59,7 @@ def test_a_rollout_of_probability_0_leaves_the_batch_bit_identical_and_asks_noth
 
 def test_steps_and_turns_follow_the_position() -> None:
     recipe = toy.recipe(accumulation=2, density=Density(Listed((0.1, 0.5, 0.7, 0.9), "round-robin")))
-    sigmas = torch.cat([shown(recipe, n)[0].sigmas for n in range(4)])
+    sigmas = torch.cat([shown(recipe, n, first=3 * n)[0].sigmas for n in range(4)])
     assert [round(s, 3) for s in sigmas.tolist()] == [0.1, 0.5, 0.7, 0.9] * 3
     fading = toy.recipe(accumulation=2, perturbation=Perturbation(input_strength=0.5, input_steps=3))
     for position in range(8):

@@ -132,6 +132,21 @@ def test_epochs_differ_and_each_shows_every_picture_at_one_place(pictures: Path,
     run.on_demand.close()
 
 
+@pytest.mark.parametrize("aspects", [True, False])
+def test_the_longest_side_is_that_of_any_epoch(pictures: Path, tmp_path: Path, aspects: bool) -> None:
+    """What is encoded in tiles is decided once for the run: its latents are kept apart from untiled ones."""
+    run = Run(pictures, tmp_path, aspects, 0)
+    longest = [max(max(bucket.size) for bucket in run.samples.buckets(epoch)) for epoch in range(30)]
+    assert prepare.longest_side(run.found) == max(longest) == (64 if aspects else 32)
+    run.found[0].placed = [p for p in run.found[0].placed if max(p.placement.bucket) == 32]
+    assert prepare.longest_side(run.found) == max(longest), "also where the first epoch has no such picture"
+    still = Run(pictures, tmp_path, aspects, 0, redraw=False)
+    still.found[0].placed = [p for p in still.found[0].placed if max(p.placement.bucket) == 32]
+    assert prepare.longest_side(still.found) == 32
+    for each in (run, still):
+        each.on_demand.close()
+
+
 def test_the_cache_does_not_grow_with_the_epochs(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

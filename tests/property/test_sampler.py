@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from simpletuner.data.sampler import Bucket, Drawing, Plan, Turn, shortfalls
 from simpletuner.data.types import Size
 from simpletuner.errors import DataError
+from simpletuner.flow.densities import Listed
 
 
 @st.composite
@@ -19,6 +20,28 @@ def bucket_lists(draw: st.DrawFn) -> list[Bucket]:
         buckets.append(Bucket(f"set{number % 2}", Size(64 * (number + 1), 64), members, draw(st.integers(0, 3))))
         start += count
     return buckets
+
+
+@st.composite
+def drawings(draw: st.DrawFn) -> Drawing:
+    def turn() -> Turn:
+        start = draw(st.integers(0, 4))
+        return Turn(
+            probability=draw(st.sampled_from([0.1, 1.0, 3.0])),
+            start_epoch=draw(st.integers(1, 3)),
+            end_epoch=draw(st.none() | st.integers(3, 5)),
+            start_step=draw(st.sampled_from([0, start, 25])),
+            end_step=draw(st.none() | st.integers(start + 1, 60)),
+            batch_size=draw(st.none() | st.integers(1, 4)),
+        )
+
+    return Drawing(
+        batch_size=draw(st.integers(1, 6)),
+        accumulation=draw(st.integers(1, 3)),
+        world_size=draw(st.integers(1, 3)),
+        mixing=draw(st.sampled_from(["auto-weighting", "uniform"])),
+        turns={"set1": turn()},  # set0 is always open
+    )
 
 
 @given(bucket_lists(), st.integers(1, 9), st.integers(0, 1000), st.integers(0, 5))
@@ -47,6 +70,18 @@ def test_any_position_can_be_asked_for_alone(buckets: list[Bucket], size: int, s
     for k in range(position):
         followed.batch(k)
     assert followed.batch(position) == Plan(buckets, Drawing(size), seed).batch(position)
+
+
+@given(bucket_lists(), drawings(), st.integers(1, 40), st.integers(1, 60))
+def test_timesteps_in_turn_come_equally_often_whatever_the_batch_sizes(
+    buckets: list[Bucket], drawing: Drawing, timesteps: int, length: int
+) -> None:
+    plan, shape = Plan(buckets, drawing, 0), Listed(tuple(n / 64 for n in range(timesteps)), "round-robin")
+    taken: Counter[float] = Counter()
+    for position in range(length):
+        taken.update(shape.turn(plan.pictures_before(position), len(plan.batch(position).members)).tolist())
+    counts = [taken.get(n / 64, 0) for n in range(timesteps)]
+    assert max(counts) - min(counts) <= 1
 
 
 def test_epochs_and_seeds_differ() -> None:
@@ -79,28 +114,6 @@ def test_no_bucket_is_an_error() -> None:
         Plan([], Drawing(4), 0)
 
 
-@st.composite
-def drawings(draw: st.DrawFn) -> Drawing:
-    def turn() -> Turn:
-        start = draw(st.integers(0, 4))
-        return Turn(
-            probability=draw(st.sampled_from([0.1, 1.0, 3.0])),
-            start_epoch=draw(st.integers(1, 3)),
-            end_epoch=draw(st.none() | st.integers(3, 5)),
-            start_step=draw(st.sampled_from([0, start, 25])),
-            end_step=draw(st.none() | st.integers(start + 1, 60)),
-            batch_size=draw(st.none() | st.integers(1, 4)),
-        )
-
-    return Drawing(
-        batch_size=draw(st.integers(1, 6)),
-        accumulation=draw(st.integers(1, 3)),
-        world_size=draw(st.integers(1, 3)),
-        mixing=draw(st.sampled_from(["auto-weighting", "uniform"])),
-        turns={"set1": turn()},  # set0 is always open
-    )
-
-
 @given(bucket_lists(), drawings(), st.integers(0, 99), st.integers(0, 120))
 def test_windows_weights_and_batch_sizes_hold_at_every_position(
     buckets: list[Bucket], drawing: Drawing, seed: int, position: int
@@ -111,6 +124,8 @@ def test_windows_weights_and_batch_sizes_hold_at_every_position(
     turn = drawing.turn(spec.dataset_id)
     assert turn.in_epoch(epoch) and turn.at_step(position // drawing.accumulation)
     assert spec == Plan(buckets, drawing, seed).batch(position)
+    earlier = sum(len(plan.batch(k).members) for k in range(position))
+    assert plan.pictures_before(position) == earlier == Plan(buckets, drawing, seed).pictures_before(position)
     assert plan.micro_batches(epoch) <= position < plan.micro_batches(epoch + 1)
     shares = [spec.share(rank, drawing.world_size) for rank in range(drawing.world_size)]
     assert sum((share.members for share in shares), ()) == spec.members
@@ -178,6 +193,7 @@ def test_buckets_that_change_with_the_epoch(
     before = [plan.batch(k) for k in range(position + 1)]
     spec, epoch = fresh.batch(position), fresh.epoch_of(position)
     assert spec == before[position] and plan.epoch_of(position) == epoch
+    assert fresh.pictures_before(position) == sum(len(earlier.members) for earlier in before[:-1])
     assert any(set(spec.members) <= set(b.members) for b in buckets(epoch))
     assert {len(spec.share(rank, world).members) for rank in range(world)} == {size}
     start, end = fresh.micro_batches(epoch), fresh.micro_batches(epoch + 1)

@@ -35,6 +35,7 @@ def captions(texts: TensorStore, dropout: float, seed: int = 3, positions: range
     said: list[int] = []
     for position in positions:
         batch = loader.batch(position)
+        assert batch.first == SIZE * position
         assert batch.mask.sum(1).ge(1).all() and batch.text.shape[:2] == batch.mask.shape
         said += [int(v) for v in batch.text[:, 0, 0].tolist()]
     return said
