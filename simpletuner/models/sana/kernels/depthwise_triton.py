@@ -79,7 +79,7 @@ def _load(pointer, row, column, height, width, stride, channel, channels):
     inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
     # The place as a limit of the channels: one comparison a thread instead of two conditions.
     limit = tl.where(inside, channels, 0)
-    at = pointer + (row * width + column) * stride + channel
+    at = pointer + ((channel + column * stride) + row * width * stride)
     return tl.load(at, mask=channel < limit, other=0.0).to(tl.float32)
 
 
@@ -87,7 +87,7 @@ def _load(pointer, row, column, height, width, stride, channel, channels):
 def _store(pointer, value, row, column, first, height, width, stride, channel, channels):
     """The same for a result; columns before `first` belong to another program."""
     limit = tl.where((row < height) & (column >= first) & (column < width), channels, 0)
-    at = pointer + (row * width + column) * stride + channel
+    at = pointer + ((channel + column * stride) + row * width * stride)
     tl.store(at, value.to(pointer.dtype.element_ty), mask=channel < limit)
 
 
