@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,6 +71,15 @@ def example_folder(name: str, asked_by: str = "--example") -> Path:
         remedy = f"packaged examples: {', '.join(EXAMPLES)}"
         raise ConfigError([Problem("command line", asked_by, name, "there is no such example", remedy)])
     return EXAMPLES[name].folder
+
+
+def expand(text: str, asked_by: str) -> str:
+    """``{example:NAME}`` in an argument of a command → that example's folder; the rest stays.
+
+    Raises:
+        ConfigError: There is no such example.
+    """
+    return re.sub(r"\{example:([^{}]*)\}", lambda match: str(example_folder(match[1], asked_by)), text)
 
 
 def copy(name: str, destination: Path, force: bool = False) -> list[Path]:

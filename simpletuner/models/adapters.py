@@ -124,6 +124,14 @@ class AdapterFile:
         """Whether LyCORIS wrote it."""
         return any(key.startswith("lycoris_") for key in self.tensors)
 
+    @property
+    def base_model(self) -> str | None:
+        """Folder or hub id of the model it was trained on, if the file tells."""
+        try:
+            return str(json.loads(self.metadata["simpletuner"])["base_model"])
+        except (KeyError, ValueError, TypeError):
+            return None
+
 
 def read_file(path: Path) -> AdapterFile:
     """Read an adapter.

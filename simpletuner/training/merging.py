@@ -16,12 +16,14 @@ from simpletuner.reporting.progress import Reporter
 from simpletuner.training.checkpoint import staged_folder
 
 
-def merge(adapter: Path, base: str, output: Path, dtype: torch.dtype, strength: float, reporter: Reporter) -> None:
+def merge(
+    adapter: Path, base: str | None, output: Path, dtype: torch.dtype, strength: float, reporter: Reporter
+) -> None:
     """Write the base model with the adapter in its weights, as a complete diffusers folder.
 
     Args:
         adapter: The file, or the folder it lies in.
-        base: Folder or hub id of the pipeline it was trained on.
+        base: Folder or hub id of the pipeline it was trained on; None for the one that its file names.
         output: A folder that does not exist yet.
         dtype: Of the written weights; the sum is made in float32.
         strength: Multiplies the adapter.
@@ -34,6 +36,9 @@ def merge(adapter: Path, base: str, output: Path, dtype: torch.dtype, strength: 
     if output.exists():
         raise TunerError(f"{output} exists already (--output). What to do: name another folder, or remove it.")
     file = adapters.read_file(adapter)
+    base = base or file.base_model
+    if base is None:
+        raise ModelError(f"{file.path} does not tell its base model. What to do: name it with --base.")
     imports.libraries()
     load.only_download_bars()
     family = FAMILIES["sana"]

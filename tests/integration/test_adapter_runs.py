@@ -194,7 +194,7 @@ def test_merge_writes_a_model_that_draws_the_same(
     train(**KINDS[kind], max_train_steps=2, learning_rate=1e-2)
     quiet, base = Reporter(Console(file=StringIO())), str(pocket / "model")
     merge(tmp_path / "out", base, tmp_path / "merged", torch.float32, 1.0, quiet)
-    merge(tmp_path / "out" / WEIGHTS, base, tmp_path / "half", torch.float32, 0.5, quiet)
+    merge(tmp_path / "out" / WEIGHTS, None, tmp_path / "half", torch.float32, 0.5, quiet)  # as the file says
 
     def weights(folder: Path) -> Any:
         return SanaTransformer2DModel.from_pretrained(folder, subfolder="transformer").eval()
@@ -249,3 +249,9 @@ def test_the_commands_for_finished_adapters(
     assert {**first, "transformer.target_modules": None} == {**second, "transformer.target_modules": None}
     wrong = simpletuner("merge", tmp_path / "nothing", "--base", pocket / "model", "--output", tmp_path / "merged")
     assert wrong.startswith("Error: cannot read the adapter") and "there is no such file" in wrong
+    silent = simpletuner("merge", tmp_path, "--output", tmp_path / "merged")
+    assert "does not tell its base model" in silent and "--base" in silent
+    misspelt = simpletuner("merge", tmp_path, "--base", "{example:pockte}/model", "--output", tmp_path / "merged")
+    assert "there is no such example" in misspelt and "pocket" in misspelt
+    merged = simpletuner("merge", tmp_path, "--base", "{example:pocket}/model", "--output", tmp_path / "merged")
+    assert f"Loading {pocket / 'model'}" in merged and (tmp_path / "merged" / "model_index.json").is_file()
