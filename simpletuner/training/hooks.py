@@ -106,6 +106,7 @@ class HeldOutLoss:
         live_beside_ema: Whether live weights are measured as well where there is an EMA.
         trainee: For its EMA, optimizer and training mode.
         metrics: Where figures are kept, also those of the run's first half when it was resumed.
+        continued: Whether the adapter goes on from a file, and so acts from the start.
     """
 
     interval: int | None
@@ -115,9 +116,10 @@ class HeldOutLoss:
     reporter: Reporter
     live_beside_ema: bool = True
     measured_at: int = -1
+    continued: bool = False
 
     def on_start(self, step: int) -> None:
-        """The base model's figure, once."""
+        """The figure of what training starts from, once."""
         if step == 0:
             self._measure(0)
 
@@ -145,7 +147,7 @@ class HeldOutLoss:
         transformer.eval()
         ema = self.trainee.ema if step else None
         adapter = self.trainee.adapter
-        off = adapter.disabled() if adapter and not step else nullcontext()
+        off = adapter.disabled() if adapter and not step and not self.continued else nullcontext()
         beside = ""
         if ema:
             with ema.applied():
@@ -173,13 +175,14 @@ class ValidationPictures:
 
     Attributes:
         interval: Optimizer steps, or None for before and after only.
-        on_startup: Whether to draw the base model.
+        on_startup: Whether to draw before the first step.
         validator: Draws.
         ema: The EMA, if any.
         mode: ``none`` live weights only, ``ema_only``, or ``comparison`` for both.
         output_dir: Where ``before_after.png`` goes.
         adapter: The adapter, if one is trained; it is off in the base model's pictures.
-        strength: Of the adapter in all others.
+        continued: Whether the adapter goes on from a file, and so acts in the first pictures as well.
+        strength: Of the adapter where it acts.
         optimizer: Whose weights for use are drawn, where they differ from those it trains.
     """
 
@@ -194,9 +197,10 @@ class ValidationPictures:
     adapter: Adapter | None = None
     strength: float = 1.0
     optimizer: torch.optim.Optimizer | None = None
+    continued: bool = False
 
     def on_start(self, step: int) -> None:
-        """The base model's pictures, once."""
+        """The pictures of what training starts from, once."""
         if step == 0 and self.on_startup:
             self._draw(0)
 
@@ -223,7 +227,7 @@ class ValidationPictures:
     def _adapted(self, step: int) -> AbstractContextManager[None]:
         if self.adapter is None:
             return nullcontext()
-        return self.adapter.scaled(self.strength) if step else self.adapter.disabled()
+        return self.adapter.scaled(self.strength) if step or self.continued else self.adapter.disabled()
 
     def _weights(self, label: str) -> AbstractContextManager[object]:
         if label and self.ema:

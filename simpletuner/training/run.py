@@ -214,7 +214,12 @@ def make_hooks(
 
         interval = options.evaluation.eval_steps_interval
         live_too = options.ema.ema_validation != "ema_only"
-        hooks.append(HeldOutLoss(interval, measure, trainee, session.metrics, session.reporter, live_too))
+        hooks.append(
+            HeldOutLoss(
+                *(interval, measure, trainee, session.metrics, session.reporter, live_too),
+                continued=options.adapter.init_lora is not None,
+            )
+        )
     if validator:
         hooks.append(
             ValidationPictures(
@@ -228,6 +233,7 @@ def make_hooks(
                 adapter=trainee.adapter,
                 strength=options.adapter.validation_lycoris_strength,
                 optimizer=trainee.optimizer,
+                continued=options.adapter.init_lora is not None,
             )
         )
     return hooks

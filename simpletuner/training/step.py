@@ -134,7 +134,12 @@ def rolled_out(
         with recipe.precision.context(trainee.device):
             return trainee.family.predict(trainee.transformer, points, sigmas * TIMESTEP_SCALE, text[rows], mask[rows])
 
-    return roll_out(shown, offsets, shift, rollout, velocity_of)
+    was_training = trainee.transformer.training
+    trainee.transformer.eval()  # the samples are the model's own: without dropout, as when it draws a picture
+    try:
+        return roll_out(shown, offsets, shift, rollout, velocity_of)
+    finally:
+        trainee.transformer.train(was_training)
 
 
 def keep_base(trainee: Trainee, recipe: Recipe, batch: Batch, shown: NoisedBatch) -> NoisedBatch:

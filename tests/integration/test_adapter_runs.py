@@ -115,6 +115,38 @@ def test_an_adapter_is_continued_from_its_file(train: Callable[..., str], tmp_pa
         torch.testing.assert_close(value, first[name], atol=1e-9, rtol=0)
 
 
+def test_what_a_continued_adapter_starts_from_is_the_adapter(pocket_run: Callable[..., Path], tmp_path: Path) -> None:
+    """Pictures and held-out loss before the first step are those of the file as loaded, not of the base model."""
+    from simpletuner.training.run import train as real
+
+    def run(name: str, **options: Any) -> dict[tuple[str, int], Any]:
+        drawing = {"validation_disable": False, "validation_prompt": "a fox", "validation_resolution": "64x64"}
+        drawing |= {"validation_num_inference_steps": 2, "model_type": "lora", "output_dir": str(tmp_path / name)}
+        config = pocket_run(**drawing, **options, max_train_steps=2, learning_rate=1e-2)
+        dataloader = config.parent / "multidatabackend.json"
+        entries = json.loads(dataloader.read_text())
+        held_out = {
+            **entries[0],
+            "id": "held-out",
+            "dataset_type": "eval",
+            "cache_dir_vae": str(tmp_path / "cache/eval"),
+        }
+        dataloader.write_text(json.dumps([*entries, held_out]))
+        real(load(str(config), environ={}), Reporter(Console(file=StringIO())))
+        lines = map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
+        found: dict[tuple[str, int], Any] = {("loss", m["step"]): m["loss"] for m in lines if m["kind"] == "eval"}
+        for step in (0, 2):
+            with Image.open(tmp_path / name / "validation_images" / f"step_{step}_validation_0_64x64.png") as image:
+                found["picture", step] = np.asarray(image)
+        return found
+
+    first = run("first")
+    second = run("second", init_lora=str(tmp_path / "first"))
+    assert second["loss", 0] == pytest.approx(first["loss", 2], abs=1e-6) != first["loss", 0]
+    assert np.array_equal(second["picture", 0], first["picture", 2])
+    assert not np.array_equal(first["picture", 0], first["picture", 2])
+
+
 def test_a_lycoris_file_is_continued_by_its_own_settings(train: Callable[..., str], tmp_path: Path) -> None:
     config = {**LYCORIS, "algo": "loha"}
     train(lora_type="lycoris", lycoris_config=config, max_train_steps=1, output_dir=str(tmp_path / "first"))

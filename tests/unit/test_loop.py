@@ -9,6 +9,7 @@ import torch
 import toy
 
 from simpletuner.data.types import Batch
+from simpletuner.flow.rollout import Ramp, Rollout
 from simpletuner.training.learning_rate import Schedule
 from simpletuner.training.loop import Hook, StepResult, train
 from simpletuner.training.step import Recipe, Trainee
@@ -204,3 +205,10 @@ def test_the_ema_follows_the_weights_and_the_model_is_in_training_mode() -> None
     average = torch.cat([tensor.flatten() for tensor in trainee.ema.shadow])
     assert not torch.equal(average, toy.flat(trainee.transformer))
     assert all(trainee.family.in_training)  # type: ignore[attr-defined]
+
+
+def test_a_rollout_walks_in_evaluation_mode_and_the_step_trains() -> None:
+    trainee = toy.trainee()
+    run(trainee, toy.recipe(rollout=Rollout(6, Ramp(1.0, 1.0), "biased_late", "euler")), [toy.batch(0, 1)])
+    *walk, step = trainee.family.in_training  # type: ignore[attr-defined]
+    assert walk and not any(walk) and step and trainee.transformer.training
