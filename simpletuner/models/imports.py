@@ -1,4 +1,4 @@
-"""Import diffusers and transformers without the optional packages that this run does not use.
+"""Import diffusers and transformers without the optional packages that this run does not use, and those it uses quietly.
 
 Both import bitsandbytes and torchao whenever they are installed, for quantisers that are never called here: a second at
 every start, and six lines of their complaints about the machine.
@@ -6,11 +6,18 @@ every start, and six lines of their complaints about the machine.
 
 from __future__ import annotations
 
+import importlib
+import logging
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 OPTIONAL = ("bitsandbytes", "torchao")
+# What these say while they are imported is about kernels of other machines, which nobody can or need do anything about.
+# All else is left alone, such as bitsandbytes' own words when its CUDA library cannot be loaded.
+_CHATTY = ("bitsandbytes.backends.cpu.ops", "torchao", "torch.utils._pytree")
 
 
 @contextmanager
@@ -27,6 +34,25 @@ def without_optional() -> Iterator[None]:
     finally:
         for name in hidden:
             del sys.modules[name]
+
+
+def quietly(name: str) -> Any:
+    """Import an optional package's module without what it says about kernels of other machines.
+
+    Raises:
+        ImportError: It is not there, or cannot be loaded.
+    """
+    loggers = [logging.getLogger(chatty) for chatty in _CHATTY]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what packages say about each other
+            return importlib.import_module(name)
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def libraries() -> None:

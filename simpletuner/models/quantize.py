@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from simpletuner.models import imports
 from simpletuner.models.linears import pointwise_as_linear
 
 
@@ -80,8 +81,7 @@ def _nf4(layer: nn.Linear, device: torch.device, compute: torch.dtype) -> nn.Mod
 
 def _torchao(config: str, layer: nn.Linear, device: torch.device, compute: torch.dtype) -> nn.Module:
     """One of torchao's configurations, by its class."""
-    import torchao.quantization as ao
-
+    ao = imports.quietly("torchao.quantization")
     layer.to(device, compute)
     ao.quantize_(layer, getattr(ao, config)(), filter_fn=lambda module, _: module is layer)
     layer.requires_grad_(False)
@@ -171,9 +171,10 @@ def quantise(model: nn.Module, blocks: nn.Module, settings: Settings) -> float:
     total = sum(p.numel() for p in model.parameters())
     chosen = matrices(blocks)
     count = sum(layer.weight.numel() for _, _, layer in chosen)
-    swap = PLANS[settings.name].swap
+    plan = PLANS[settings.name]
+    imports.quietly(plan.package)
     for parent, name, layer in chosen:
-        setattr(parent, name, swap(layer, settings.device, settings.compute))
+        setattr(parent, name, plan.swap(layer, settings.device, settings.compute))
     return count / total
 
 

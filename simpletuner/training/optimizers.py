@@ -5,16 +5,17 @@ A table from name to class, defaults and what a run must know about it. How stat
 
 from __future__ import annotations
 
-import importlib
+import contextlib
 import inspect
+import io
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from simpletuner.models import imports
 from simpletuner.training.gradient_release import PerParameter
 from simpletuner.training.matrix_views import MatrixViews
 from simpletuner.training.optimizer_state import pack as pack
@@ -146,9 +147,7 @@ OPTIMIZERS: dict[str, OptimizerEntry] = {
 def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     """The class, imported now."""
     entry = OPTIMIZERS[name]
-    with warnings.catch_warnings():  # what packages say about each other while they are imported
-        warnings.simplefilter("ignore")
-        cls: type[torch.optim.Optimizer] = getattr(importlib.import_module(entry.module), entry.cls)
+    cls: type[torch.optim.Optimizer] = getattr(imports.quietly(entry.module), entry.cls)
     return cls
 
 
@@ -194,10 +193,13 @@ def build(
         arguments["seed"] = seed
     make: Any = cls
     optimizer: torch.optim.Optimizer
-    if entry.matrices:
-        optimizer = MatrixViews(parameters, lambda views: make(views, lr=lr, **arguments))
-    else:
-        optimizer = make(parameters, lr=lr, **arguments)
+    with contextlib.redirect_stdout(io.StringIO()):  # prodigy prints its settings; describe says them
+        if entry.matrices:
+            optimizer = MatrixViews(parameters, lambda views: make(views, lr=lr, **arguments))
+        else:
+            optimizer = make(parameters, lr=lr, **arguments)
+    if entry.module.startswith("torchao"):  # its first step is compiled, and torch wishes for a faster cache of that
+        warnings.filterwarnings("ignore", message=".*_stable_hash_for_caching")
     if getattr(optimizer, "is_paged", False) and not any(p.is_cuda for p in parameters):
         optimizer.is_paged = False  # type: ignore[attr-defined]
     if entry.seed == "global":
@@ -252,7 +254,7 @@ def averages(optimizer: torch.optim.Optimizer) -> bool:
     return hasattr(optimizer, "eval")
 
 
-@contextmanager
+@contextlib.contextmanager
 def evaluation_weights(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     """Inside, the model has the weights that are meant to be used; after, the trained ones again, bit for bit.
 

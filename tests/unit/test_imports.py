@@ -29,3 +29,25 @@ assert bitsandbytes.nn.Linear4bit
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="nothing optional is installed")
 def test_only_what_is_needed_is_imported() -> None:
     subprocess.run([sys.executable, "-c", CODE], check=True)
+
+
+QUIET = """
+import logging, torch
+from simpletuner.models import quantize
+from simpletuner.training import optimizers
+for name in ("bnb-adamw8bit", "prodigy", "ao-adamw8bit"):
+    optimizers.build(name, [torch.nn.Parameter(torch.ones(64, 64))], 1.0, {})
+for name in ("nf4-bnb", "int8-torchao"):
+    model = torch.nn.Sequential(torch.nn.Linear(64, 64))
+    assert quantize.quantise(model, model, quantize.Settings(name, torch.device("cpu"), torch.float32)) > 0.9
+assert logging.getLogger("torchao").level == logging.NOTSET
+"""
+
+
+@pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("bitsandbytes", "prodigyopt", "torchao")),
+    reason="not all of the optional packages are installed",
+)
+def test_what_is_used_says_nothing_that_nobody_can_act_on() -> None:
+    done = subprocess.run([sys.executable, "-c", QUIET], check=True, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("", "")
