@@ -27,20 +27,14 @@ from simpletuner.models.sana.kernels import depthwise, linear_attention, runs_in
 
 BANDWIDTH, LARGER_THAN_CACHES = 3.0e12, 400e6
 HEIGHT, WIDTH, CHANNELS, HEADS, HEAD = 32, 32, 5600, 70, 32
-# Channels, warps, most columns. Two channels a thread first (about 400 instructions a step of eight results, 20 or 16
-# warps a multiprocessor); then one a thread (520, 28 to 32 warps) and four (350, eight warps).
+# Channels, warps, most columns, stages; likeliest first. Two channels a thread are about 400 instructions a step of eight
+# results at 16 to 20 warps a multiprocessor; loading ahead 450 at 16; one channel a thread 520 at 32; four 350 at 8.
 PLANS = (
-    (256, 4, 64), (128, 2, 64), (64, 1, 64), (256, 4, 16), (128, 2, 16), (512, 8, 64), (128, 4, 64), (256, 4, 8),
-    (512, 4, 64),
+    (256, 4, 64, 1), (128, 2, 64, 1), (256, 4, 64, 2), (64, 1, 64, 1), (256, 4, 16, 1), (128, 2, 16, 2),
+    (128, 4, 64, 1), (512, 4, 64, 1),
 )  # fmt: skip
-
-ATTENTION_PLANS = (
-    (64, 4, 4),
-    (64, 2, 4),
-    (64, 1, 4),
-    (128, 2, 8),
-    (64, 4, 2),
-)  # tokens of a block, blocks of a run, warps
+# Tokens of a block, blocks of a run, warps.
+ATTENTION_PLANS = ((64, 4, 4), (64, 2, 4), (64, 1, 4), (128, 2, 8))
 LAUNCHES = ("FORWARD", "GATE", "SPREAD")
 
 Operation = Callable[..., torch.Tensor]
@@ -236,7 +230,7 @@ def try_plans(batch: int, until: float) -> bool:
     found: dict[str, dict[tuple[int, ...], float]] = {name: {} for name in LAUNCHES}
     right = True
     print(f"\nplans, batch {batch}; under gate and spread stands all of backward with that launch changed")
-    print("| channels, warps, columns | worst error | first call s | forward ms | gate ms | spread ms |")
+    print("| channels, warps, columns, stages | worst error | first call s | forward ms | gate ms | spread ms |")
     print("|---|---|---|---|---|---|", flush=True)
     for plan in PLANS:
         if time.monotonic() > until:

@@ -195,7 +195,7 @@ def test_the_compiled_loops_carry_every_tensor(
     from simpletuner.models.sana.kernels import depthwise_triton
 
     kernel = getattr(depthwise_triton, f"{name}_kernel")
-    constants = {"UNIT": 16, "BLOCK": 256, "FAST": True} | ({"BACKWARD": False} if name == "gate" else {})
+    constants = {"UNIT": 16, "BLOCK": 256, "FAST": True, "STAGES": 1} | ({"BACKWARD": False} if name == "gate" else {})
     numbers = dict.fromkeys(depthwise_triton.SIZES, "i32")
     types = dict.fromkeys(kernel.arg_names, "*bf16") | numbers | dict.fromkeys(constants, "constexpr")
     types |= {"sums": "*fp32"} if name == "spread" else {}

@@ -39,11 +39,19 @@ ENOUGH_WARPS, FEWEST_COLUMNS = 4096, 8
 
 
 class Plan(NamedTuple):
-    """The shape of one program: channels (a power of two), warps, and the most columns it walks along."""
+    """The shape of one program.
+
+    Attributes:
+        channels: BLOCK, a power of two.
+        warps: of 32 threads.
+        columns: the most it walks along.
+        stages: 2 or more load ahead through shared memory where the compiler can.
+    """
 
     channels: int = 256
     warps: int = 4
     columns: int = 64
+    stages: int = 1
 
 
 FORWARD, GATE, SPREAD = Plan(), Plan(), Plan()
@@ -166,7 +174,7 @@ def _write_gate(
 @triton.jit(do_not_specialize=SIZES)
 def gate_kernel(
     x, weight, bias, grad, out, height, width, groups, columns,
-    UNIT: tl.constexpr, BLOCK: tl.constexpr, BACKWARD: tl.constexpr, FAST: tl.constexpr,
+    UNIT: tl.constexpr, BLOCK: tl.constexpr, BACKWARD: tl.constexpr, FAST: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Forward: out [B, N, C]. BACKWARD: the same up to a and g, then out [B, N, 2C] = their gradients.
 
@@ -190,7 +198,7 @@ def gate_kernel(
     ba, bg = (a, a, a, a), (g, g, g, g)
     am, ar, gm, gr = ba, ba, bg, bg
     # The first column has no results to complete, or another program's; these are not written.
-    for column in tl.range(tl.maximum(first - 1, 0), tl.minimum(first + columns, width) + 1):
+    for column in tl.range(tl.maximum(first - 1, 0), tl.minimum(first + columns, width) + 1, num_stages=STAGES):
         s = _six_silu(x, row, column, height, width, stride, channel, channels, FAST)
         al = _add_column(am, s, wa[2], wa[5], wa[8])
         am = _add_column(ar, s, wa[1], wa[4], wa[7])
@@ -219,7 +227,7 @@ def _through_silu(x, dx, ds, row, column, height, width, channels, channel, FAST
 @triton.jit(do_not_specialize=SIZES)
 def spread_kernel(
     x, weight, inner, dx, sums, height, width, groups, columns,
-    UNIT: tl.constexpr, BLOCK: tl.constexpr, FAST: tl.constexpr,
+    UNIT: tl.constexpr, BLOCK: tl.constexpr, FAST: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """From `inner`, the gradient of [a, g]: dx, and this program's sums for the nine taps and the bias.
 
@@ -244,7 +252,7 @@ def spread_kernel(
     # l and m must start from two loads: see the head of this module.
     l = _six(inner, row, first - 1, height, width, channels, channel, channels)  # noqa: E741
     m = _six(inner, row, first, height, width, channels, channel, channels)
-    for column in tl.range(first, tl.minimum(first + columns, width)):
+    for column in tl.range(first, tl.minimum(first + columns, width), num_stages=STAGES):
         r = _six(inner, row, column + 1, height, width, channels, channel, channels)
         ds = _add_column(nothing, l, k[8], k[5], k[2])
         ds = _add_column(ds, m, k[7], k[4], k[1])
@@ -289,9 +297,9 @@ def _launch(plan: Plan, x: torch.Tensor, height: int, width: int, channels: int)
         columns = triton.cdiv(columns, 2)
     unit = 16 if channels % 16 == 0 else 1
     fast = x.dtype != torch.float32 and _has_tanh(x.device)
-    constants = {"UNIT": unit, "BLOCK": plan.channels, "FAST": fast, "num_warps": plan.warps}
+    constants = {"UNIT": unit, "BLOCK": plan.channels, "FAST": fast, "STAGES": plan.stages}
     grid = (blocks, strips * triton.cdiv(width, columns), len(x))
-    return grid, (height, width, channels // unit, columns), constants
+    return grid, (height, width, channels // unit, columns), constants | {"num_warps": plan.warps}
 
 
 def _contiguous(*tensors: torch.Tensor) -> list[torch.Tensor]:
