@@ -4,8 +4,9 @@
     python bench/methods.py --only lora lokr   # some rows
     python bench/methods.py --page             # the page alone, from what was measured
 
-Each row is the real command with the embedded recipe and other options: it trains ``STEPS`` steps with a checkpoint in
-the middle, then goes on from that checkpoint in a second folder (the weights must be the same bits), then plain
+Each row is the real command with bench/fixed_recipe.py and words of its own, which win over the recipe's. The last rate,
+lr_end, is a number: rows with other rates fall from them to the same end. A row trains ``STEPS`` steps with a checkpoint
+in the middle, then goes on from that checkpoint in a second folder (the weights must be the same bits), then plain
 diffusers loads the result and must draw the run's own validation picture, pixel for pixel, and is scored on the 24
 held-out pictures (bench/pocket_recipe.py says how). Finished rows are kept in output/methods/rows.json, so an
 interrupted run goes on where it was.
@@ -29,8 +30,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from fixed_recipe import RECIPE
 from PIL import Image
-from pocket_recipe import GUIDANCE, POCKET, TOKENS, HeldOut
+from pocket_recipe import DRAWN, GUIDANCE, POCKET, HeldOut
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,13 +40,6 @@ ROWS = ROOT / "output" / "methods" / "rows.json"
 PAGE = ROOT / "docs" / "methods.md"
 STEPS = 40
 PROMPT = "a blueprint of a fox"
-# Common to all rows, whatever the embedded recipe is today: a later word of a row wins over the same key here.
-BASE = (
-    "seed=42 mixed_precision=no flow_schedule_shift=3 flow_sigmoid_scale=1.1 train_batch_size=16 "
-    "caption_dropout_probability=0.15 optimizer=torch-adamw optimizer_config=weight_decay=0.01 learning_rate=4e-4 "
-    "lr_scheduler=polynomial lr_power=1 lr_end=4e-5 lr_warmup_steps=20 use_ema=true ema_decay=0.98 "
-    "ema_validation=ema_only "
-)
 MARK = "<!-- table: bench/methods.py -->"
 
 
@@ -55,7 +50,7 @@ class Row:
     Attributes:
         name: Short and unique.
         what: For the page.
-        options: ``key=value`` words on top of the embedded recipe.
+        options: ``key=value`` words on top of the fixed recipe.
     """
 
     name: str
@@ -121,7 +116,7 @@ ALL = (
 
 def train(options: str, output: Path, caches: Path) -> tuple[str, float]:
     """The real command; returns what it said and its seconds."""
-    words = [f"--{word}" for word in (BASE + options).split()]
+    words = [f"--{word}" for word in f"{RECIPE} {options}".split()]
     command = [sys.executable, "-c", "from simpletuner.cli.app import main; main()", "train", "--example=pocket"]
     command += [f"--output_dir={output}", f"--max_train_steps={STEPS}", f"--checkpoint_step_interval={STEPS // 2}"]
     command += [f"--data_backend_config={caches / 'data.json'}", f"--validation_prompt={PROMPT}"]
@@ -200,13 +195,8 @@ def difference(output: Path, options: str) -> float:
     with torch.autocast("cpu", torch.bfloat16) if adapter_in_half else nullcontext():
         latents = pipe(
             PROMPT,
-            height=128,
-            width=128,
-            num_inference_steps=20,
+            **DRAWN,
             guidance_scale=GUIDANCE,
-            use_resolution_binning=False,
-            complex_human_instruction=None,
-            max_sequence_length=TOKENS,
             generator=torch.Generator("cpu").manual_seed(0),
             output_type="latent",
         ).images

@@ -3,7 +3,7 @@
     nice python bench/noise_options.py                    # about 12 minutes on 2 cores
     python bench/noise_options.py "flow_density=mode" "snr_gamma=1 loss_type=huber"
 
-The embedded recipe is trained by the real command with one seed, with the options of the row and no others. One seed
+The recipe of bench/fixed_recipe.py is trained by the real command with one seed and the options of the row. One seed
 tells a large difference from none; it does not rank the rows.
 """
 
@@ -15,6 +15,8 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from fixed_recipe import RECIPE
 
 ROWS = (
     "",
@@ -37,7 +39,7 @@ def measure(options: str, steps: int) -> str:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-c", "from simpletuner.cli.app import main; main()", "train", "--example=pocket"]
         command += [f"--output_dir={folder}", f"--max_train_steps={steps}", "--validation_disable=true"]
-        command += ["--checkpoint_step_interval=0", *(f"--{word}" for word in options.split())]
+        command += ["--checkpoint_step_interval=0", *(f"--{word}" for word in f"{RECIPE} {options}".split())]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise SystemExit(done.stdout + done.stderr)

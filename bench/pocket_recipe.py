@@ -39,6 +39,14 @@ PROTOTYPE = (
 SIGMAS = (0.1, 0.3, 0.5, 0.7, 0.9)
 TOKENS = 32
 GUIDANCE = 3.5
+DRAWN: dict[str, Any] = {  # as the embedded configuration draws its validation pictures
+    "height": 128,
+    "width": 128,
+    "num_inference_steps": 20,
+    "use_resolution_binning": False,
+    "complex_human_instruction": None,
+    "max_sequence_length": TOKENS,
+}
 
 
 class HeldOut:
@@ -78,13 +86,8 @@ class HeldOut:
         """(palette, top-1) of one sampled set."""
         images = pipe(
             self.captions,
-            height=128,
-            width=128,
-            num_inference_steps=20,
+            **DRAWN,
             guidance_scale=guidance,
-            use_resolution_binning=False,
-            complex_human_instruction=None,
-            max_sequence_length=TOKENS,
             generator=torch.Generator().manual_seed(seed),
         ).images
         made = torch.stack([_pixels(image) for image in images])

@@ -3,7 +3,7 @@
     python bench/shift_picture.py                        # about 5 minutes on 2 cores
     python bench/shift_picture.py --steps 60 --out x.png
 
-The embedded recipe is trained by the real command once for each shift, everything else the same (seed, pictures, steps).
+The recipe of bench/fixed_recipe.py is trained by the real command once for each shift, everything else the same.
 Rows are the base model and the shifts, columns are prompts. Held-out loss at each sigma is printed as a table.
 """
 
@@ -16,6 +16,8 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from fixed_recipe import RECIPE
 
 from simpletuner.evaluation.eval_loss import SIGMAS
 from simpletuner.evaluation.grid import grid
@@ -34,7 +36,8 @@ def train(shift: float, steps: int, folder: Path) -> tuple[list[Path], list[Path
     folder.mkdir(parents=True)
     library.write_text(json.dumps(PROMPTS))
     command = [sys.executable, "-c", "from simpletuner.cli.app import main; main()", "train", "--example=pocket"]
-    command += [f"--output_dir={folder}", f"--flow_schedule_shift={shift}", f"--max_train_steps={steps}"]
+    command += [*(f"--{word}" for word in RECIPE.split()), f"--flow_schedule_shift={shift}"]
+    command += [f"--output_dir={folder}", f"--max_train_steps={steps}"]
     command += [f"--user_prompt_library={library}", "--checkpoint_step_interval=0"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
