@@ -7,7 +7,8 @@ from typing import Any, get_args
 import click
 
 from simpletuner.config.catalogue import ALIASES, CATALOGUE
-from simpletuner.config.options import Section, section_of, sections
+from simpletuner.config.options import section_of, sections
+from simpletuner.config.section import Section
 
 
 def _is_bool(key: str) -> bool:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from simpletuner.config.checking import Findings, build, nearest, other_values, sort_keys
+from simpletuner.config import dataset_rules
+from simpletuner.config.checking import Findings, build, other_values, sort_keys
+from simpletuner.config.dataset_rules import Entry
 from simpletuner.config.datasets import (
     FIELD_ALIASES,
     FIELD_CATALOGUE,
@@ -22,13 +23,9 @@ from simpletuner.config.datasets import (
     MaskDataset,
     TextEmbedsDataset,
 )
-from simpletuner.config.noise_rules import density_of
 from simpletuner.config.options import Options
 from simpletuner.config.values import to_bool
 from simpletuner.errors import Problem
-
-TAR = re.compile(r"\.(tar|tgz|tar\.(gz|bz2|xz))$", re.IGNORECASE)
-Entry = ImageDataset | MaskDataset | TextEmbedsDataset
 
 
 def load_datasets(entries: Any, file: str, options: Options, findings: Findings) -> Datasets | None:
@@ -68,7 +65,9 @@ def load_datasets(entries: Any, file: str, options: Options, findings: Findings)
             built.append(made)
         if to_bool(entry.get("default", False)) is True:
             defaults.append(name)
-    _check_together(built, ids, defaults, file, findings, before)
+    findings.problems += [Problem(file, *row) for row in dataset_rules.problems_together(built, ids, defaults)]
+    if len(findings.problems) == before:
+        findings.problems += [Problem(file, *row) for row in dataset_rules.nothing_to_train_on(built)]
     if len(findings.problems) > before:
         return None
     texts = [e for e in built if isinstance(e, TextEmbedsDataset)]
@@ -136,7 +135,9 @@ def _entry(entry: dict[str, Any], name: str, file: str, options: Options, findin
     _remote(values, name, file, options, findings)
     made = build(model, values, where, findings, prefix)
     if isinstance(made, ImageDataset):
-        _check_image(made, entry, file, options, findings)
+        for key, value, reason, remedy in dataset_rules.problems(made, options):
+            findings.problems.append(Problem(file, prefix + key, value, reason, remedy))
+        findings.notices += [prefix + line for line in dataset_rules.without_effect(made, entry, options)]
         return made
     return None
 
@@ -205,125 +206,3 @@ def _listed(values: dict[str, Any], name: str, file: str, findings: Findings) ->
         reason = "a dataset of this type has no caption files"
         remedy = f"use {', '.join(fitting[:-1])} or instanceprompt"
         findings.problems.append(Problem(file, f"[{name}].caption_strategy", strategy, reason, remedy))
-
-
-def _check_image(entry: ImageDataset, own: Mapping[str, Any], file: str, options: Options, findings: Findings) -> None:
-    """Rules between the fields of one entry; ``own`` are those that it gives itself."""
-    prefix = f"[{entry.id}]."
-
-    def problem(key: str, value: object, reason: str, remedy: str) -> None:
-        findings.problems.append(Problem(file, prefix + key, value, reason, remedy))
-
-    if not entry.source_url and not entry.instance_data_dir.expanduser().is_dir():
-        tar = TAR.search(str(entry.instance_data_dir))
-        reason = "type local reads a folder, and this names tar files" if tar else "there is no such folder"
-        remedy = "set type and caption_strategy to webdataset" if tar else "make it or correct it"
-        problem("instance_data_dir", str(entry.instance_data_dir), reason, remedy)
-    if entry.id in (".", "..") or "/" in entry.id or "\\" in entry.id:
-        problem("id", entry.id, "it names folders and files, so it must not be a path", "use letters, digits, - and _")
-    needs_prompt = entry.prepend_instance_prompt or entry.only_instance_prompt
-    if (entry.caption_strategy == "instanceprompt" or needs_prompt) and not entry.instance_prompt:
-        problem("instance_prompt", entry.instance_prompt, "it is needed here and empty", "name your subject")
-    if "instance_prompt" in own and not (entry.caption_strategy == "instanceprompt" or needs_prompt):
-        findings.notices.append(
-            f"{prefix}instance_prompt: not used, since caption_strategy is {entry.caption_strategy} "
-            "(prepend_instance_prompt puts it before each caption)"
-        )
-    idle = [key for key in ("crop_aspect", "crop_style", "crop_aspect_buckets") if key in own]
-    if idle and not entry.crop:
-        findings.notices.append(f"{prefix}{', '.join(idle)}: not used, since crop is false")
-    density = density_of(options.flow)
-    if entry.timestep_sampling_offset and density != "logit_normal":
-        value, reason = entry.timestep_sampling_offset, f"the {density} density has no normal draw to move"
-        problem("timestep_sampling_offset", value, reason, "remove it, or keep the logit-normal density")
-    _check_apart(entry, options, problem)
-    if entry.caption_strategy == "parquet" and entry.parquet is None:
-        problem("parquet", None, "caption_strategy parquet needs it", 'for example {"path": "captions.parquet"}')
-    table = entry.parquet
-    if table and (table.width_column or table.height_column or table.aspect_ratio_column):
-        sizes = [k for k in ("width_column", "height_column", "aspect_ratio_column") if getattr(table, k)]
-        keys = ", ".join(f"parquet.{key}" for key in sizes)
-        findings.notices.append(f"{prefix}{keys}: not needed, sizes are read from the pictures' own headers")
-    if entry.parquet is not None and entry.caption_strategy != "parquet":
-        findings.notices.append(f"{prefix}parquet: not used, since caption_strategy is {entry.caption_strategy}")
-    if entry.crop and entry.crop_aspect in ("closest", "random") and not entry.crop_aspect_buckets:
-        problem(
-            "crop_aspect_buckets",
-            None,
-            f"crop_aspect {entry.crop_aspect} needs a list",
-            "for example [1.0, 0.75, 1.33]",
-        )
-    if entry.maximum_image_size and not entry.target_downsample_size:
-        problem("maximum_image_size", entry.maximum_image_size, "it needs target_downsample_size", "set both or none")
-    if entry.target_downsample_size and not entry.maximum_image_size:
-        value = entry.target_downsample_size
-        problem("target_downsample_size", value, "it needs maximum_image_size", "set both or none")
-    for key in ("resolution", "minimum_image_size", "maximum_image_size", "target_downsample_size"):
-        value = getattr(entry, key)
-        if not value:
-            continue
-        if entry.resolution_type == "area" and value > 20:
-            problem(key, value, "with resolution_type area it is in megapixels", "use pixel_area for a value in pixels")
-        elif entry.resolution_type != "area" and value < 16:
-            problem(key, value, "with this resolution_type it is in pixels", "use resolution_type area for megapixels")
-    if entry.conditioning_data and entry.type in ("csv", "webdataset"):
-        reason = f"masks are found by file name, and pictures of type {entry.type} get names of their own here"
-        problem("conditioning_data", entry.conditioning_data, reason, "put pictures and masks into folders")
-    chance = entry.crop and "random" in (entry.crop_style, entry.crop_aspect) and entry.dataset_type == "image"
-    if entry.vae_cache_clear_each_epoch and not chance:
-        why = "held-out pictures stay as they are" if entry.dataset_type == "eval" else "no crop or aspect is random"
-        findings.notices.append(f"{prefix}vae_cache_clear_each_epoch: it changes nothing, since {why}")
-    if entry.vae_cache_clear_each_epoch and chance and entry.cache_url:
-        findings.notices.append(
-            f"{prefix}cache_dir_vae: with vae_cache_clear_each_epoch latents are soon outdated, so they are not sent there"
-        )
-    if entry.disable_after_epoch_step and options.data.data_backend_sampling == "uniform":
-        findings.notices.append(
-            f"{prefix}disable_after_epoch_step: it acts only with data_backend_sampling auto-weighting"
-        )
-    if entry.is_regularisation_data and options.model.model_type == "full":
-        findings.notices.append(
-            f"{prefix}is_regularisation_data: acts as ordinary data with model_type=full (no prior is preserved)"
-        )
-
-
-def _check_apart(entry: ImageDataset, options: Options, problem: Callable[[str, object, str, str], None]) -> None:
-    """Nothing is written into picture folders: neither results nor caches may lie inside one."""
-    pictures = entry.instance_data_dir.expanduser().resolve()
-    places = {"output_dir": options.checkpoints.output_dir, "cache_dir_vae": entry.cache_dir_vae}
-    for key, place in places.items():
-        if place.expanduser().resolve().is_relative_to(pictures):
-            reason = f"{key} {str(place)!r} lies inside it: what is written there would be trained on"
-            problem("instance_data_dir", str(entry.instance_data_dir), reason, f"choose another {key}")
-
-
-def _check_together(
-    built: list[Entry],
-    ids: list[str],
-    defaults: list[str],
-    file: str,
-    findings: Findings,
-    before: int,
-) -> None:
-    """Rules between entries."""
-    for name, count in Counter(ids).items():
-        if count > 1:
-            findings.problems.append(Problem(file, "id", name, f"{count} entries have this id", "rename all but one"))
-    if len(defaults) > 1:
-        findings.problems.append(Problem(file, "default", defaults, "only one text_embeds entry may be the default"))
-    masks = {e.id: e for e in built if isinstance(e, MaskDataset)}
-    for entry in built:
-        if isinstance(entry, ImageDataset) and entry.conditioning_data and entry.conditioning_data not in masks:
-            key, value = f"[{entry.id}].conditioning_data", entry.conditioning_data
-            reason = "no enabled entry with dataset_type conditioning has this id"
-            remedy = nearest(value, masks) if masks else "add one with conditioning_type mask"
-            findings.problems.append(Problem(file, key, value, reason, remedy))
-    starting = [e for e in built if isinstance(e, ImageDataset) and e.dataset_type == "image" and e.probability > 0]
-    if starting and not any(e.start_epoch <= 1 and e.start_step <= 1 for e in starting):
-        reason = "every dataset starts later than the run"
-        findings.problems.append(Problem(file, "start_epoch", None, reason, "let one start at epoch 1 and step 0"))
-    trained = [e for e in built if isinstance(e, ImageDataset) and e.dataset_type == "image"]
-    if not trained and len(findings.problems) == before:
-        findings.problems.append(
-            Problem(file, "dataset_type", None, "no enabled entry has pictures to train on", "add or enable one")
-        )

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, SecretStr
 
 from simpletuner.config.catalogue import OFF, Known, defaults_of
-from simpletuner.config.options import Positive, Section
+from simpletuner.config.section import Positive, Section
 from simpletuner.config.values import parse_aspects, parse_filter
 
 Nonnegative = Annotated[float, Field(ge=0.0)]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from simpletuner.config.options import FlowOptions, Options
+from simpletuner.config.noise_options import FlowOptions
+from simpletuner.config.options import Options
 from simpletuner.errors import Row
 
 

@@ -23,8 +23,9 @@ from simpletuner.config.dataloader import load_datasets
 from simpletuner.config.datasets import Datasets
 from simpletuner.config.examples import EXAMPLES, example_folder
 from simpletuner.config.json_hints import hint
-from simpletuner.config.options import Options, Section, section_of, sections
+from simpletuner.config.options import Options, section_of, sections
 from simpletuner.config.rules import check, without_effect
+from simpletuner.config.section import Section
 from simpletuner.errors import ConfigError, Problem
 
 ENVIRONMENT_PREFIX = "SIMPLETUNER_"

@@ -18,7 +18,8 @@ from simpletuner.config.datasets import (
     MaskDataset,
     TextEmbedsDataset,
 )
-from simpletuner.config.options import Section, section_of
+from simpletuner.config.options import section_of
+from simpletuner.config.section import Section
 
 PACKAGE = Path(simpletuner.__file__).parent
 
@@ -39,9 +40,9 @@ SPENT_IN_READING = {
 }
 # A printed line says that they have no effect.
 TOLD = {
-    "width_column": "config/dataloader.py",
-    "height_column": "config/dataloader.py",
-    "aspect_ratio_column": "config/dataloader.py",
+    "width_column": "config/dataset_rules.py",
+    "height_column": "config/dataset_rules.py",
+    "aspect_ratio_column": "config/dataset_rules.py",
 }
 # Their type admits a single value.
 ONE_VALUE = {"type"}

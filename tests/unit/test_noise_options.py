@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from tables import row_name, value_at
 
-from simpletuner.config.options import FlowOptions, LossOptions, RolloutOptions
+from simpletuner.config.noise_options import FlowOptions, LossOptions, RolloutOptions
 from simpletuner.config.read import RunConfig, load
 from simpletuner.data.types import Placement, Size
 from simpletuner.errors import ConfigError
