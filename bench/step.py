@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from step_one import ROOT, TOKENS, VARIANTS
+from step_variants import ROOT, TOKENS, VARIANTS
 
 START_S = 30  # what a process may take beyond its limit: imports, weights, the last step
 CHOSEN = {
