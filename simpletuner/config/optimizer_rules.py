@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from simpletuner.config.optimizer_names import GLOBAL_ESTIMATE, OWN_RATE, PACKAGES, SCHEDULE_FREE
 from simpletuner.config.options import Options
 from simpletuner.errors import Row
+from simpletuner.wording import counted
 
 
 def optimizer_problems(options: Options) -> Iterator[Row]:
@@ -64,7 +65,7 @@ def long_warmup(options: Options, total: int) -> list[str]:
     if idle or not warmup or warmup < total:
         return []
     return [
-        f"Note: lr_warmup_steps {warmup} lasts as long as the run ({total} steps) or longer, so the learning rate is rising "
+        f"Note: lr_warmup_steps {warmup} lasts as long as the run ({counted(total, 'step')}) or longer, so the learning rate is rising "
         "to the end: lower it, or train longer"
     ]
 

@@ -144,12 +144,15 @@ def _from_file(path: Path, rules: CaptionRules) -> tuple[str, ...]:
     try:
         text = _read_text(path, file)
     except FileNotFoundError as error:
-        raise DataError(f"{path.name} has no caption: {file.name} does not exist beside it") from error
+        remedy = "write it, or set caption_strategy to filename (its name) or instanceprompt (one for all)"
+        raise DataError(f"{path.name} has no caption: {file.name} does not exist beside it; {remedy}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"the caption of {path.name}, {file.name}, is not UTF-8 text: save it as UTF-8") from error
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise DataError(f"the caption of {path.name}, {file.name}, cannot be read ({reason})") from error
+        raise DataError(
+            f"the caption of {path.name}, {file.name}, cannot be read ({reason}): mend or replace it"
+        ) from error
     if rules.whole_file:
         return (" ".join(text.split()),)
     # Not splitlines(): it also breaks at characters that may stand inside a caption, such as U+2028.
@@ -166,10 +169,14 @@ def _read_text(path: Path, file: Path) -> str:
     """
     status = file.stat()
     if not stat.S_ISREG(status.st_mode):
-        raise DataError(f"the caption of {path.name}, {file.name}, cannot be read (it is not an ordinary file)")
+        raise DataError(
+            f"the caption of {path.name}, {file.name}, cannot be read (it is not an ordinary file): replace it"
+        )
     if status.st_size > MAX_CAPTION_BYTES:
         size = f"{status.st_size / 1e6:.1f} MB"
-        raise DataError(f"the caption of {path.name}, {file.name}, is {size} large: is that really a caption?")
+        raise DataError(
+            f"the caption of {path.name}, {file.name}, is {size} large: is that really a caption? Shorten it"
+        )
     data = file.read_bytes()
     if (at := data.find(b"\0")) >= 0:
         raise UnicodeDecodeError("utf-8", data, at, at + 1, "zeros in the text")

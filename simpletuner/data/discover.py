@@ -16,6 +16,7 @@ from simpletuner.data.images import read_size
 from simpletuner.data.placement import PlacementRules, reject_reason
 from simpletuner.data.types import Sample, Skipped
 from simpletuner.errors import DataError
+from simpletuner.wording import counted
 
 _PICTURE_ENDINGS = "png jpg jpeg webp bmp tif tiff gif avif jfif jpe apng avifs dib jp2 j2k ppm pgm tga ico"
 _SIDECAR_ENDINGS = "txt json jsonl csv parquet md npz safetensors caption yaml yml xml db ini"
@@ -111,7 +112,7 @@ def discover(
     pictures, skipped = find_pictures(folder)
     if not pictures:
         raise DataError(
-            f"no images detected in dataset: {folder} holds no picture files ({len(skipped)} other files). Put pictures "
+            f"no images detected in dataset: {folder} holds no picture files ({counted(len(skipped), 'other file')}). Put pictures "
             f"there ({', '.join(PICTURES[:6])} …), or correct instance_data_dir."
         )
     samples: list[Sample] = []

@@ -21,6 +21,7 @@ from simpletuner.data.cache import TensorStore
 from simpletuner.data.mirror import RemoteSource, open_url
 from simpletuner.data.network import attempts, plain
 from simpletuner.errors import DataError
+from simpletuner.wording import counted
 
 THREADS = 4
 GIVE_UP = 3  # shards in a row that could not be sent: the others are not tried any more
@@ -96,7 +97,7 @@ class RemoteCaches:
                 damaged.add(name)
             if problem:
                 self._tell(f"{url}/{name} is passed over ({problem}); its samples are encoded anew")
-        self._tell(f"{sum(not problem for _, problem in problems)} cache files fetched from {url}")
+        self._tell(f"{counted(sum(not problem for _, problem in problems), 'cache file')} fetched from {url}")
         return damaged
 
     def _send(self, system: Any, root: str, shard: Path, url: str) -> None:
@@ -138,13 +139,13 @@ class RemoteCaches:
         """Wait for what is being sent, and say what could not be."""
         waiting = sum(not job.done() for job in self._jobs)
         if waiting:
-            self._tell(f"Sending {waiting} cache files")
+            self._tell(f"Sending {counted(waiting, 'cache file')}")
         if self._pool:
             self._pool.shutdown()
         self._pool, self._jobs = None, []
         for url, reasons in self._failed.items():
             self._tell(
-                f"{len(reasons)} cache files could not be sent to {url} ({reasons[0]}): they are kept here, and sent by "
+                f"{counted(len(reasons), 'cache file')} could not be sent to {url} ({reasons[0]}): they are kept here, and sent by "
                 "the next run"
             )
         self._failed = {}

@@ -57,11 +57,14 @@ class CaptionTable:
         found = self.rows.get(name)
         table = self.source.path.name
         if found is None:
-            raise DataError(f"{picture.name} has no row in {table} ({self.source.filename_column} = {name!r})")
+            reason = f"{picture.name} has no row in {table} ({self.source.filename_column} = {name!r})"
+            raise DataError(f"{reason}; add one, or correct filename_column")
         if not found and self.source.missing:
             raise DataError(self.source.missing)
         if not found:
-            raise DataError(f"{picture.name} has no caption in {table} ({self.source.caption_column} is empty)")
+            raise DataError(
+                f"{picture.name} has no caption in {table} ({self.source.caption_column} is empty); write one there, or name a fallback_caption_column"
+            )
         return found
 
 

@@ -60,7 +60,7 @@ class TarSource:
         if self.captions is None:
             return None
         column = self.caption_column or "caption"
-        missing = f"its tar has no .txt, .caption, or .json with {column!r} beside it"
+        missing = f"its tar has no .txt, .caption, or .json with {column!r} beside it; add one, and pack it again"
         if self.captions == "names":
             missing = "its name is not UTF-8 and cannot be a caption: rename it"
         return TableSource(folder / TABLE, "file", "captions", includes_extension=True, missing=missing)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from simpletuner.flow.path import NoisedBatch, add_noise, interpolate
+from simpletuner.wording import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ class Perturbation:
         """Sentences for the log; none if nothing is switched on."""
         lines = []
         if self.input_strength:
-            until = f", falling to 0 over {self.input_steps} steps" if self.input_steps else ""
+            until = f", falling to 0 over {counted(self.input_steps, 'step')}" if self.input_steps else ""
             lines.append(f"input perturbation {self.input_strength:g}{until}: the target keeps the plain noise")
         if self.offset:
             lines.append(

@@ -26,6 +26,7 @@ import torch
 from simpletuner.flow.path import NoisedBatch
 from simpletuner.flow.schedules import shift_sigmas
 from simpletuner.flow.solvers import History, Sampler, step
+from simpletuner.wording import counted
 
 # Offsets count timesteps of a schedule of 1000; no walk starts above the last but one, where no data is left.
 TIMESTEPS = 1000
@@ -66,7 +67,7 @@ class Ramp:
         """A few words for the log."""
         if not self.steps:
             return f"{self.start:.0%} of samples"
-        where = f"{self.shape} over {self.steps} steps from step {self.first_step}"
+        where = f"{self.shape} over {counted(self.steps, 'step')} from step {self.first_step}"
         return f"{self.start:.0%} to {self.end:.0%} of samples, {where}"
 
 

@@ -10,10 +10,12 @@ from html import escape
 from pathlib import Path
 
 from simpletuner.data.survey import Look, Picture, Survey, data_url
+from simpletuner.wording import counted
 
 LONGEST = 400  # characters of a caption
 GROUPS = 100  # of copies on the page
 GROUP = 6  # copies of one picture
+POOR = 20.0  # dB of reconstruction, an error of a tenth of the range from black to white
 SHOWN = 3000  # pictures on the page, each about 6 kB
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _STYLE = """
@@ -62,13 +64,16 @@ def _dataset(survey: Survey, room: int) -> str:
         "found": survey.found,
         "used": len(survey.pictures),
         "skipped": len(survey.skipped),
+    }
+    told = {
         "enlarged": len(survey.enlarged),
-        "without caption": len(survey.without_caption),
+        "empty captions": len(survey.without_caption),
         "captions cut": len(survey.cut_captions),
         "doubtful": len(doubtful),
         "copies": sum(map(len, copies.exact)),
         "near copies": sum(map(len, copies.near)),
     }
+    numbers |= {name: value for name, value in told.items() if value}  # where all is well there is nothing to say
     boxes = "".join(f"<div><b>{value}</b>{escape(name)}</div>" for name, value in numbers.items())
     rows = "".join(f"<tr><td>{b.size}</td><td>{b.count}</td><td>{b.enlarged}</td></tr>" for b in survey.buckets)
     parts = [
@@ -78,15 +83,21 @@ def _dataset(survey: Survey, room: int) -> str:
         f"<table><tr><th>bucket</th><th>pictures</th><th>enlarged</th></tr>{rows}</table>",
         _skipped(survey),
         _repeated(survey),
-        _groups(survey, copies.exact, "groups of pictures with the same pixels"),
-        _groups(survey, copies.near, "groups of pictures that are nearly the same"),
+        _groups(
+            survey, copies.exact, ("group of pictures with the same pixels", "groups of pictures with the same pixels")
+        ),
+        _groups(
+            survey,
+            copies.near,
+            ("group of pictures that are nearly the same", "groups of pictures that are nearly the same"),
+        ),
     ]
     for bucket in survey.buckets:
         pictures = [p for p in survey.pictures if p.bucket == bucket.size][: max(0, room)]
         room -= len(pictures)
         figures = "".join(_figure(p, survey.looks.get(p.path), doubtful.get(p.path, ())) for p in pictures)
         missing = f' <span class="soft">(first {len(pictures)} shown)</span>' if len(pictures) < bucket.count else ""
-        head = f"<summary>{bucket.size}: {bucket.count} pictures{missing}</summary>"
+        head = f"<summary>{bucket.size}: {counted(bucket.count, 'picture')}{missing}</summary>"
         parts.append(f'<details open>{head}<div class="sheet">{figures}</div></details>')
     return "".join(parts)
 
@@ -95,7 +106,7 @@ def _skipped(survey: Survey) -> str:
     if not survey.skipped:
         return ""
     rows = "".join(f"<tr><td>{_name(s.path)}</td><td>{escape(s.reason)}</td></tr>" for s in survey.skipped)
-    head = f"<summary>{len(survey.skipped)} files are not used</summary>"
+    head = f"<summary>{counted(len(survey.skipped), 'file is', 'files are')} not used</summary>"
     return f"<details open>{head}<table><tr><th>file</th><th>why</th></tr>{rows}</table></details>"
 
 
@@ -107,7 +118,7 @@ def _repeated(survey: Survey) -> str:
     return f"<details>{head}<table><tr><th>caption</th><th>pictures</th></tr>{rows}</table></details>"
 
 
-def _groups(survey: Survey, groups: Sequence[Sequence[Path]], what: str) -> str:
+def _groups(survey: Survey, groups: Sequence[Sequence[Path]], what: tuple[str, str]) -> str:
     """Copies side by side."""
     if not groups:
         return ""
@@ -118,7 +129,7 @@ def _groups(survey: Survey, groups: Sequence[Sequence[Path]], what: str) -> str:
             for path in group[:GROUP]
         )
         rows += f"<tr>{images}</tr>"
-    return f"<details><summary>{len(groups)} {escape(what)}</summary><table>{rows}</table></details>"
+    return f"<details><summary>{escape(counted(len(groups), *what))}</summary><table>{rows}</table></details>"
 
 
 def _figure(picture: Picture, look: Look | None, doubts: Sequence[str]) -> str:
@@ -136,11 +147,13 @@ def _figure(picture: Picture, look: Look | None, doubts: Sequence[str]) -> str:
         notes.append(f"enlarged {picture.enlarged:.2f} times")
     if picture.cut:
         notes.append(f"not seen by the model: …{_short(picture.cut)}")
+    reproduced = ""
     if picture.reconstruction is not None:
-        notes.append(f"VAE reconstruction {picture.reconstruction:.1f} dB")
+        kind = "warn" if picture.reconstruction < POOR else "soft"
+        reproduced = f'<p class="{kind}">VAE reconstruction {picture.reconstruction:.1f} dB</p>'
     warned = "".join(f'<p class="warn">{escape(note)}</p>' for note in notes)
     place = f'<p class="soft">{_name(picture.path)}<br>{picture.size} → {picture.bucket}</p>'
-    return f"<figure>{image}<figcaption>{captions}{place}{warned}</figcaption></figure>"
+    return f"<figure>{image}<figcaption>{captions}{place}{reproduced}{warned}</figcaption></figure>"
 
 
 def _short(text: str) -> str:

@@ -21,6 +21,7 @@ from simpletuner.training.gradient_sums import Float32Sums
 from simpletuner.training.session import Session
 from simpletuner.training.step import Trainee
 from simpletuner.training.step_graph import StepGraphs
+from simpletuner.wording import counted
 
 
 def make_validator(session: Session, parts: Components) -> Validator | None:
@@ -78,7 +79,9 @@ def make_trainee(session: Session, parts: Components, adapter: Adapter | None) -
     if options.precision.gradient_checkpointing:
         interval, draws = options.precision.gradient_checkpointing_interval, bool(adapter and adapter.draws)
         count = session.family.checkpoint_blocks(transformer, interval, draws)
-        session.reporter.say(f"Gradient checkpointing: {count} blocks are recomputed in backward")
+        session.reporter.say(
+            f"Gradient checkpointing: {counted(count, 'block is', 'blocks are')} recomputed in backward"
+        )
     parameters = adapter.parameters if adapter else [p for p in transformer.parameters() if p.requires_grad]
     optimizer = make_optimizer(session, parameters)
     ema = make_ema(session, parameters) if options.ema.use_ema else None

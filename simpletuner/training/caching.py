@@ -20,6 +20,7 @@ from simpletuner.models.base import Components
 from simpletuner.reporting.progress import Reporter
 from simpletuner.training import prepare, quantising, translate_data, translate_precision
 from simpletuner.training.session import Session, check_sizes, find_pictures, open_session
+from simpletuner.wording import counted
 
 Texts = TensorStore | TextsOnDemand
 
@@ -58,13 +59,17 @@ def fill_caches(session: Session, parts: Components, found: list[prepare.Found])
 
     captions = {DROPPED, *prepare.captions_of(found)}
     if datasets.text_caching == "never":
-        session.reporter.say(f"{len(captions)} distinct captions are encoded when needed, and not kept")
+        session.reporter.say(
+            f"{counted(len(captions), 'distinct caption is', 'distinct captions are')} encoded when needed, and not kept"
+        )
         return refs, TextsOnDemand(None, encode, dtype, captions, session.reporter.say)
     store = session.caches.open(datasets.text_cache_dir / text_print[:16], translate_data.text_remote(datasets))
     for shard in store.dropped:
         session.reporter.say(f"{shard} was damaged and is encoded anew")
     if datasets.text_caching == "ondemand":
-        session.reporter.say(f"{len(captions)} distinct captions are encoded when first needed")
+        session.reporter.say(
+            f"{counted(len(captions), 'distinct caption is', 'distinct captions are')} encoded when first needed"
+        )
         return refs, TextsOnDemand(store, encode, dtype, captions, session.reporter.say)
     prepare.keep_texts(found, store, encode, dtype, [DROPPED], session.reporter)
     return refs, store
@@ -180,7 +185,7 @@ def stats(found: list[Home], reporter: Reporter) -> None:
         used = sum(key in store for key in home.used)
         size = sum(shard.stat().st_size for shard in home.folder.glob("shard-*.safetensors"))
         reporter.say(
-            f"[{home.title}] {home.folder}: {len(store)} tensors, {size / 2**20:.1f} MiB; "
+            f"[{home.title}] {home.folder}: {counted(len(store), 'tensor')}, {size / 2**20:.1f} MiB; "
             f"{used} of {len(home.used)} that the configuration needs"
         )
     if not found:

@@ -31,6 +31,7 @@ from simpletuner.training import prepare, translate, translate_data, translate_p
 from simpletuner.training.device import here
 from simpletuner.training.precision import choose
 from simpletuner.training.redraw import Samples
+from simpletuner.wording import counted
 
 PROCESSES = max(1, os.cpu_count() or 1)
 PAGE = "dataset.html"
@@ -129,28 +130,39 @@ def short(survey: Survey, listed: int = 3) -> list[str]:
     head = f"[{survey.id}]"
     lines: list[str] = []
 
-    def tell(pictures: Sequence[Picture], what: str) -> None:
+    def tell(pictures: Sequence[Picture], one: str, many: str) -> None:
         if pictures:
             names = ", ".join(p.path.name for p in pictures[:listed])
             more = " …" if len(pictures) > listed else ""
-            lines.append(f"{head} {len(pictures)} {what}: {names}{more}")
+            lines.append(f"{head} {counted(len(pictures), one, many)}: {names}{more}")
 
     enlarged = survey.enlarged
     if enlarged:
-        tell(enlarged, f"pictures are smaller than their bucket and enlarged, up to {enlarged[0].enlarged:.2f} times")
-    tell(survey.without_caption, "pictures have an empty caption")
-    tell(survey.cut_captions, "captions are too long, so the model does not see their end")
+        most = f"{enlarged[0].enlarged:.2f} times"
+        tell(
+            enlarged,
+            f"picture is smaller than its bucket and enlarged {most}",
+            f"pictures are smaller than their bucket and enlarged, up to {most}",
+        )
+    tell(survey.without_caption, "picture has an empty caption", "pictures have an empty caption")
+    tell(
+        survey.cut_captions,
+        "caption is too long, so the model does not see its end",
+        "captions are too long, so the model does not see their end",
+    )
     lines += [f"{head}   {p.path.name}: not seen: …{p.cut[:200]}" for p in survey.cut_captions[:listed]]
     repeated = survey.repeated_captions
     if repeated and len({c for p in survey.pictures for c in p.captions}) > 1:
         caption, count = repeated[0]
         lines.append(
-            f"{head} {len(repeated)} captions belong to several pictures, most often {caption[:80]!r} ({count})"
+            f"{head} {counted(len(repeated), 'caption belongs', 'captions belong')} to several pictures, most often {caption[:80]!r} ({count})"
         )
     lines += _copies(survey, listed)
     doubtful = survey.doubtful
     if doubtful:
-        lines.append(f"{head} {len(doubtful)} pictures look doubtful; the page shows each:")
+        lines.append(
+            f"{head} {counted(len(doubtful), 'picture looks', 'pictures look')} doubtful; the page shows each:"
+        )
     lines += [f"{head}   {path.name}: {' '.join(found)}" for path, found in list(doubtful.items())[:listed]]
     broken = [s for s in survey.skipped if survey.looks.get(s.path)]
     lines += [f"{head} {s.path.name} cannot be used: {s.reason}" for s in broken[:listed]]
@@ -164,7 +176,9 @@ def _copies(survey: Survey, listed: int) -> list[str]:
     for groups, what in ((copies.exact, "exact copies"), (copies.near, "nearly the same picture")):
         if groups:
             count = sum(map(len, groups))
-            lines.append(f"[{survey.id}] {count} pictures are {what} of one another, in {len(groups)} groups:")
+            lines.append(
+                f"[{survey.id}] {counted(count, 'picture')} are {what} of one another, in {counted(len(groups), 'group')}:"
+            )
             lines += [f"[{survey.id}]   {' = '.join(path.name for path in group[:6])}" for group in groups[:listed]]
     return lines
 
@@ -178,7 +192,7 @@ def sizes(survey: Survey) -> list[str]:
         low, high = ordered[0], ordered[-1]
         lines.append(f"{head} smallest {low.size} ({low.path.name}), largest {high.size} ({high.path.name})")
     if survey.pictures and survey.cache_bytes:
-        state = f"{survey.cached} of {len(survey.pictures)} latents are in the cache"
+        state = f"{survey.cached} of {counted(len(survey.pictures), 'latent is', 'latents are')} in the cache"
         lines.append(f"{head} {state} ({survey.cache_bytes / 2**20:.1f} MiB)")
     return lines
 
@@ -253,8 +267,8 @@ def _plan(config: RunConfig, training: list[prepare.Found], checked: Checked) ->
     steps = math.ceil(plan.batches_per_epoch / drawing.accumulation)
     total = translate.total_steps(config, plan)
     checked.lines.append(
-        f"{steps} steps per epoch, {total} steps in all: {total / steps:.1f} epochs of "
-        f"{sum(len(b.members) * (b.repeats + 1) for b in buckets)} pictures"
+        f"{counted(steps, 'step')} per epoch, {counted(total, 'step')} in all: {total / steps:.1f} epochs of "
+        f"{counted(sum(len(b.members) * (b.repeats + 1) for b in buckets), 'picture')}"
     )
 
 

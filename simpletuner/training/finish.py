@@ -13,6 +13,7 @@ from simpletuner.training.loop import Hook
 from simpletuner.training.session import Session
 from simpletuner.training.step import Trainee
 from simpletuner.training.translate_usage import usage
+from simpletuner.wording import counted
 
 
 def finish(session: Session, parts: Components, trainee: Trainee, hooks: list[Hook], done: int, total: int) -> None:
@@ -22,7 +23,7 @@ def finish(session: Session, parts: Components, trainee: Trainee, hooks: list[Ho
     final = export(session, parts, trainee)
     what = "the adapter alone, without the base model" if trainee.adapter else "a diffusers folder"
     say()
-    say(f"Done: {done} steps." if done <= total else f"Exported as it was after {done} steps.")
+    say(f"Done: {counted(done, 'step')}." if done <= total else f"Exported as it was after {counted(done, 'step')}.")
     _warn_if_skipped(session)
     for hook in hooks:
         if isinstance(hook, HeldOutLoss):
@@ -75,6 +76,6 @@ def _warn_if_skipped(session: Session) -> None:
     last = len(steps) - max((i + 1 for i, step in enumerate(steps) if not step["skipped"]), default=0)
     if last:
         session.reporter.say(
-            f"  WARNING: the last {last} steps were skipped (NaN or infinity), so the weights have most likely diverged "
+            f"  WARNING: the last {counted(last, 'step was', 'steps were')} skipped (NaN or infinity), so the weights have most likely diverged "
             "and the pictures will show it. What to do: train again with a lower learning_rate."
         )

@@ -19,6 +19,7 @@ from simpletuner.training.ema import Ema
 from simpletuner.training.loop import StepResult
 from simpletuner.training.optimizers import evaluation_weights
 from simpletuner.training.step import Trainee
+from simpletuner.wording import counted
 
 SMOOTHING = 0.9
 
@@ -164,7 +165,7 @@ class HeldOutLoss:
         kind = "EMA weights" if ema else "weights"
         self.metrics.write("eval", {"step": step, **asdict(result), "weights": kind})
         self.reporter.say(
-            f"step {step}: held-out loss {result.loss:.4f} ({kind}{beside}, {result.samples} pictures; "
+            f"step {step}: held-out loss {result.loss:.4f} ({kind}{beside}, {counted(result.samples, 'picture')}; "
             f"a model that has learned nothing scores {result.zero_predictor:.2f})"
         )
 

@@ -42,6 +42,7 @@ from simpletuner.data.types import Sample, Size, Skipped
 from simpletuner.data.url_list import UrlList, fetch
 from simpletuner.errors import DataError, ImageError
 from simpletuner.reporting.progress import Reporter
+from simpletuner.wording import counted
 
 LISTED = 5
 MASKS = "masks"  # folder inside a dataset's cache
@@ -171,7 +172,7 @@ def _bring(source: DatasetSource, reporter: Reporter) -> list[Skipped]:
         return []
     reporter.say(
         done.note
-        or f"[{source.id}] {where}: {done.fetched} files fetched, {done.kept} were here, {done.removed} are gone"
+        or f"[{source.id}] {where}: {counted(done.fetched, 'file')} fetched, {counted(done.kept, 'was', 'were')} here, {counted(done.removed, 'is', 'are')} gone"
     )
     return list(done.skipped)
 
@@ -223,8 +224,8 @@ def find(sources: Sequence[DatasetSource], reporter: Reporter) -> list[Found]:
         tell_skipped(source.id, skipped, reporter)
         if not placed:
             raise DataError(
-                f"[{source.id}] no images detected in dataset that can be used: all {len(skipped)} files in "
-                f"{source.folder} were skipped, the first because {skipped[0].reason}."
+                f"[{source.id}] no images detected in dataset that can be used: {counted(len(skipped), 'file was skipped that is', 'files were skipped that are')} in "
+                f"{source.folder}, the first because {skipped[0].reason}."
             )
     return found
 
@@ -234,7 +235,7 @@ def tell_sum(item: Found, reporter: Reporter) -> None:
     counts = Counter(p.placement.bucket for p in item.placed)
     buckets = ", ".join(f"{size} × {count}" for size, count in sorted(counts.items()))
     total = len(item.placed) + len(item.skipped)
-    reporter.say(f"[{item.source.id}] {total} pictures found, {len(item.placed)} used ({buckets})")
+    reporter.say(f"[{item.source.id}] {counted(total, 'picture')} found, {len(item.placed)} used ({buckets})")
 
 
 def tell_skipped(dataset_id: str, skipped: Sequence[Skipped], reporter: Reporter) -> None:
@@ -328,13 +329,13 @@ def keep_latents(
         if item.source.redraw:
             reporter.say(f"[{item.source.id}] places are drawn anew in each epoch; latents are encoded when needed")
         elif missing and item.source.caching == "ondemand":
-            reporter.say(f"[{item.source.id}] {len(missing)} latents will be encoded when they are first needed")
+            reporter.say(f"[{item.source.id}] {counted(len(missing), 'latent')} will be encoded when first needed")
         elif missing:
             with reporter.bar(f"Encoding pictures [{item.source.id}]", len(missing)) as bar:
                 skipped = encode_latents(missing, store, encode, dtype, item.source.encode_batch, bar.advance)
             _leave_out(item, skipped, reporter)
         else:
-            reporter.say(f"[{item.source.id}] all {len(item.placed)} latents are in the cache")
+            reporter.say(f"[{item.source.id}] all {counted(len(item.placed), 'latent is', 'latents are')} in the cache")
         _refer(item, store, refs, reporter)
         if not item.placed:
             raise DataError(f"[{item.source.id}] none of its pictures could be decoded.")
@@ -405,7 +406,7 @@ def keep_texts(
     captions = [*extra, *captions_of(found)]
     missing = sum(text_key(c) not in store for c in dict.fromkeys(captions))
     if not missing:
-        reporter.say(f"all {len(set(captions))} distinct captions are in the cache")
+        reporter.say(f"all {counted(len(set(captions)), 'distinct caption is', 'distinct captions are')} in the cache")
         return
     with reporter.bar("Encoding captions", missing) as bar:
         encode_texts(captions, store, encode, dtype, batch_size=16, on_done=bar.advance)

@@ -42,6 +42,7 @@ from simpletuner.training.loop import train as train_loop
 from simpletuner.training.redraw import Samples
 from simpletuner.training.session import Session, check_sizes, find_pictures, open_session, tell_data
 from simpletuner.training.step import Recipe, Trainee, plain_score
+from simpletuner.wording import counted
 
 
 def train(config: RunConfig, reporter: Reporter | None = None) -> None:
@@ -178,7 +179,11 @@ def resume(session: Session, trainee: Trainee, folder: Path | None, identity: re
         )
         for note in notes:
             session.reporter.say(note)
-        where = f"{start} of {total} steps are done" if start <= total else f"{start} steps are done"
+        where = (
+            f"{start} of {counted(total, 'step is', 'steps are')} done"
+            if start <= total
+            else f"{counted(start, 'step is', 'steps are')} done"
+        )
         session.reporter.say(f"Resuming from {folder.name}: {where}")
     moved = checkpoint.set_aside(session.output_dir, start)
     if moved:
@@ -255,7 +260,7 @@ def run_steps(
     """
     if start >= total:
         session.reporter.say(
-            f"Nothing left to train: the checkpoint is at step {start} and the run has {total} steps. "
+            f"Nothing left to train: the checkpoint is at step {start} and the run has {counted(total, 'step')}. "
             f"To train on, set max_train_steps above {start}. The model is exported as it is."
         )
         return start

@@ -19,7 +19,7 @@ def test_training_with_a_parquet_table(simpletuner: Command, pocket_run: Callabl
     (tmp_path / "config" / "multidatabackend.json").write_text(json.dumps(entries))
     said = simpletuner("train", "--config", config).stdout
     assert "4 pictures found, 3 used" in said and "picture_3.png has no row in captions.parquet" in said
-    assert "parquet.width_column: not needed" in said and "Done: 1 steps" in said
+    assert "parquet.width_column: not needed" in said and "Done: 1 step." in said
     entries[0]["parquet"]["caption_colum"] = "x"
     (tmp_path / "config" / "multidatabackend.json").write_text(json.dumps(entries))
     failed = simpletuner("train", "--config", config, check=False)

@@ -44,8 +44,8 @@ def test_every_file_is_accounted_for_and_the_page_shows_it(
     assert hashed(folder) == before
     said = done.stdout
     assert "7 pictures found" in said and "film.mp4: .mp4 is not a picture format" in said
-    assert "cut.png cannot be used" in said and "1 pictures have an empty caption: picture_1.png" in said
-    assert "enlarged, up to 4.00 times: <b>small.png" in said and "too long" in said
+    assert "cut.png cannot be used" in said and "1 picture has an empty caption: picture_1.png" in said
+    assert "enlarged 4.00 times: <b>small.png" in said and "too long" in said
     assert "5 steps per epoch" in said and "Training would start." in said
     assert not list((tmp_path / "out").glob("checkpoint*"))
     page = (tmp_path / "out" / "dataset.html").read_text(encoding="utf-8")
@@ -119,7 +119,7 @@ def test_copies_and_doubtful_pictures_are_named(
     for file in list(folder.iterdir()):
         file.with_suffix(".txt").write_text(f"a scene called {file.stem}")
     said = simpletuner("check", "--config", config).stdout
-    assert "2 pictures are exact copies of one another, in 1 groups" in said and "same.png = scene_0.png" in said
+    assert "2 pictures are exact copies of one another, in 1 group" in said and "same.png = scene_0.png" in said
     assert "2 pictures are nearly the same picture of one another" in said and "scene_1.png = smaller.jpg" in said
     assert "soft.png: It looks blurred" in said and "bars.png: It has a border of one colour: 60 px top" in said
     assert "grey.png: It is nearly of one colour" in said and "3 pictures look doubtful" in said

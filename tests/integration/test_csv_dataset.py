@@ -72,7 +72,7 @@ def test_training_from_a_list_of_addresses(
     entries[0]["csv_cache_dir"] = "fetched"
     path.write_text(json.dumps(entries))
     said = simpletuner("train", "--config", config).stdout
-    assert "4 files fetched" in said and "7 pictures found, 4 used" in said and "Done: 1 steps" in said
+    assert "4 files fetched" in said and "7 pictures found, 4 used" in said and "Done: 1 step." in said
     assert "gone.png" in said and "404" in said and "broke off" in said and "no picture that can be read" in said
     assert len(list((tmp_path / "fetched").glob("*.png"))) == 4
     assert asked["/flaky/picture_1.png"] == 2 and asked["/ok/gone.png"] == 1

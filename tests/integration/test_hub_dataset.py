@@ -36,7 +36,7 @@ def test_training_from_a_hub_dataset(
     path.write_text(json.dumps(entries))
     home = str(tmp_path / "hf home")
     said = simpletuner("train", "--config", config, HF_HOME=home).stdout
-    assert "4 files fetched" in said and "5 pictures found, 3 used" in said and "Done: 1 steps" in said
+    assert "4 files fetched" in said and "5 pictures found, 3 used" in said and "Done: 1 step." in said
     assert "row 4: its image holds no picture" in said and "has no caption" in said
     page = simpletuner("check", "--config", config, HF_HOME=home)
     assert "0 files fetched, 5 were here" in page.stdout

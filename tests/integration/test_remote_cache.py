@@ -132,7 +132,7 @@ def test_a_server_that_dies_in_the_middle(tmp_path: Path) -> None:
         process.wait()
         fill(store, "b" * 63)
         caches.close()
-        assert "1 cache files could not be sent" in said[-1] and "b" * 63 in TensorStore(tmp_path / "one" / "print")
+        assert "1 cache file could not be sent" in said[-1] and "b" * 63 in TensorStore(tmp_path / "one" / "print")
         assert len(RemoteCaches(said.append).open(tmp_path / "one" / "print", remote)) == 2
         assert "cannot be reached" in said[-1] and "x" not in said[-1].split("print")[0][:5]
 
@@ -160,9 +160,9 @@ def test_a_second_machine_trains_without_encoding(
         names = [entry["Key"] for entry in client.list_objects_v2(Bucket="kept")["Contents"]]
         assert sorted(name.partition("/")[0] for name in names) == ["latents", "texts"]
         said = simpletuner("train", "--config", machine("two", "not-there")).stdout
-        assert "1 cache files fetched from s3://kept/latents/" in said and "all 4 latents are in the cache" in said
-        assert "Encoding captions" in said and "Done: 1 steps" in said
-        assert "1 cache files could not be sent to s3://not-there/" in said and "very-secret-key" not in said
+        assert "1 cache file fetched from s3://kept/latents/" in said and "all 4 latents are in the cache" in said
+        assert "Encoding captions" in said and "Done: 1 step." in said
+        assert "1 cache file could not be sent to s3://not-there/" in said and "very-secret-key" not in said
         assert len(shards(tmp_path / "one")) == len(shards(tmp_path / "two")) == 2
         there = client.list_objects_v2(Bucket="kept")["Contents"]
         assert [entry["Key"] for entry in there] == names, "nothing was encoded or sent twice"

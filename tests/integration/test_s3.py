@@ -77,7 +77,7 @@ def test_only_what_changed_is_fetched_and_an_outage_is_no_loss(
     bucket.put_object(Bucket="pics", Key="sets/mine/picture_1.txt", Body=b"a new caption")
     bucket.delete_object(Bucket="pics", Key="sets/mine/picture_2.png")
     said = simpletuner("check", "--config", config).stdout
-    assert "1 files fetched, 6 were here, 1 are gone" in said and "3 pictures found, 3 used" in said
+    assert "1 file fetched, 6 were here, 1 is gone" in said and "3 pictures found, 3 used" in said
     assert "a new caption" in (tmp_path / "out" / "dataset.html").read_text()
     use_s3_again = json.loads((tmp_path / "config" / "multidatabackend.json").read_text())
     use_s3_again[0]["aws_endpoint_url"] = "http://127.0.0.1:9"
@@ -105,5 +105,5 @@ def test_any_url_of_fsspec_is_a_folder(simpletuner: Command, pocket_run: Callabl
     entries[0]["instance_data_dir"] = f"file://{tmp_path}/pictures"
     (tmp_path / "config" / "multidatabackend.json").write_text(json.dumps(entries))
     said = simpletuner("train", "--config", config).stdout
-    assert "8 files fetched" in said and "Done: 1 steps" in said
+    assert "8 files fetched" in said and "Done: 1 step." in said
     assert os.listdir(tmp_path / "out" / "cache" / "files" / "set")

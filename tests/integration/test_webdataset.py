@@ -84,7 +84,7 @@ def test_training_from_tars_on_a_web_server(
     said = simpletuner("train", "--config", config).stdout
     assert "4 files fetched" not in said and "5 files fetched" in said and "6 pictures found, 4 used" in said
     assert "evil.png: its name leads out of the tar" in said
-    assert "loose.png" in said and "secret" not in said and "Done: 1 steps" in said
+    assert "loose.png" in said and "secret" not in said and "Done: 1 step." in said
     assert asked["GET /a-00.tar?token=secret"] == 2, "a connection that broke off is tried again"
     kept = tmp_path / "packed" / "cache" / "files" / "set"
     assert {p.read_bytes() for p in kept.rglob("picture_*.png")} == {

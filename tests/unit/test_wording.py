@@ -1,0 +1,26 @@
+"""One picture is, two pictures are; and no message of the program puts a number before a bare plural."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from simpletuner.wording import counted
+
+PACKAGE = Path(__file__).resolve().parents[2] / "simpletuner"
+NOUNS = "pictures|steps|captions|files|latents|tensors|groups|blocks|distinct captions|cache files"
+
+
+@pytest.mark.parametrize(("number", "said"), [(0, "0 steps"), (1, "1 step"), (2, "2 steps"), (101, "101 steps")])
+def test_the_noun_follows_the_number(number: int, said: str) -> None:
+    assert counted(number, "step") == said
+    assert counted(number, "picture is", "pictures are").endswith("is" if number == 1 else "are")
+
+
+def test_messages_count_through_it() -> None:
+    """Constants such as PATIENCE are never 1, and "n of m pictures" is no count of its own."""
+    bare = re.compile(r"(?<! of )\{(?![A-Z_]+\}|[^{}]*counted)[^{}]*\} (" + NOUNS + r")\b")
+    for module in PACKAGE.rglob("*.py"):
+        for number, line in enumerate(module.read_text(encoding="utf-8").splitlines(), 1):
+            found = bare.search(line.replace("pictures/s", ""))
+            assert not found or "weights are trained" in line, f"{module.name}:{number}: {line.strip()}"
