@@ -35,6 +35,7 @@ from simpletuner.training import prepare
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "tools")]
 from data import make_pictures, ours, with_pillow  # noqa: E402
+from needs_gpu import need_gpu  # noqa: E402
 from random_sana import vae_config  # noqa: E402
 
 RULES = PlacementRules(1024, "pixel_area", 32)
@@ -159,6 +160,8 @@ def main() -> None:
     parser.add_argument("--decode", action="store_true", help="also decoding alone, on threads and on processes")
     parser.add_argument("--explore", action="store_true", help="also other ways of running the encoder")
     arguments = parser.parse_args()
+    if not arguments.rehearse:
+        need_gpu("add --rehearse, which shows on the CPU that everything runs")
     device = "cpu" if arguments.rehearse else "cuda"
     from diffusers import AutoencoderDC
 

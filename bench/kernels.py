@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from needs_gpu import need_gpu
 
 from simpletuner.models.sana.kernels import depthwise, linear_attention, runs_in_triton
 
@@ -290,11 +291,12 @@ def main() -> int:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 16])
     parser.add_argument("--seconds", type=float, default=240, help="after this nothing new is started")
     parser.add_argument("--plans", action="store_true", help="only try other shapes of the programs")
-    parser.add_argument("--cpu", action="store_true", help="only the tiny check, though there is a GPU")
+    parser.add_argument("--cpu", action="store_true", help="only the tiny check of the plain twins")
     arguments = parser.parse_args()
-    if arguments.cpu or not torch.cuda.is_available():
-        print("Timing needs a GPU; here only a tiny check of the plain twins.")
+    if arguments.cpu:
+        print("Nothing is timed; a tiny check of the plain twins.")
         return 0 if check_twins() else 1
+    need_gpu("add --cpu, which only checks the plain twins of the kernels")
     if not runs_in_triton(torch.empty(1, device="cuda")):
         print("Triton is not installed: pip install './[cuda]'")
         return 1

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+from needs_gpu import need_gpu
 from train_1p6b import ROOT, WARM_UP, write_pictures
 
 LOKR = {"algo": "lokr", "multiplier": 1.0, "linear_dim": 10000, "linear_alpha": 1, "full_matrix": True, "factor": 16}
@@ -93,6 +94,8 @@ def main() -> None:
     parser.add_argument("--base", nargs="+", default=["nf4-bnb", "no_change"], help="Values of base_model_precision.")
     parser.add_argument("--optimizer", default="bnb-lion8bit-paged")
     arguments = parser.parse_args()
+    if not arguments.tiny:
+        need_gpu("add --tiny, which rehearses with a tiny model on the CPU")
     sys.path.insert(0, str(ROOT / "tools"))
     from random_sana import write
 

@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from needs_gpu import need_gpu
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -68,6 +69,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--steps", type=int, default=15)
     arguments = parser.parse_args()
+    need_gpu("run it where there is one; bench/low_memory.py --tiny rehearses such a run on the CPU")
     sys.path.insert(0, str(ROOT / "tools"))
     from random_sana import write
 

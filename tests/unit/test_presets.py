@@ -43,6 +43,7 @@ def test_a_copy_loads_once_there_are_pictures(name: str, tmp_path: Path, monkeyp
             Image.new("RGB", (8, 8)).save(folder / "a.png")
     config = load(environ={})
     assert config.datasets.train and config.config_file.startswith("config")
+    assert name != "sana" or not config.notices, "what one starts from has nothing to tell"
     asked = json.loads(Path("config/config.json").read_text())
     model_type = {key.lstrip("-"): value for key, value in asked.items()}["model_type"]
     assert config.options.model.model_type == model_type == ("lora" if name.endswith(("-lora", "-lokr")) else "full")
