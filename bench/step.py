@@ -141,7 +141,8 @@ def check(report: Report, job: dict[str, Any], limit: float) -> bool:
         right &= line["ok"]
         print(
             f"  {line['variant']:20s} float32: output {line['float32 output']:.1e}, gradients "
-            f"{line['float32 all gradients']:.1e}, worst {line['float32 worst gradient']:.1e} ({line['of']}); bf16: gradients "
+            f"{line['float32 all gradients']:.1e}, worst {line['float32 worst gradient']:.1e} ({line['of']}; diffusers' own, beside float64, "
+            f"{line['own worst']:.1e}); bf16: gradients "
             f"{line['bf16 all gradients']:.1e} ({line['diffusers' + chr(39) + ' bf16']:.1e}), error over diffusers' "
             f"{line['bf16 ratio, mean']:.2f} in the mean, {line['bf16 ratio, worst tensor']:.1f} at worst  "
             f"{'ok' if line['ok'] else 'WRONG'}",

@@ -1,4 +1,4 @@
-"""Room 8, Step: AdamW's update of all bf16 tensors in one launch or two, with all that changes lying on the device.
+"""Room 8, Step: AdamW's update of all tensors in one launch for each kind, with all that changes lying on the device.
 
 Holds the tables of addresses that ``adamw_triton`` reads. A table is found again by its addresses, so a steady step makes
 none. Inside the capture of a CUDA graph nothing may be copied from the host: a spare table, made before, is written into
@@ -68,17 +68,17 @@ class Launches:
 
 
 class FusedUpdate:
-    """Updates what the kernel takes, in one launch for each kind of alignment."""
+    """Updates what the kernel takes, in one launch for each dtype and alignment."""
 
     def __init__(self, settings: Mapping[str, Any], seed: int) -> None:
         """With these ``betas``, ``eps`` and ``weight_decay``; ``seed`` decides the rounding."""
         beta1, beta2 = settings["betas"]
         self._numbers = (float(beta1), float(beta2), float(settings["eps"]), float(settings["weight_decay"]))
         self._seed = seed
-        self._launches: dict[tuple[int, ...], Launches] = {}
+        self._launches: dict[tuple[Any, ...], Launches] = {}
 
     def __call__(self, rows: Sequence[Row], control: torch.Tensor) -> list[Row]:
-        """Update rows of (weight, gradient, mean, square) in place; returns those left: not bf16, or not dense.
+        """Update rows of (weight, gradient, mean, square) in place; returns those left: of another dtype, or not dense.
 
         Args:
             rows: Tensors of one shape a row.
@@ -86,18 +86,18 @@ class FusedUpdate:
         """
         from simpletuner.training import adamw_triton
 
-        kinds: dict[int, list[Row]] = {}
+        kinds: dict[adamw_triton.Kind | None, list[Row]] = {}
         for row in rows:
-            kinds.setdefault(adamw_triton.width(row), []).append(row)
-        left = kinds.pop(0, [])
-        for width, some in kinds.items():
+            kinds.setdefault(adamw_triton.kind(row), []).append(row)
+        left = kinds.pop(None, [])
+        for kind, some in kinds.items():
+            assert kind is not None
             lengths = tuple(row[0].numel() for row in some)
-            if lengths not in self._launches:
-                self._launches[lengths] = Launches(lengths, some[0][0].device)
-            launches = self._launches[lengths]
-            adamw_triton.launch(
-                launches.table(some), launches.chunks, control, self._seed + width, self._numbers, width
-            )
+            if (kind, lengths) not in self._launches:
+                self._launches[kind, lengths] = Launches(lengths, some[0][0].device)
+            launches = self._launches[kind, lengths]
+            seed = self._seed + kind.width  # two kinds of bf16 tensors share no random bits
+            adamw_triton.launch(launches.table(some), launches.chunks, control, seed, self._numbers, kind)
         return left
 
     def after_capture(self) -> None:

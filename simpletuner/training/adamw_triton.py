@@ -1,8 +1,8 @@
-"""AdamW with bf16 weights, gradients and states in one pass over memory: 14 bytes a weight instead of about 60.
+"""AdamW in one pass over memory, for bf16 or float32: 14 or 28 bytes a weight instead of two to four times as many.
 
 In: tables of addresses, so that one launch serves all tensors of a model; numbers that change from step to step lie on
 the device, so that a step can be captured in a CUDA graph and nothing waits. Out: weights and states, written in place,
-or left as they are where the step is not to be taken. Rounding is stochastic, as in ``adamw_bf16.stochastic_round``.
+or left as they are where the step is not to be taken. Rounding to bf16 is stochastic, as in ``adamw_bf16.stochastic_round``.
 
 Random bits are Philox 4x32 with seven rounds over (place, step), keyed by the seed: two elements share a draw of 128 bits,
 of which they need 96. Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", table 2 (seven rounds pass).
@@ -11,6 +11,7 @@ of which they need 96. Source: Salmon et al. 2011, "Parallel random numbers: as 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import triton
@@ -41,20 +42,40 @@ def _one(
     m += (1.0 - beta1) * (g - m)
     v = beta2 * v + (1.0 - beta2) * g * g
     w = w * decay - rate / correction1 * m / (tl.sqrt(v / correction2) + eps)
-    tl.store(weight + at, _rounded(w, b0), mask=mask)
-    tl.store(mean + at, _rounded(m, b1), mask=mask)
-    tl.store(square + at, _rounded(v, b2), mask=mask)
+    if weight.dtype.element_ty == tl.bfloat16:
+        tl.store(weight + at, _rounded(w, b0), mask=mask)
+        tl.store(mean + at, _rounded(m, b1), mask=mask)
+        tl.store(square + at, _rounded(v, b2), mask=mask)
+    else:
+        tl.store(weight + at, w, mask=mask)
+        tl.store(mean + at, m, mask=mask)
+        tl.store(square + at, v, mask=mask)
 
 
 @triton.jit
-def _address(table, index, WIDTH: tl.constexpr):
-    """The pointer that the table holds; its alignment was checked by ``width``."""
-    return tl.multiple_of(tl.load(table + index).to(tl.pointer_type(tl.bfloat16)), 2 * WIDTH)
+def _address(table, index, WIDTH: tl.constexpr, HALF: tl.constexpr):
+    """The pointer that the table holds; its alignment was checked by ``kind``."""
+    if HALF:
+        pointer = tl.load(table + index).to(tl.pointer_type(tl.bfloat16))
+    else:
+        pointer = tl.load(table + index).to(tl.pointer_type(tl.float32))
+    return tl.multiple_of(pointer, 2 * WIDTH)
 
 
 @triton.jit
 def adamw_kernel(
-    table, chunks, control, seed, beta1, beta2, eps, weight_decay, tensors, BLOCK: tl.constexpr, WIDTH: tl.constexpr
+    table,
+    chunks,
+    control,
+    seed,
+    beta1,
+    beta2,
+    eps,
+    weight_decay,
+    tensors,
+    BLOCK: tl.constexpr,
+    WIDTH: tl.constexpr,
+    HALF: tl.constexpr,
 ):
     """One program updates BLOCK elements of one tensor, in two halves that share their random bits.
 
@@ -66,8 +87,11 @@ def adamw_kernel(
     if tl.load(control + 5) > 0:
         tensor = tl.load(chunks + 2 * program)
         start = tl.load(chunks + 2 * program + 1).to(tl.int64) * BLOCK
-        weight, grad = _address(table, tensor, WIDTH), _address(table, tensors + tensor, WIDTH)
-        mean, square = _address(table, 2 * tensors + tensor, WIDTH), _address(table, 3 * tensors + tensor, WIDTH)
+        weight, grad = _address(table, tensor, WIDTH, HALF), _address(table, tensors + tensor, WIDTH, HALF)
+        mean, square = (
+            _address(table, 2 * tensors + tensor, WIDTH, HALF),
+            _address(table, 3 * tensors + tensor, WIDTH, HALF),
+        )
         length = tl.multiple_of(tl.load(table + 4 * tensors + tensor), WIDTH)
         rate, scale = tl.load(control), tl.load(control + 1)
         correction1, correction2 = tl.load(control + 2), tl.load(control + 3)
@@ -117,15 +141,22 @@ def adamw_kernel(
         )
 
 
-def width(tensors: tuple[torch.Tensor, ...]) -> int:
-    """How the kernel can read a parameter's (weight, gradient, mean, square): 8 numbers at once, 1, or 0: not at all.
+class Kind(NamedTuple):
+    """How the kernel can read a parameter: numbers a load, and whether they are bf16 or float32."""
 
-    It takes dense bf16 tensors; those whose addresses and lengths allow it in loads of 16 bytes.
-    """
-    if not all(t.dtype is torch.bfloat16 and t.is_contiguous() for t in tensors) or not tensors[0].numel():
-        return 0
-    aligned = all(t.data_ptr() % ALIGNMENT == 0 for t in tensors)
-    return WIDTH if aligned and tensors[0].numel() % WIDTH == 0 else 1
+    width: int
+    half: bool
+
+
+def kind(tensors: tuple[torch.Tensor, ...]) -> Kind | None:
+    """Of a parameter's (weight, gradient, mean, square): dense bf16 or float32, or None where the kernel cannot read it."""
+    dtype = tensors[0].dtype
+    if dtype not in (torch.bfloat16, torch.float32) or not tensors[0].numel():
+        return None
+    if not all(t.dtype is dtype and t.is_contiguous() for t in tensors):
+        return None
+    aligned = all(t.data_ptr() % ALIGNMENT == 0 for t in tensors) and tensors[0].numel() % WIDTH == 0
+    return Kind(WIDTH if aligned else 1, dtype is torch.bfloat16)
 
 
 def chunks_of(lengths: Sequence[int]) -> torch.Tensor:
@@ -135,7 +166,7 @@ def chunks_of(lengths: Sequence[int]) -> torch.Tensor:
 
 
 def launch(
-    table: torch.Tensor, chunks: torch.Tensor, control: torch.Tensor, seed: int, numbers: tuple[float, ...], width: int
+    table: torch.Tensor, chunks: torch.Tensor, control: torch.Tensor, seed: int, numbers: tuple[float, ...], kind: Kind
 ) -> None:
     """Update all tensors of a table.
 
@@ -145,9 +176,18 @@ def launch(
         control: [6] float32 on the device, from ``adamw_bf16.control_of``.
         seed: Key of the random bits, below 2^63.
         numbers: beta1, beta2, eps and weight decay.
-        width: Of the loads, as ``width`` gave it for all tensors of the table.
+        kind: Of all tensors of the table.
     """
     grid = (len(chunks),)
     adamw_kernel[grid](
-        table, chunks, control, seed, *numbers, table.shape[1], BLOCK=BLOCK, WIDTH=width, num_warps=WARPS
+        table,
+        chunks,
+        control,
+        seed,
+        *numbers,
+        table.shape[1],
+        BLOCK=BLOCK,
+        WIDTH=kind.width,
+        HALF=kind.half,
+        num_warps=WARPS,
     )

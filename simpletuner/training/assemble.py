@@ -99,7 +99,8 @@ def make_trainee(session: Session, parts: Components, adapter: Adapter | None) -
         release=make_release(session, optimizer),
         sums=Float32Sums(parameters) if sums_in_float32(session) else None,
     )
-    if ways.compiled and trainee.guards_itself and options.training.gradient_accumulation_steps == 1:
+    quantised = options.precision.base_model_precision != "no_change"
+    if fast_path.can_replay(ways, trainee, options.training.gradient_accumulation_steps, quantised):
         guarded: Any = optimizer
         trainee.graphs = StepGraphs(guarded.after_capture, session.reporter.say)
     return trainee

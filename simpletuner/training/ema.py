@@ -58,8 +58,11 @@ class Ema:
         self.shadow = [p.detach().to(device or p.device, torch.float32, copy=True) for p in self._parameters]
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Average in the weights after optimizer step ``step`` (from 1)."""
+    def update(self, step: int, good: torch.Tensor | None = None) -> None:
+        """Average in the weights after optimizer step ``step`` (from 1).
+
+        ``good`` is a [] bool on the device of a step that the device took or left: False leaves the average as it is.
+        """
         if step <= self._warmup_steps:
             torch._foreach_copy_(self.shadow, [p.detach() for p in self._parameters])
             return
@@ -71,6 +74,8 @@ class Ema:
             # Three roundings, one after the other, are the same on every device; a fused lerp is not.
             change = torch._foreach_sub(live, shadow)
             torch._foreach_mul_(change, 1.0 - decay)
+            if good is not None:
+                torch._foreach_mul_(change, good.to(shadow[0].device, torch.float32))
             torch._foreach_add_(shadow, change)
         self.updates += 1
 

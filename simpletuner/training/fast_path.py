@@ -6,6 +6,8 @@ In: plain values. Out: the ways that are in force, and a sentence that says so. 
 from __future__ import annotations
 
 import importlib.util
+import os
+import shutil
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,6 +15,7 @@ import torch
 
 from simpletuner.models.base import Family
 from simpletuner.training.precision import Precision
+from simpletuner.training.step import Trainee
 
 Forward = Literal["auto", "fast", "plain", "diffusers"]
 TEXT_MULTIPLE = 64  # tokens: five lengths of text up to 300, so as many graphs for a picture size
@@ -40,6 +43,8 @@ def obstacle(device: torch.device, precision: Precision) -> str | None:
         return "it needs an NVIDIA GPU"
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed: pip install './[cuda]'"
+    if not any(shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang")):
+        return "Triton needs a C compiler: install gcc"
     if torch.cuda.get_device_capability(device) < OLDEST:
         return "this GPU is older than Ampere"
     if torch.bfloat16 not in (precision.weights, precision.base, precision.autocast):
@@ -73,3 +78,16 @@ def put_on(family: Family, transformer: Any, wanted: Forward, full_rank: bool, h
     if not full_rank:
         return Ways("fast", said="Training steps run hand-written kernels")
     return Ways("fast", True, "Training steps run hand-written kernels in compiled blocks: the first ones take a while")
+
+
+def can_replay(ways: Ways, trainee: Trainee, accumulation: int, quantised: bool) -> bool:
+    """Whether steps can be replayed as CUDA graphs.
+
+    Args:
+        ways: In force.
+        trainee: Its optimizer must guard itself; an adapter that draws (dropout) draws anew in every step.
+        accumulation: Micro-batches per step; only a step of one is one graph.
+        quantised: The libraries' layers are launched as they like.
+    """
+    draws = trainee.adapter is not None and trainee.adapter.draws
+    return ways.forward == "fast" and trainee.guards_itself and accumulation == 1 and not draws and not quantised

@@ -93,9 +93,8 @@ class Trainee:
 
     @property
     def guards_itself(self) -> bool:
-        """Whether the device decides if a step is taken; an EMA and a scaler want to know it at once."""
-        alone = self.ema is None and self.scaler is None and self.release is None
-        return alone and hasattr(self.optimizer, "guarded_step")
+        """Whether the device decides if a step is taken."""
+        return hasattr(self.optimizer, "guarded_step") and self.scaler is None and self.release is None
 
 
 def position_generator(seed: int, position: int, device: torch.device) -> torch.Generator:
@@ -188,6 +187,7 @@ class Outcome:
         names: Path of each picture.
         regularisation: Whether each belongs to a regularisation batch.
         grad_norm: [] global gradient norm before clipping, on the device.
+        good: [] bool on the device: it took the step; None where the host decides.
         decided: The host has read the figures, and knows what became of the step.
         skipped: The sentence of a skipped step, if ``decided``.
     """
@@ -196,6 +196,7 @@ class Outcome:
     names: list[str]
     regularisation: list[bool]
     grad_norm: torch.Tensor
+    good: torch.Tensor | None = None
     decided: bool = False
     skipped: str | None = None
 
@@ -210,6 +211,8 @@ def one_step(trainee: Trainee, recipe: Recipe, batches: Iterator[Batch], step: i
     outcome = gradients(trainee, recipe, batches, step)
     if not trainee.graphs:  # in a graph the update belongs to the same launch
         finish(trainee, recipe, outcome, step, guard)
+    if trainee.ema and outcome.good is not None:
+        trainee.ema.update(step + 1, outcome.good)
     return outcome
 
 
@@ -218,7 +221,7 @@ def gradients(trainee: Trainee, recipe: Recipe, batches: Iterator[Batch], step: 
     losses: list[torch.Tensor] = []
     names: list[str] = []
     regularisation: list[bool] = []
-    norm = torch.zeros(())
+    norm, good = torch.zeros(()), None
     for micro in range(recipe.accumulation):
         batch = next(batches)
         position = step * recipe.accumulation + micro
@@ -229,21 +232,21 @@ def gradients(trainee: Trainee, recipe: Recipe, batches: Iterator[Batch], step: 
         shown = rolled_out(batch, shown, trainee, recipe, position, generator)
         shown = keep_base(trainee, recipe, batch, shown)
         if trainee.graphs:
-            per_sample, norm = trainee.graphs(*learned(trainee, recipe, batch, shown, recipe.schedule.at(step)))
+            per_sample, norm, good = trainee.graphs(*learned(trainee, recipe, batch, shown, recipe.schedule.at(step)))
         else:
             per_sample = score(trainee, recipe, batch, shown)
             backward(trainee, per_sample.mean() / recipe.accumulation)
         losses.append(per_sample.detach())
         names += batch.sample_ids
         regularisation += [batch.regularisation] * len(batch.sample_ids)
-    return Outcome(torch.cat(losses), names, regularisation, norm)
+    return Outcome(torch.cat(losses), names, regularisation, norm, good)
 
 
 def finish(trainee: Trainee, recipe: Recipe, outcome: Outcome, step: int, guard: Guard) -> None:
     """From gradients to new weights; gradients are gone afterwards."""
     if trainee.guards_itself:
         rate = torch.full((), recipe.schedule.at(step), device=trainee.device)
-        outcome.grad_norm = guarded_update(trainee, recipe, outcome.losses, rate)
+        outcome.grad_norm, outcome.good = guarded_update(trainee, recipe, outcome.losses, rate)
     else:
         if trainee.sums:
             trainee.sums.deliver()
@@ -258,20 +261,20 @@ def finish(trainee: Trainee, recipe: Recipe, outcome: Outcome, step: int, guard:
 
 def learned(
     trainee: Trainee, recipe: Recipe, batch: Batch, shown: NoisedBatch, rate: float
-) -> tuple[Callable[..., tuple[torch.Tensor, torch.Tensor]], tuple[torch.Tensor | None, ...]]:
+) -> tuple[Callable[..., tuple[torch.Tensor, ...]], tuple[torch.Tensor | None, ...]]:
     """Everything after the noise, as a function of tensors alone, and these tensors on the device."""
 
     def work(
         noisy: torch.Tensor, sigmas: torch.Tensor, timesteps: torch.Tensor, target: torch.Tensor, rate: torch.Tensor,
         text: torch.Tensor, mask: torch.Tensor, weights: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-        """[B] losses and the gradient norm; the weights are new."""
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+        """[B] losses, the gradient norm and whether the step was taken; the weights are new."""
         again = replace(batch, text=text, mask=mask, loss_weights=weights)
         per_sample = score(trainee, recipe, again, NoisedBatch(noisy, sigmas, timesteps, target))
         backward(trainee, per_sample.mean())
-        norm = guarded_update(trainee, recipe, per_sample.detach(), rate)
+        norm, good = guarded_update(trainee, recipe, per_sample.detach(), rate)
         trainee.optimizer.zero_grad(set_to_none=True)
-        return per_sample.detach(), norm
+        return per_sample.detach(), norm, good
 
     device = trainee.device
     weights = None if batch.loss_weights is None else moved(batch.loss_weights, device)
@@ -289,7 +292,9 @@ def backward(trainee: Trainee, loss: torch.Tensor) -> None:
         trainee.sums.collect()
 
 
-def guarded_update(trainee: Trainee, recipe: Recipe, losses: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:
+def guarded_update(
+    trainee: Trainee, recipe: Recipe, losses: torch.Tensor, rate: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Clip and step where the device itself sees that everything is finite; the host does not wait.
 
     The factor of clipping goes into the optimizer's own pass over the gradients. A clipped element needs one of its own.
@@ -301,7 +306,7 @@ def guarded_update(trainee: Trainee, recipe: Recipe, losses: torch.Tensor, rate:
         rate: [] float32 learning rate on the device.
 
     Returns:
-        [] float32, the global norm before clipping.
+        [] float32, the global norm before clipping, and [] bool, whether the step was taken.
     """
     if trainee.sums:
         trainee.sums.deliver()
@@ -314,7 +319,7 @@ def guarded_update(trainee: Trainee, recipe: Recipe, losses: torch.Tensor, rate:
         scale = (recipe.clip_norm / (norm + 1e-6)).clamp(max=1.0)  # as torch's clip_grad_norm_
     guarded: Any = trainee.optimizer
     guarded.guarded_step(rate, scale, good)
-    return norm
+    return norm, good
 
 
 def global_norm(parameters: list[torch.nn.Parameter]) -> torch.Tensor:

@@ -1,0 +1,81 @@
+"""The real program on a GPU, step by step beside diffusers' own forward: every kind of training on the fast way."""
+
+import json
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+from simpletuner.config.read import load
+from simpletuner.reporting.progress import Reporter
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+SIDES = {"target_module": ["Attention", "GLUMBConv"]}
+LOKR = {"algo": "lokr", "multiplier": 1.0, "linear_dim": 4, "linear_alpha": 4.0, "factor": 4, "apply_preset": SIDES}
+LORA = {"model_type": "lora", "lora_rank": 4, "peft_lora_target_modules": ["all"]}
+KINDS: dict[str, dict[str, Any]] = {
+    "full": {"optimizer": "adamw_bf16"},
+    "full, averaged": {"optimizer": "adamw_bf16", "use_ema": True},
+    "full, recomputed": {"optimizer": "adamw_bf16", "gradient_checkpointing": True},
+    "full, accumulated": {"optimizer": "adamw_bf16", "gradient_accumulation_steps": 2},
+    "full, released": {"optimizer": "optimi-adamw", "optimizer_release_gradients": True, "max_grad_norm": 0},
+    "full, torch": {"optimizer": "torch-adamw"},
+    "lora": {**LORA, "optimizer": "adamw_bf16"},
+    "lora, dropout, recomputed": {**LORA, "lora_dropout": 0.1, "gradient_checkpointing": True},
+    "lora over nf4, paged": {
+        **LORA,
+        "base_model_precision": "nf4-bnb",
+        "quantize_via": "cpu",
+        "optimizer": "bnb-lion8bit-paged",
+        "gradient_checkpointing": True,
+    },
+    "lokr": {"model_type": "lora", "lora_type": "lycoris", "lycoris_config": LOKR, "optimizer": "adamw_bf16"},
+}
+COMMON = {"mixed_precision": "bf16", "learning_rate": 1e-4, "max_train_steps": 8, "train_batch_size": 2}
+
+
+@pytest.fixture
+def train(pocket_run: Callable[..., Path], tmp_path: Path) -> Callable[..., tuple[str, list[float], Path]]:
+    """Train in this process; what was said, the loss of every step, and the folder."""
+
+    def run(name: str, **options: Any) -> tuple[str, list[float], Path]:
+        from simpletuner.training.run import train as real
+
+        said, out = StringIO(), tmp_path / name
+        config = load(str(pocket_run(**{**COMMON, **options, "output_dir": str(out)})), environ={})
+        real(config, Reporter(Console(file=said, width=200)))
+        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        return said.getvalue(), [line["loss"] for line in lines if line["kind"] == "step"], out
+
+    return run
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_step_has_the_loss_of_the_plain_way(kind: str, train: Callable[..., Any]) -> None:
+    said, fast, _ = train("fast", **KINDS[kind], transformer_forward="fast")
+    assert "hand-written kernels" in said and "fails" not in said
+    _, plain, _ = train("plain", **KINDS[kind], transformer_forward="diffusers")
+    print(kind, fast, plain)
+    assert len(fast) == len(plain) == 8
+    assert fast == pytest.approx(plain, rel=0.03)
+
+
+@pytest.mark.parametrize("kind", ["full", "full, averaged", "lora"])
+def test_a_resumed_run_goes_on_as_the_whole_one(kind: str, train: Callable[..., Any]) -> None:
+    _, whole, first = train("whole", **KINDS[kind])
+    train("halves", **KINDS[kind], max_train_steps=4)
+    said, halves, second = train("halves", **KINDS[kind])
+    assert "Resuming from" in said and halves == pytest.approx(whole, rel=1e-3)
+    for file in sorted(first.rglob("*.safetensors")):
+        if "checkpoint" in str(file.relative_to(first)):
+            continue
+        ours, theirs = load_file(file), load_file(second / file.relative_to(first))
+        apart = max((ours[key].float() - theirs[key].float()).abs().max().item() for key in ours)
+        print(kind, file.relative_to(first), "largest difference", apart)
+        assert apart < 1e-2

@@ -1,0 +1,191 @@
+"""Steps that the device takes or leaves by itself: the optimizer's arithmetic, the loop around it, what is told when."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import toy
+
+from simpletuner.data.loader import pad
+from simpletuner.data.types import Batch
+from simpletuner.errors import NonFiniteError
+from simpletuner.models.sana.family import Sana
+from simpletuner.training import fast_path
+from simpletuner.training.adamw_bf16 import AdamWBF16, adamw, adamw_where, control_of
+from simpletuner.training.ema import Ema
+from simpletuner.training.guard import PATIENCE, Guard
+from simpletuner.training.learning_rate import Schedule
+from simpletuner.training.loop import StepResult, train
+from simpletuner.training.precision import choose
+from simpletuner.training.step import Trainee, one_step
+
+YES, NO, ONE = torch.tensor(True), torch.tensor(False), torch.tensor(1.0)
+
+
+def pair(dtype: torch.dtype, **settings: Any) -> tuple[list[AdamWBF16], list[list[torch.nn.Parameter]]]:
+    """Two optimizers over the same weights."""
+    torch.manual_seed(3)
+    weights = [torch.randn(5, 7), torch.randn(3), torch.tensor(0.7)]
+    copies = [[torch.nn.Parameter(w.to(dtype, copy=True)) for w in weights] for _ in range(2)]
+    return [AdamWBF16(c, lr=1e-2, weight_decay=0.1, **settings) for c in copies], copies
+
+
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 2e-7), (torch.bfloat16, 0.017)])
+def test_it_takes_the_step_that_the_host_would_take(dtype: torch.dtype, near: float) -> None:
+    (host, device), (first, second) = pair(dtype)
+    for step in range(6):
+        for a, b in zip(first, second, strict=True):
+            a.grad = torch.randn(a.shape, generator=torch.Generator().manual_seed(step)).to(dtype)
+            b.grad = 2 * a.grad  # clipped by half below
+        host.step()
+        device.guarded_step(torch.tensor(1e-2), torch.tensor(0.5), YES)
+    for a, b in zip(first, second, strict=True):
+        assert (a - b).abs().max() <= near, "bf16 differs by a rounding here and there"
+    states = [optimizer.state_dict()["state"] for optimizer in (host, device)]
+    assert [s[i]["step"] for s in states for i in range(3)] == [6] * 6
+
+
+def test_a_step_that_is_left_changes_nothing_and_is_not_counted() -> None:
+    (optimizer, _), (weights, _) = pair(torch.bfloat16)
+    for good in (NO, YES, NO, YES):
+        before = [w.detach().clone() for w in weights]
+        for weight in weights:
+            weight.grad = torch.full_like(weight, 1.0 if good else float("nan"))
+        optimizer.guarded_step(torch.tensor(1e-2), ONE, good)
+        assert [torch.equal(a, b) for a, b in zip(weights, before, strict=True)] == [not good] * 3
+    assert optimizer.state_dict()["state"][0]["step"] == 2
+    assert all(torch.isfinite(s["exp_avg"]).all() for s in optimizer.state.values())
+    optimizer.step()  # and the host may go on
+    assert optimizer.state_dict()["state"][0]["step"] == 3
+
+
+def test_the_formula_is_that_of_adamw() -> None:
+    settings = {"betas": (0.9, 0.99), "eps": 1e-6, "weight_decay": 0.1, "lr": 3e-3}
+    tensors = tuple(torch.rand(4, 9) for _ in range(4))
+    control = control_of(settings, torch.tensor(7.0, dtype=torch.float64), torch.tensor(3e-3), ONE, YES)
+    for a, b in zip(adamw_where(tensors, control, settings), adamw(*tensors, 7, settings), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+
+
+class Told:
+    """A hook that keeps what it hears, and acts at some steps."""
+
+    def __init__(self, acts: tuple[int, ...] = ()) -> None:
+        self.acts, self.results = acts, list[StepResult]()
+        self.stopped: list[tuple[int, bool]] = []
+
+    def on_start(self, step: int) -> None: ...
+
+    def acts_at(self, step: int) -> bool:
+        return step in self.acts
+
+    def on_step_end(self, result: StepResult) -> None:
+        self.results.append(result)
+
+    def on_stop(self, step: int, finished: bool) -> None:
+        self.stopped.append((step, finished))
+
+
+def guarded_toy(**changes: Any) -> Trainee:
+    made = toy.trainee()
+    made.optimizer = AdamWBF16(made.parameters, lr=1e-2, weight_decay=0.0)
+    return replace(made, **changes)
+
+
+RECIPE: dict[str, Any] = {"schedule": Schedule("constant", 1e-2, 0.0, 0, 99)}
+
+
+def spoilt(number: int) -> Batch:
+    good = toy.batch(number)
+    return replace(good, latents=good.latents * float("nan"), sample_ids=(f"bad-{number}.png",))
+
+
+@pytest.mark.parametrize("by_value", [False, True])
+def test_the_loop_gives_the_same_weights_and_figures_either_way(by_value: bool) -> None:
+    """The same optimizer, once guarding itself and once with the host in charge."""
+    runs = []
+    for guards in (True, False):
+        made, told = guarded_toy(), Told()
+        if not guards:
+            made.optimizer = torch.optim.AdamW(made.parameters, lr=1e-2, eps=1e-6, weight_decay=0.0)
+        assert made.guards_itself is guards
+        recipe = toy.recipe(clip_norm=0.1, clip_by_value=by_value, accumulation=2, **RECIPE)
+        train(made, recipe, iter([toy.batch(n, n + 1) for n in range(12)]), 0, 6, [told], lambda: False)
+        runs.append((toy.flat(made.transformer), told.results))
+    torch.testing.assert_close(runs[0][0], runs[1][0], rtol=1e-5, atol=1e-6)
+    for a, b in zip(runs[0][1], runs[1][1], strict=True):
+        assert (a.step, a.learning_rate, a.samples, a.skipped) == (b.step, b.learning_rate, b.samples, b.skipped)
+        assert a.loss == pytest.approx(b.loss, rel=1e-5) and a.grad_norm == pytest.approx(b.grad_norm, rel=1e-5)
+
+
+def test_a_bad_picture_is_named_and_costs_one_step() -> None:
+    made, told = guarded_toy(), Told()
+    made.ema = Ema(made.parameters, 0.5)
+    batches = [toy.batch(0), spoilt(1), toy.batch(2)]
+    weights: list[torch.Tensor] = []
+    guard = Guard()
+    stream = iter(batches)
+    for step in range(3):
+        one_step(made, toy.recipe(**RECIPE), stream, step, guard)
+        weights.append(torch.cat([toy.flat(made.transformer), *(s.flatten() for s in made.ema.shadow)]))
+    assert torch.equal(weights[0], weights[1]), "neither weights nor their average moved"
+    assert not torch.equal(weights[1], weights[2]) and torch.isfinite(weights[2]).all()
+    again = guarded_toy()
+    train(again, toy.recipe(**RECIPE), iter(batches), 0, 3, [told], lambda: False)
+    assert [bool(result.skipped) for result in told.results] == [False, True, False]
+    assert "bad-1.png" in (told.results[1].skipped or "")
+
+
+def test_ten_bad_steps_in_a_row_end_the_run_and_what_was_learned_is_saved() -> None:
+    made, told = guarded_toy(), Told()
+    batches = [toy.batch(0), *(spoilt(n) for n in range(20))]
+    with pytest.raises(NonFiniteError, match=f"bad-{PATIENCE - 1}.png"):
+        train(made, toy.recipe(**RECIPE), iter(batches), 0, 21, [told], lambda: False)
+    assert len(told.results) == PATIENCE and told.stopped == [(PATIENCE + 1, False)]
+
+
+def test_text_is_padded_to_a_multiple_and_means_the_same() -> None:
+    texts = [torch.ones(5, 4), torch.ones(3, 4)]
+    text, mask = pad(texts, 64)
+    assert text.shape == (2, 64, 4) and mask.sum(1).tolist() == [5, 3] and not text[0, 5:].any()
+    assert pad(texts)[0].shape == (2, 5, 4) and pad([torch.ones(64, 4)], 64)[0].shape == (1, 64, 4)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "here", "forward", "said"),
+    [
+        ("auto", None, "fast", "compiled"),
+        ("auto", "no GPU", "diffusers", ""),
+        ("fast", None, "fast", "compiled"),
+        ("fast", "no GPU", "plain", "no GPU"),
+        ("plain", None, "plain", ""),
+        ("diffusers", None, "diffusers", ""),
+    ],
+)
+def test_which_forward_is_in_force(wanted: Any, here: str | None, forward: str, said: str, pocket: Path) -> None:
+    from diffusers import SanaTransformer2DModel
+
+    model = SanaTransformer2DModel.from_pretrained(pocket / "model", subfolder="transformer")
+    ways = fast_path.put_on(Sana(), model, wanted, True, here)
+    assert ways.forward == forward and said in ways.said and bool(said) == bool(ways.said)
+    ours = ["forward" in vars(block) for block in model.transformer_blocks]
+    assert all(ours) if forward != "diffusers" else not any(ours)
+    guarded = guarded_toy()
+    assert fast_path.can_replay(ways, guarded, 1, False) is (forward == "fast")
+    assert not fast_path.can_replay(ways, guarded, 2, False) and not fast_path.can_replay(ways, guarded, 1, True)
+    assert not fast_path.can_replay(ways, toy.trainee(), 1, False), "SGD cannot guard itself"
+
+
+def test_the_cpu_is_no_place_for_the_fast_way() -> None:
+    assert "NVIDIA" in (fast_path.obstacle(torch.device("cpu"), choose("bf16", True)) or "")
+
+
+def test_the_kernel_in_the_interpreter() -> None:
+    pytest.importorskip("triton")
+    script = Path(__file__).parents[1] / "adamw_in_interpreter.py"
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
