@@ -65,7 +65,8 @@ def measure(work: Path, name: str, options: dict[str, Any]) -> dict[str, Any]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(command, text=True, capture_output=True, check=False, cwd=folder, env=environment)
     if done.returncode:
-        print(done.stdout[-2000:], done.stderr[-2000:])
+        told = [line for line in done.stderr.splitlines() if not line.startswith("frame #")]
+        print(done.stdout[-1000:], "\n".join(told[-60:]))
         raise SystemExit(done.returncode)
     for line in done.stdout.splitlines():
         if line.startswith(("Quantised", "Adapter", "Training on")):
@@ -93,6 +94,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--base", nargs="+", default=["nf4-bnb", "no_change"], help="Values of base_model_precision.")
     parser.add_argument("--optimizer", default="bnb-lion8bit-paged")
+    parser.add_argument("--forward", default="auto", help="Of the transformer's blocks.")
     arguments = parser.parse_args()
     if not arguments.tiny:
         need_gpu("add --tiny, which rehearses with a tiny model on the CPU")
@@ -130,6 +132,7 @@ def main() -> None:
             "train_batch_size": 1,
             "vae_batch_size": 1,
             "optimizer": arguments.optimizer,
+            "transformer_forward": arguments.forward,
             "learning_rate": 1e-4,
             "max_train_steps": 6 if arguments.tiny else arguments.steps,
             "checkpoint_step_interval": 0,

@@ -17,6 +17,14 @@ fi
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 OMP_WAIT_POLICY=PASSIVE
 python3 -c 'import diffusers, pydantic, rich, torch; print(torch.__version__, torch.cuda.get_device_name())' || exit 1
 
+# One depthwise operation, forward and backward, at the real size.
+STALLS='
+import torch
+from simpletuner.models.sana.kernels.depthwise import gated_depthwise
+x, w, b = (torch.randn(s, device="cuda").bfloat16().requires_grad_() for s in ((8, 1024, 11200), (11200, 1, 3, 3), (11200,)))
+gated_depthwise(x, w, b, 32, 32).sum().backward()
+'
+
 part() { # name, seconds, command
     local name=$1 seconds=$2 began=$SECONDS
     shift 2
@@ -28,11 +36,13 @@ part() { # name, seconds, command
 
 for name in "$@"; do
     case $name in
-    memory) part memory "${MEMORY_S:-190}" python3 bench/low_memory.py --base nf4-bnb ;;
-    cache) part cache "${CACHE_S:-100}" python3 bench/cache_build.py --pictures "${PICTURES:-120}" --batch 4 8 ;;
-    tests) part tests "${TESTS_S:-80}" python3 -m pytest -q -p no:cacheprovider tests/gpu ;;
+    memory) part memory "${MEMORY_S:-190}" python3 bench/low_memory.py --base nf4-bnb --steps "${MEMORY_STEPS:-20}" ${MEMORY:-} ;;
+    cache) part cache "${CACHE_S:-100}" python3 bench/cache_build.py --pictures "${PICTURES:-120}" ${CACHE:---batch 4 8} ;;
+    tests) part tests "${TESTS_S:-80}" python3 -m pytest -q -p no:cacheprovider tests/gpu ${TESTS:-} ;;
     kernels) part kernels "${KERNELS_S:-90}" python3 bench/kernels.py --batch 8 --seconds 80 ;;
     plans) part plans "${PLANS_S:-60}" python3 bench/kernels.py --batch 8 --plans --seconds 45 ;;
+    stalls) part stalls "${STALLS_S:-60}" ncu --clock-control none -k "regex:(gate|spread)_kernel" -c 3 --set full \
+        python3 -c "$STALLS" ;;
     step) part step "${STEP_S:-200}" python3 bench/step.py --json "$out/step.json" --budget "${STEP_S:-200}" ${STEP:-} ;;
     *) echo "there is no part $name" && exit 2 ;;
     esac

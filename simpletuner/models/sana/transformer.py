@@ -13,6 +13,7 @@ Source: Xie et al. 2024, "SANA" (arXiv 2410.10629), section 2; arithmetic of dif
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -101,6 +102,19 @@ def heads(tokens: torch.Tensor, count: int) -> torch.Tensor:
     return tokens.unflatten(-1, (count, -1)).transpose(1, 2)
 
 
+def in_one_dtype(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """What a kernel takes together: in autocast's dtype, as it does for attention and convolutions, else in the widest.
+
+    A quantised layer gives what it was given, so a query can be float32 beside a bf16 key.
+    """
+    kind = tensors[0].device.type
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+    else:
+        dtype = functools.reduce(torch.promote_types, (t.dtype for t in tensors))
+    return tuple(t.to(dtype) for t in tensors)
+
+
 def normed(norm: Any, tokens: torch.Tensor) -> torch.Tensor:
     """A q/k norm over all heads together, where the model has one (SANA 1.5)."""
     result: torch.Tensor = tokens if norm is None else norm(tokens)
@@ -131,7 +145,8 @@ def self_attention(attn: Any, tokens: torch.Tensor, ways: Ways) -> torch.Tensor:
     """[B, N, C] → [B, N, C]."""
     layers, norms = (attn.to_q, attn.to_k, attn.to_v), (attn.norm_q, attn.norm_k, None)
     if ways.kernels:
-        result = linear_attention_kernel.linear_attention(packed(layers, norms, tokens, attn.heads, ways)).flatten(2)
+        (joined,) = in_one_dtype(packed(layers, norms, tokens, attn.heads, ways))
+        result = linear_attention_kernel.linear_attention(joined).flatten(2)
     else:
         parts = (normed(n, part) for n, part in zip(norms, projections(layers, tokens, ways), strict=True))
         result = linear_attention(*(heads(part, attn.heads) for part in parts)).transpose(1, 2).flatten(2)
@@ -161,7 +176,8 @@ def cross_attention(
     if ways.kernels:
         key_value = packed((attn.to_k, attn.to_v), (attn.norm_k, None), text, attn.heads, ways)
         scores = text.new_zeros(text.shape[:2]) if bias is None else bias[:, 0]
-        result = cross_attention_kernel.cross_attention(query.unflatten(-1, (attn.heads, -1)), key_value, scores)
+        query, key_value = in_one_dtype(query.unflatten(-1, (attn.heads, -1)), key_value)
+        result = cross_attention_kernel.cross_attention(query, key_value, scores)
         return project_out(attn, result.flatten(2).to(query.dtype))
     key, value = projections((attn.to_k, attn.to_v), text, ways)
     query, key, value = (heads(x, attn.heads) for x in (query, normed(attn.norm_k, key), value))
@@ -181,6 +197,7 @@ def feed_forward(ff: Any, tokens: torch.Tensor, grid: tuple[int, int], ways: Way
     wide = pointwise(ff.conv_inverted, tokens, grid, ways)
     depth = ff.conv_depth
     if ways.kernels and is_plain(depth, nn.Conv2d):
+        (wide,) = in_one_dtype(wide)
         middle = depthwise_kernel.gated_depthwise(wide, depth.weight, depth.bias, *grid)
     else:
         value, gate = as_tokens(depth(as_picture(F.silu(wide), grid))).chunk(2, dim=-1)
