@@ -18,13 +18,13 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from needs_gpu import need_gpu
 
-from simpletuner.models.sana.kernels import depthwise, linear_attention, runs_in_triton
+from simpletuner.models.sana.kernels import cross_attention, depthwise, linear_attention, runs_in_triton
 
 BANDWIDTH, LARGER_THAN_CACHES = 3.0e12, 400e6
 HEIGHT, WIDTH, CHANNELS, HEADS, HEAD = 32, 32, 5600, 70, 32
@@ -36,6 +36,13 @@ PLANS = (
 )  # fmt: skip
 # Tokens of a block, blocks of a run, warps.
 ATTENTION_PLANS = ((64, 4, 4), (64, 2, 4), (64, 1, 4), (128, 2, 8))
+# Queries and keys of a block, warps, stages, of one launch of cross-attention at a time. None of them spills.
+CROSS_PLANS = {
+    "FORWARD": ((64, 32, 4, 2), (64, 32, 4, 3), (128, 64, 8, 2), (64, 64, 4, 1)),
+    "QUERY": ((64, 32, 4, 2), (128, 64, 8, 2), (64, 64, 4, 1)),
+    "KEY": ((32, 64, 4, 3), (64, 128, 8, 2), (32, 128, 8, 3)),
+}
+CROSS_HEADS, CROSS_HEAD, KEYS, SHORTEST, LONGEST = 20, 112, 256, 75, 225
 LAUNCHES = ("FORWARD", "GATE", "SPREAD")
 
 Operation = Callable[..., torch.Tensor]
@@ -98,6 +105,49 @@ def attention_subject(batch: int, tokens: int, heads: int, width: int, compiled:
     values = batch * tokens * heads * width
     shape, out = (batch, tokens, 3, heads, width), (batch, tokens, heads, width)
     return Subject("linear attention", [shape], out, ways, diffusers_attention, (4 * values, 11 * values))
+
+
+def masked_sdpa(query: torch.Tensor, key_value: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """As diffusers does."""
+    query, key, value = (part.transpose(1, 2) for part in (query, *key_value.unbind(2)))
+    return F.scaled_dot_product_attention(query, key, value, bias[:, None, None].to(query.dtype)).transpose(1, 2)
+
+
+def cudnn_sdpa(query: torch.Tensor, key_value: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """The same through cuDNN, which wants the bias of every query written out."""
+    query, key, value = (part.transpose(1, 2) for part in (query, *key_value.unbind(2)))
+    mask = bias[:, None, None].to(query.dtype).expand(-1, 1, query.shape[2], -1).contiguous()
+    return torch.ops.aten._scaled_dot_product_cudnn_attention(query, key, value, mask, True)[0].transpose(1, 2)
+
+
+class PyTorchsKernel(torch.autograd.Function):
+    """The package's operation by PyTorch's memory-efficient kernel, as where Triton is missing."""
+
+    @staticmethod
+    def forward(ctx: Any, *given: torch.Tensor) -> torch.Tensor:
+        out, lse = cross_attention.library_forward(*given)
+        ctx.save_for_backward(*given, out, lse)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return (*cross_attention.library_backward(grad, *ctx.saved_tensors), None)
+
+
+def cross_subject(batch: int, tokens: int, heads: int, width: int, keys: int, compiled: bool) -> Subject:
+    lengths = torch.linspace(SHORTEST, LONGEST, batch + 2)[1:-1].round()[:, None] * keys / KEYS
+    bias = torch.where(torch.arange(keys)[None] < lengths, 0.0, -10000.0).to("cuda" if compiled else "cpu")
+
+    def at(function: Operation) -> Operation:
+        return lambda query, key_value: function(query, key_value, bias.to(query.dtype))
+
+    ways = {"SDPA with a mask": at(masked_sdpa)}
+    if compiled:
+        ways |= {"SDPA of cuDNN": at(cudnn_sdpa), "PyTorch's kernel": at(PyTorchsKernel.apply)}
+    ways["triton" if compiled else "twin"] = at(cross_attention.cross_attention)
+    values = batch * tokens * heads * width
+    shapes, out = [(batch, tokens, heads, width), (batch, keys, 2, heads, width)], (batch, tokens, heads, width)
+    return Subject("cross-attention", shapes, out, ways, at(masked_sdpa), (2 * values, 6 * values))
 
 
 def make(shapes: list[tuple[int, ...]], dtype: torch.dtype, device: str) -> list[torch.Tensor]:
@@ -177,9 +227,15 @@ def report(subject: Subject, until: float) -> bool:
         if time.monotonic() > until:
             print(f"| {name} | not run: the time is spent | | | | |")
             continue
-        error = worst_error(way, subject, sets[0])
+        try:
+            error = worst_error(way, subject, sets[0])
+            ms = time_way(way, subject, sets)
+        except (RuntimeError, NotImplementedError) as problem:
+            if name == "triton":
+                raise
+            print(f"| {name} | does not run: {str(problem).splitlines()[0][:90]} | | | | |")
+            continue
         right &= error < 2e-2
-        ms = time_way(way, subject, sets)
         rates = [2e-6 * values / took for values, took in zip(subject.moved, ms, strict=True)]
         verdict = "" if error < 2e-2 else " WRONG"
         print(
@@ -276,10 +332,40 @@ def try_attention_plans(batch: int, until: float) -> bool:
     return right
 
 
+def try_cross_plans(batch: int, until: float) -> bool:
+    """The same for cross-attention: forward, and all of it, whose difference is the backward pass."""
+    from simpletuner.models.sana.kernels import cross_attention_triton as kernels
+
+    kept, right = {name: getattr(kernels, name) for name in CROSS_PLANS}, True
+    subject = cross_subject(batch, HEIGHT * WIDTH, CROSS_HEADS, CROSS_HEAD, KEYS, compiled=True)
+    way = subject.ways["triton"]
+    sets = [make(subject.shapes, torch.bfloat16, "cuda") for _ in range(max(1, 32 // batch))]
+    print(f"\nplans of cross-attention, batch {batch}; one launch changed at a time")
+    print("| launch: plan | worst error | forward ms | forward + backward ms |\n|---|---|---|---|", flush=True)
+    for name, plan in [("as it is", None), *((name, plan) for name, plans in CROSS_PLANS.items() for plan in plans)]:
+        if time.monotonic() > until:
+            print(f"| {name}: {plan} | not run: the time is spent | | |")
+            continue
+        for launch, usual in kept.items():
+            setattr(kernels, launch, kernels.Plan(*plan) if launch == name else usual)
+        error = worst_error(way, subject, sets[0])
+        right &= error < 2e-2
+        forward, both = time_way(way, subject, sets)
+        verdict = "" if error < 2e-2 else " WRONG"
+        print(f"| {name}: {plan} | {error:.1e}{verdict} | {forward:.3f} | {both:.3f} |", flush=True)
+    for launch, usual in kept.items():
+        setattr(kernels, launch, usual)
+    return right
+
+
 def check_twins() -> bool:
     """The operations on the CPU, tiny, float32: output and gradients against the library's operations."""
     right = True
-    for subject in (depthwise_subject(2, 5, 7, 24, compiled=False), attention_subject(2, 35, 3, 32, compiled=False)):
+    for subject in (
+        depthwise_subject(2, 5, 7, 24, compiled=False),
+        attention_subject(2, 35, 3, 32, compiled=False),
+        cross_subject(2, 35, 3, 24, 20, compiled=False),
+    ):
         error = worst_error(subject.ways["twin"], subject, make(subject.shapes, torch.float32, "cpu"))
         right &= error < 1e-5
         print(f"{subject.name}: worst error of output and gradients {error:.1e} {'ok' if error < 1e-5 else 'WRONG'}")
@@ -308,9 +394,11 @@ def main() -> int:
         if arguments.plans:
             right &= try_plans(batch, until)
             right &= try_attention_plans(batch, until)
+            right &= try_cross_plans(batch, until)
             continue
         right &= report(depthwise_subject(batch, HEIGHT, WIDTH, CHANNELS, compiled=True), until)
         right &= report(attention_subject(batch, HEIGHT * WIDTH, HEADS, HEAD, compiled=True), until)
+        right &= report(cross_subject(batch, HEIGHT * WIDTH, CROSS_HEADS, CROSS_HEAD, KEYS, compiled=True), until)
     print("\nall results are right" if right else "\nSOME RESULTS ARE WRONG")
     return 0 if right else 1
 

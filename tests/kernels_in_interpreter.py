@@ -17,7 +17,14 @@ import triton
 import triton.language as tl
 from triton.runtime import interpreter
 
-from simpletuner.models.sana.kernels import depthwise, depthwise_triton, linear_attention, linear_attention_triton
+from simpletuner.models.sana.kernels import (
+    cross_attention,
+    cross_attention_triton,
+    depthwise,
+    depthwise_triton,
+    linear_attention,
+    linear_attention_triton,
+)
 
 builder = interpreter.interpreter_builder
 written: list[np.ndarray] = []
@@ -122,6 +129,31 @@ def attention_case(dtype, batch, tokens, heads, width):
     return {"errors": errors, "same": same and same_too, "doubled": doubled + doubled_too}
 
 
+def cross_case(dtype, tokens, heads, width, lengths, keys):
+    """Padding as -10000 past each length; length 0 is a picture whose keys are all masked, -1 one with holes."""
+    batch = len(lengths)
+    query, grad = (random_tensor(dtype, batch, tokens, heads, width) for _ in range(2))
+    grad = grad.transpose(0, 1).contiguous().transpose(0, 1)
+    key_value = random_tensor(dtype, batch, keys, 2, heads, width)
+    bias = torch.zeros(batch, keys, dtype=dtype)
+    for row, length in zip(bias, lengths, strict=True):
+        (row[length:] if length >= 0 else row[1::3]).fill_(-10000)
+    given = (query, key_value, bias)
+    (out, lse), same, doubled = twice(cross_attention_triton.forward, *given)
+    (dquery, dkey_value), same_too, doubled_too = twice(cross_attention_triton.backward, grad, *given, out, lse)
+    exact = [t.double() for t in given]
+    wanted, sums = cross_attention.plain_forward(*exact)
+    wanted_gradients = cross_attention.plain_backward(grad.double(), *exact)
+    errors = [
+        error(out, wanted),
+        error(lse.exp2(), sums.exp2()),
+        error(dkey_value[:, :, 1], wanted_gradients[1][:, :, 1]),
+    ]
+    if keys > 1:  # one key's weight is 1 whatever query and key: their gradients are 0
+        errors += [error(dquery, wanted_gradients[0]), error(dkey_value[:, :, 0], wanted_gradients[1][:, :, 0])]
+    return {"errors": errors, "same": same and same_too, "doubled": doubled + doubled_too}
+
+
 def main():
     torch.manual_seed(int(os.environ.get("SEED", "0")))
     torch.utils.deterministic.fill_uninitialized_memory = True  # an element left out shows as NaN
@@ -144,6 +176,16 @@ def main():
         (torch.bfloat16, (1, 3, 1, 16)),
     ):
         results[f"attention {case} {dtype}"] = attention_case(dtype, *case)  # one token: gradient of q and k is 0
+    plan = cross_attention_triton.Plan(queries=16, keys=16, warps=4, stages=1)
+    cross_attention_triton.FORWARD = cross_attention_triton.QUERY = plan._replace(keys=32)
+    cross_attention_triton.KEY = plan._replace(queries=32)
+    for dtype, case in (
+        (torch.float32, (37, 2, 112, (9, 20, 0, -1), 37)),
+        (torch.float32, (16, 1, 16, (1,), 1)),
+        (torch.bfloat16, (35, 2, 24, (150, 3), 150)),
+        (torch.float16, (5, 3, 12, (7, 0), 7)),
+    ):
+        results[f"cross {case} {dtype}"] = cross_case(dtype, *case)
     print(json.dumps(results))
 
 

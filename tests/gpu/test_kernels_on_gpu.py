@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from simpletuner.models.sana.kernels import depthwise, linear_attention, runs_in_triton
+from simpletuner.models.sana.kernels import cross_attention, depthwise, linear_attention, runs_in_triton
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -24,6 +24,17 @@ DTYPES = [torch.float32, torch.bfloat16]
 # The real size: in float32 fewer pictures, whose programs are cut shorter.
 REAL = [((2, 32, 32, 5600), torch.float32), ((8, 32, 32, 5600), torch.bfloat16)]
 REAL_ATTENTION = [((2, 1024, 70, 32), torch.float32), ((8, 1024, 70, 32), torch.bfloat16)]
+# Queries, heads, width, keys, real keys of each picture: 0 hides all, a negative number every third.
+ODD_CROSS = [
+    (35, 3, 16, 9, (9, 4, 0)), (257, 2, 32, 65, (65, 1)), (1, 1, 64, 1, (1,)), (130, 2, 72, 130, (129, 64, -1)),
+    (1025, 2, 112, 300, (300, 64, 65)), (63, 5, 12, 31, (31, 7)), (70, 1, 128, 256, (200,)), (40, 2, 136, 33, (33, 5)),
+]  # fmt: skip
+CROSS_LENGTHS = (75, 97, 119, 140, 161, 183, 204, 225)
+REAL_CROSS = [
+    ((1024, 20, 112, 256, CROSS_LENGTHS[3:5]), torch.float32),
+    ((1024, 20, 112, 256, CROSS_LENGTHS), torch.bfloat16),
+    ((1024, 20, 112, 256, CROSS_LENGTHS[3:4]), torch.bfloat16),
+]
 
 Operation = Callable[..., torch.Tensor]
 
@@ -117,6 +128,89 @@ def test_linear_attention_output_and_gradient(size: tuple[int, int, int, int], d
     batch, tokens, heads, width = size
     qkv = random_tensor(dtype, batch, tokens, 3, heads, width)
     check(linear_attention.linear_attention, plain_attention, [qkv], (batch, tokens, heads, width))
+
+
+def cross_tensors(
+    dtype: torch.dtype, tokens: int, heads: int, width: int, keys: int, lengths: tuple[int, ...]
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """[query, key and value], bias."""
+    bias = torch.zeros(len(lengths), keys, device=DEVICE, dtype=dtype)
+    for row, length in zip(bias, lengths, strict=True):
+        (row[length:] if length >= 0 else row[1::3]).fill_(-10000)
+    query = random_tensor(dtype, len(lengths), tokens, heads, width)
+    return [query, random_tensor(dtype, len(lengths), keys, 2, heads, width)], bias
+
+
+def masked_attention(query: torch.Tensor, key_value: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """As diffusers does."""
+    query, key, value = (part.transpose(1, 2) for part in (query, *key_value.unbind(2)))
+    return F.scaled_dot_product_attention(query, key, value, bias[:, None, None].to(query.dtype)).transpose(1, 2)
+
+
+@pytest.mark.parametrize(
+    ("size", "dtype"), [*itertools.product(ODD_CROSS, [*DTYPES, torch.float16]), *REAL_CROSS], ids=str
+)
+def test_cross_attention_output_and_gradients(size: tuple, dtype: torch.dtype) -> None:
+    """The last odd size is wider than the kernels take: PyTorch's own attention does it."""
+    tensors, bias = cross_tensors(dtype, *size)
+
+    def ours(*given: torch.Tensor) -> torch.Tensor:
+        return cross_attention.cross_attention(*given, bias)
+
+    def ordinary(*given: torch.Tensor) -> torch.Tensor:
+        return masked_attention(*given, bias)
+
+    if size[3] > 1:
+        check(ours, ordinary, tensors, (len(size[4]), *size[:3]))
+    else:  # one key's weight is 1, whatever query and key
+        found = results(ours, tensors, torch.ones_like(tensors[0]))
+        assert torch.equal(found[0], tensors[1][:, :, 1].expand_as(found[0]))
+        assert found[1].abs().max() < 1e-3
+
+
+def test_cross_attention_gives_the_same_bits_and_runs_in_a_cuda_graph() -> None:
+    """Captured, replayed on other numbers and another mask; both with the queries in parts (B = 1) and without."""
+    for lengths in ((150,), CROSS_LENGTHS):
+        tensors, bias = cross_tensors(torch.bfloat16, 1000, 20, 112, 250, lengths)
+        grad = torch.randn(len(lengths), 1000, 20, 112, device=DEVICE).bfloat16()
+        operation = lambda *t, bias=bias: cross_attention.cross_attention(*t, bias)  # noqa: E731
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                results(operation, tensors, grad)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = results(operation, tensors, grad)
+        with torch.no_grad():
+            bias.copy_(torch.where(torch.arange(250, device=DEVICE) < 201, 0.0, -10000.0).expand_as(bias))
+            for tensor in tensors:
+                tensor.copy_(torch.randn_like(tensor))
+        graph.replay()
+        torch.cuda.synchronize()
+        for _ in range(20):
+            for a, b in zip(captured, results(operation, tensors, grad), strict=True):
+                assert torch.equal(a, b)
+
+
+def test_cross_attention_under_torch_compile_for_texts_of_any_length() -> None:
+    """Strides of the compiler's choice; another length compiles nothing anew after the second."""
+    torch._dynamo.reset()
+
+    def model(query: torch.Tensor, key_value: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return (cross_attention.cross_attention(query * 2, key_value + 1, bias) * 3).transpose(1, 2)
+
+    compiled = torch.compile(model, fullgraph=True, dynamic=True)
+    for keys in (77, 120, 33):
+        tensors, bias = cross_tensors(torch.bfloat16, 100, 4, 112, keys, (keys, 30))
+        grad = torch.randn(2, 4, 100, 112, device=DEVICE).bfloat16()
+        wide = [t.detach().double().requires_grad_() for t in tensors]
+        exact = results(lambda *t, bias=bias: model(*t, bias.double()), wide, grad)
+        limits = [1.25 * e + 1e-3 for e in errors(results(lambda *t, b=bias: model(*t, b), tensors, grad), exact)]
+        measured = errors(results(lambda *t, b=bias: compiled(*t, b), tensors, grad), exact)
+        assert all(e <= limit for e, limit in zip(measured, limits, strict=True)), (measured, limits)
+    torch._dynamo.reset()
 
 
 def test_twenty_runs_give_the_same_bits() -> None:
