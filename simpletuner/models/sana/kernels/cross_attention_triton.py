@@ -59,7 +59,8 @@ class Plan(NamedTuple):
 
 
 FORWARD, QUERY, KEY = Plan(64, 64, 4, 2), Plan(64, 64, 4, 2), Plan(64, 64, 4, 2)
-EXACT = Plan(16, 16, 8, 1)  # float32, whose products are made without the matrix units
+# float32, whose products are made without the matrix units; loading ahead, or fewer warps backward, would spill.
+EXACT_FORWARD, EXACT_QUERY, EXACT_KEY = Plan(32, 32, 8, 1), Plan(32, 32, 16, 1), Plan(32, 32, 16, 1)
 
 
 @triton.jit
@@ -288,7 +289,7 @@ def forward(query: torch.Tensor, key_value: torch.Tensor, bias: torch.Tensor) ->
     query, key_value = query.contiguous(), key_value.contiguous()
     batch, tokens, heads, _ = query.shape
     out, lse = torch.empty_like(query), query.new_empty(batch, heads, tokens, dtype=torch.float32)
-    plan = EXACT if query.dtype == torch.float32 else FORWARD
+    plan = EXACT_FORWARD if query.dtype == torch.float32 else FORWARD
     scale, constants = _launch(plan, query)
     sizes = (tokens, key_value.shape[1], scale)
     forward_kernel[_blocks(plan, query)](query, key_value, *_biases(bias), out, lse, *sizes, **constants)
@@ -309,11 +310,11 @@ def backward(
     (batch, tokens, heads, _), keys = query.shape, key_value.shape[1]
     dquery, pairs = torch.empty_like(query), lse.new_empty(batch, heads, tokens, 2)
     biases, exact = _biases(bias), query.dtype == torch.float32
-    plan = EXACT if exact else QUERY
+    plan = EXACT_QUERY if exact else QUERY
     scale, constants = _launch(plan, query)
     given = (grad, query, key_value, *biases)
     query_backward_kernel[_blocks(plan, query)](*given, out, lse, dquery, pairs, tokens, keys, scale, **constants)
-    plan = EXACT if exact else KEY
+    plan = EXACT_KEY if exact else KEY
     scale, constants = _launch(plan, query)
     parts, share = _parts(query, keys, plan)
     dtype = key_value.dtype if parts == 1 else torch.float32
