@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -58,20 +59,26 @@ finally:
 
 def measure(work: Path, name: str, options: dict[str, Any]) -> dict[str, Any]:
     """One training run; what it took."""
-    folder = work / name.replace(" ", "-")
+    folder, began = work / name.replace(" ", "-"), time.monotonic()
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({**options, "output_dir": str(folder / "out")}))
     command = [sys.executable, "-c", MEASURED, "train", "--debug", "--config", str(folder / "config.json")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run(command, text=True, capture_output=True, check=False, cwd=folder, env=environment)
-    if done.returncode:
-        told = [line for line in done.stderr.splitlines() if not line.startswith("frame #")]
-        print(done.stdout[-1000:], "\n".join(told[-60:]))
-        raise SystemExit(done.returncode)
-    for line in done.stdout.splitlines():
-        if line.startswith(("Quantised", "Adapter", "Training on")):
-            print(f"  {line}", flush=True)
-    peaks = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("PEAKS "))[6:])
+    said = []
+    with (folder / "complaints").open("w+") as complaints:
+        pipe = {"stdout": subprocess.PIPE, "stderr": complaints, "text": True}
+        with subprocess.Popen(command, cwd=folder, env=environment, **pipe) as running:
+            assert running.stdout is not None
+            for line in running.stdout:  # shown as it comes: a run that is cut short tells how far it was
+                said.append(line.rstrip())
+                if line.startswith(("Quantised", "Adapter", "Training", "Encoding", "step", "Optimizer")):
+                    print(f"  {time.monotonic() - began:5.0f} s  {line.rstrip()[:160]}", flush=True)
+        if running.returncode:
+            complaints.seek(0)
+            told = [line for line in complaints.read().splitlines() if not line.startswith("frame #")]
+            print("\n".join([*said[-5:], *told[-60:]]))
+            raise SystemExit(running.returncode)
+    peaks = json.loads(next(line for line in said if line.startswith("PEAKS "))[6:])
     metrics = [json.loads(line) for line in (folder / "out" / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in metrics if line["kind"] == "step"]
     seconds = statistics.median(line["seconds"] for line in steps[min(WARM_UP, len(steps) - 1) :])

@@ -14,6 +14,7 @@ Source: Xie et al. 2024, "SANA" (arXiv 2410.10629), section 2; arithmetic of dif
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -318,6 +319,8 @@ def compiled_block() -> Callable[..., torch.Tensor]:
     import torch._inductor.config as inductor
 
     inductor.comprehensive_padding = False  # else rows of 5600 numbers are padded to 5632 and copied back
+    # The compiler looks at .grad of every input, activations too, and warns itself of that.
+    warnings.filterwarnings("ignore", message=r"The \.grad attribute of a Tensor that is not a leaf")
     return torch.compile(run_block)
 
 
