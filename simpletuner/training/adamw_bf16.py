@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from simpletuner.training.adamw_fused import FusedUpdate, available
+from simpletuner.training.guarded_adam import GuardedAdam, Mix, adam_where, plain_mix
 from simpletuner.training.seeds import mixed_seed
 
 Piece = tuple[torch.Tensor, ...]
@@ -75,68 +75,11 @@ def adamw(
     return decayed.addcdiv_(mean, denominator, value=-settings["lr"] / (1.0 - beta1**step)), mean, square
 
 
-def control_of(
-    settings: dict[str, Any], taken: torch.Tensor, rate: torch.Tensor, scale: torch.Tensor, good: torch.Tensor
-) -> torch.Tensor:
-    """What changes from step to step, for ``adamw_where`` and the kernel.
-
-    Args:
-        settings: ``betas``.
-        taken: [] float64, steps taken, this one included.
-        rate: [] float32, the learning rate.
-        scale: [] float32, factor on every gradient.
-        good: [] bool, whether the step is taken.
-
-    Returns:
-        [6] float32: rate, scale, 1 - beta1^t, 1 - beta2^t, t, good.
-    """
-    beta1, beta2 = settings["betas"]
-    count = taken.clamp(min=1)  # a first step that is not taken: no division by 0
-    return torch.stack(
-        [rate.double(), scale.double(), 1 - beta1**count, 1 - beta2**count, taken, good.double()]
-    ).float()
-
-
-def adamw_where(
-    tensors: tuple[torch.Tensor, ...], control: torch.Tensor, settings: dict[str, Any]
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """``adamw`` with its changing numbers on the device: the plain twin of ``adamw_triton.adamw_kernel``.
-
-    Args:
-        tensors: Weight, gradient, mean and square, float32, of one shape.
-        control: From ``control_of``.
-        settings: ``betas``, ``eps``, ``weight_decay``.
-
-    Returns:
-        New weight, mean and square, as if the step were taken.
-    """
-    weight, grad, mean, square = tensors
-    rate, scale, correction1, correction2 = control[:4].unbind()
-    beta1, beta2 = settings["betas"]
-    grad = grad * scale
-    mean = mean.lerp(grad, 1.0 - beta1)
-    square = square * beta2 + grad * grad * (1.0 - beta2)
-    change = mean / ((square / correction2).sqrt() + settings["eps"])
-    return weight * (1.0 - rate * settings["weight_decay"]) - rate / correction1 * change, mean, square
-
-
-def _update_where(row: Piece, control: torch.Tensor, settings: dict[str, Any], seed: int) -> None:
-    """``adamw_where`` on one tensor, written to its storage where the step is good."""
-    new = adamw_where(tuple(t.float() for t in row), control, settings)
-    targets = (row[0], row[2], row[3])
-    if row[0].dtype is torch.bfloat16:
-        generator = torch.Generator(row[0].device).manual_seed(mixed_seed(seed, int(control[4])))
-        bits = random_bits(3, row[0].numel(), generator)
-        new = tuple(stochastic_round(v, b.view(v.shape)) for v, b in zip(new, bits, strict=True))  # type: ignore[assignment]
-    for target, value in zip(targets, new, strict=True):
-        target.copy_(torch.where(control[5] > 0, value.to(target.dtype), target))
-
-
-class AdamWBF16(torch.optim.Optimizer):
+class AdamWBF16(GuardedAdam, torch.optim.Optimizer):
     """AdamW whose states have the weights' dtype.
 
     Rounding is drawn from a generator that is a function of seed, parameter and step, so a resumed run rounds the same.
-    On a GPU bf16 tensors are updated by one kernel (``adamw_fused``), whose random bits are others.
+    On a GPU one kernel updates all tensors, and its random bits are others.
     """
 
     def __init__(
@@ -151,10 +94,6 @@ class AdamWBF16(torch.optim.Optimizer):
         """Hold ``params``; ``seed`` decides the rounding."""
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self._seed = seed
-        # Steps taken lie on the device where steps are guarded there; states show them when they are saved.
-        self._taken: torch.Tensor | None = None
-        self._update: FusedUpdate | None = None
-        self.register_state_dict_pre_hook(lambda _: self._count_steps())
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -170,40 +109,9 @@ class AdamWBF16(torch.optim.Optimizer):
                 seed = mixed_seed(mixed_seed(self._seed, number), step)
                 _update(pieces, step, group, torch.Generator(pieces[0][0].device).manual_seed(seed))
 
-    @torch.no_grad()
     def guarded_step(self, rate: torch.Tensor, scale: torch.Tensor, good: torch.Tensor) -> None:
-        """One step that the device itself takes or leaves: the host neither waits nor knows.
-
-        Args:
-            rate: [] float32, the learning rate.
-            scale: [] float32, factor on every gradient (clipping).
-            good: [] bool; False leaves weights and states as they are, and the step uncounted.
-        """
-        (group,) = self.param_groups
-        touched = self._touched(group)
-        if self._taken is None:
-            steps = {self.state[p]["step"] for p in touched}
-            assert len(steps) == 1, "steps are counted once for all parameters"
-            self._taken = torch.tensor(float(steps.pop()), dtype=torch.float64, device=touched[0].device)
-        self._taken += good
-        control = control_of(group, self._taken, rate, scale, good)
-        rows = [self._row(p) for p in touched]
-        left = rows
-        if available(touched[0]):
-            self._update = self._update or FusedUpdate(group, self._seed)
-            left = self._update(rows, control)
-        for number, row in enumerate(left):
-            _update_where(row, control, group, mixed_seed(self._seed, number))
-
-    def _row(self, parameter: torch.Tensor) -> Piece:
-        """Weight, gradient, mean and square."""
-        assert parameter.grad is not None
-        return parameter, parameter.grad, self.state[parameter]["exp_avg"], self.state[parameter]["exp_avg_sq"]
-
-    def after_capture(self) -> None:
-        """To be called when ``guarded_step`` was captured in a CUDA graph, before the graph runs."""
-        if self._update:
-            self._update.after_capture()
+        """One step that the device takes or leaves; see ``GuardedAdam``."""
+        self._guarded_step(rate, scale, good)
 
     def _touched(self, group: dict[str, Any]) -> list[torch.Tensor]:
         """The parameters that have a gradient, their states made."""
@@ -216,12 +124,36 @@ class AdamWBF16(torch.optim.Optimizer):
                 state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
         return touched
 
-    def _count_steps(self) -> None:
-        """Write the device's count into the states."""
-        if self._taken is not None:
-            taken = int(self._taken.item())
-            for state in self.state.values():
-                state["step"] = taken
+    def _rows(self, group: dict[str, Any]) -> list[Piece]:
+        rows: list[Any] = []
+        for parameter in self._touched(group):
+            state = self.state[parameter]
+            rows.append((parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"]))
+        return rows
+
+    def _mix(self, group: dict[str, Any], taken: torch.Tensor) -> Mix:
+        return plain_mix(group["betas"], taken)
+
+    def _steps(self) -> int:
+        (steps,) = {state["step"] for state in self.state.values()}  # counted once for all parameters
+        return int(steps)
+
+    def _write_steps(self, taken: int) -> None:
+        for state in self.state.values():
+            state["step"] = taken
+
+    def _update_row(self, row: Piece, control: torch.Tensor, group: dict[str, Any]) -> None:
+        if row[0].dtype is not torch.bfloat16:
+            super()._update_row(row, control, group)
+            return
+        numbers = group["eps"], group["weight_decay"]
+        change, mean, square = adam_where(tuple(t.float() for t in row), control, *numbers)
+        decayed = row[0].float() * (1.0 - control[0] * group["weight_decay"])
+        number = next(i for i, p in enumerate(group["params"]) if p is row[0])
+        seed = mixed_seed(mixed_seed(self._seed, number), int(control[6]))
+        bits = random_bits(3, row[0].numel(), torch.Generator(row[0].device).manual_seed(seed))
+        for target, value, draw in zip((row[0], row[2], row[3]), (decayed + change, mean, square), bits, strict=True):
+            target.copy_(torch.where(control[7] > 0, stochastic_round(value, draw.view(value.shape)), target))
 
     def _batches(self, parameters: list[torch.Tensor]) -> Iterator[tuple[int, list[Piece]]]:
         """(step, pieces) of about ``CHUNK`` elements: small parameters together, large ones in parts."""

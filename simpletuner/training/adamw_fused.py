@@ -1,4 +1,4 @@
-"""Room 8, Step: AdamW's update of all tensors in one launch for each kind, with all that changes lying on the device.
+"""Room 8, Step: Adam's update of all tensors in one launch for each kind, with all that changes lying on the device.
 
 Holds the tables of addresses that ``adamw_triton`` reads. A table is found again by its addresses, so a steady step makes
 none. Inside the capture of a CUDA graph nothing may be copied from the host: a spare table, made before, is written into
@@ -8,8 +8,9 @@ the graph and filled after the capture.
 from __future__ import annotations
 
 import importlib.util
+import itertools
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ class Launches:
         """For tensors of these lengths."""
         from simpletuner.training import adamw_triton
 
+        self.COLUMNS = adamw_triton.COLUMNS
         self.chunks = adamw_triton.chunks_of(lengths).to(device)
         self._lengths, self._device = list(lengths), device
         self._tables: OrderedDict[tuple[int, ...], torch.Tensor] = OrderedDict()
@@ -39,8 +41,10 @@ class Launches:
         self._spare = self._empty()
 
     def table(self, rows: Sequence[Row]) -> torch.Tensor:
-        """[5, tensors] int64 of these rows, on the device."""
-        addresses = tuple(row[column].data_ptr() for column in range(4) for row in rows)
+        """[6, tensors] int64 of these rows, on the device."""
+        missing = self.COLUMNS - len(rows[0])
+        columns = [[row[column].data_ptr() for row in rows] for column in range(len(rows[0]))]
+        addresses = tuple(itertools.chain(*columns, [0] * missing * len(rows)))
         if torch.cuda.is_current_stream_capturing():
             self._captured.append((self._spare, addresses))
             return self._spare
@@ -61,7 +65,7 @@ class Launches:
         self._captured.clear()
 
     def _empty(self) -> torch.Tensor:
-        return torch.zeros(5, len(self._lengths), dtype=torch.int64, device=self._device)
+        return torch.zeros(self.COLUMNS + 1, len(self._lengths), dtype=torch.int64, device=self._device)
 
     def _fill(self, table: torch.Tensor, addresses: tuple[int, ...]) -> None:
         table.copy_(torch.tensor([*addresses, *self._lengths], dtype=torch.int64).view(table.shape))
@@ -70,19 +74,18 @@ class Launches:
 class FusedUpdate:
     """Updates what the kernel takes, in one launch for each dtype and alignment."""
 
-    def __init__(self, settings: Mapping[str, Any], seed: int) -> None:
-        """With these ``betas``, ``eps`` and ``weight_decay``; ``seed`` decides the rounding."""
-        beta1, beta2 = settings["betas"]
-        self._numbers = (float(beta1), float(beta2), float(settings["eps"]), float(settings["weight_decay"]))
+    def __init__(self, eps: float, weight_decay: float, seed: int) -> None:
+        """With these numbers; ``seed`` decides the rounding."""
+        self._numbers = (float(eps), float(weight_decay))
         self._seed = seed
         self._launches: dict[tuple[Any, ...], Launches] = {}
 
     def __call__(self, rows: Sequence[Row], control: torch.Tensor) -> list[Row]:
-        """Update rows of (weight, gradient, mean, square) in place; returns those left: of another dtype, or not dense.
+        """Update rows of (weight, gradient, mean, square[, rest]) in place; returns those left: of another dtype, or not dense.
 
         Args:
             rows: Tensors of one shape a row.
-            control: From ``adamw_bf16.control_of``.
+            control: From ``guarded_adam.control_of``.
         """
         from simpletuner.training import adamw_triton
 

@@ -10,7 +10,7 @@ import inspect
 import io
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -84,10 +84,13 @@ def _torchao(cls: str) -> OptimizerEntry:
     )
 
 
+_OURS = "simpletuner.training.library_adam"  # the libraries' classes, with a step that a GPU guards itself
 _FREE = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
 
 OPTIMIZERS: dict[str, OptimizerEntry] = {
-    "optimi-adamw": _optimi("AdamW", betas=(0.9, 0.99), eps=1e-6, weight_decay=0.0),
+    "optimi-adamw": replace(
+        _optimi("AdamW", betas=(0.9, 0.99), eps=1e-6, weight_decay=0.0), module=_OURS, cls="OptimiAdamW"
+    ),
     "optimi-adam": _optimi("Adam", betas=(0.9, 0.99), eps=1e-6, weight_decay=0.0),
     "optimi-stableadamw": _optimi("StableAdamW", betas=(0.9, 0.99), eps=1e-6, weight_decay=0.01),
     "optimi-lion": _optimi("Lion", betas=(0.9, 0.99), weight_decay=0.0),
@@ -103,7 +106,9 @@ OPTIMIZERS: dict[str, OptimizerEntry] = {
         keeps_small_updates=(),
         seed="argument",
     ),
-    "torch-adamw": _torch("AdamW", fused=True, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01),
+    "torch-adamw": replace(
+        _torch("AdamW", fused=True, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01), module=_OURS, cls="TorchAdamW"
+    ),
     "torch-adam": _torch("Adam", fused=True, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0),
     "torch-sgd": _torch("SGD", fused=True, momentum=0.0, weight_decay=0.0),
     "torch-radam": _torch("RAdam", betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0),

@@ -30,6 +30,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "full, accumulated": {"optimizer": "adamw_bf16", "gradient_accumulation_steps": 2},
     "full, released": {"optimizer": "optimi-adamw", "optimizer_release_gradients": True, "max_grad_norm": 0},
     "full, torch": {"optimizer": "torch-adamw"},
+    "full, kahan": {"optimizer": "optimi-adamw"},
     "lora": {**LORA, "optimizer": "adamw_bf16"},
     "lora, dropout, recomputed": {**LORA, "lora_dropout": 0.1, "gradient_checkpointing": True},
     "lora over nf4, paged": {

@@ -15,11 +15,13 @@ from simpletuner.data.types import Batch
 from simpletuner.errors import NonFiniteError
 from simpletuner.models.sana.family import Sana
 from simpletuner.training import fast_path
-from simpletuner.training.adamw_bf16 import AdamWBF16, adamw, adamw_where, control_of
+from simpletuner.training.adamw_bf16 import AdamWBF16, adamw
 from simpletuner.training.ema import Ema
 from simpletuner.training.guard import PATIENCE, Guard
+from simpletuner.training.guarded_adam import adam_where, control_of, plain_mix
 from simpletuner.training.learning_rate import Schedule
 from simpletuner.training.loop import StepResult, train
+from simpletuner.training.optimizers import build, pack
 from simpletuner.training.precision import choose
 from simpletuner.training.step import Trainee, one_step
 
@@ -66,9 +68,44 @@ def test_a_step_that_is_left_changes_nothing_and_is_not_counted() -> None:
 def test_the_formula_is_that_of_adamw() -> None:
     settings = {"betas": (0.9, 0.99), "eps": 1e-6, "weight_decay": 0.1, "lr": 3e-3}
     tensors = tuple(torch.rand(4, 9) for _ in range(4))
-    control = control_of(settings, torch.tensor(7.0, dtype=torch.float64), torch.tensor(3e-3), ONE, YES)
-    for a, b in zip(adamw_where(tensors, control, settings), adamw(*tensors, 7, settings), strict=True):
+    taken = torch.tensor(7.0, dtype=torch.float64)
+    control = control_of(plain_mix((0.9, 0.99), taken), taken, torch.tensor(3e-3), ONE, YES)
+    change, mean, square = adam_where(tensors, control, 1e-6, 0.1)
+    expected = adamw(*tensors, 7, settings)
+    for a, b in zip((tensors[0] * (1 - 3e-4) + change, mean, square), expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["optimi-adamw", "torch-adamw"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_libraries_adamw_takes_the_librarys_step(name: str, dtype: torch.dtype) -> None:
+    """Beside float64 truth: no further off than the library itself, and its states are the same numbers."""
+    overrides = {"weight_decay": 0.1} | ({"foreach": False, "triton": False} if name.startswith("optimi") else {})
+    torch.manual_seed(5)
+    start = [torch.randn(6, 5), torch.randn(4)]
+    sides = []
+    for exact in (True, False, False):
+        weights = [torch.nn.Parameter(w.to(torch.float64 if exact else dtype, copy=True)) for w in start]
+        sides.append((weights, build(name, weights, 1e-3, overrides)))
+    for step in range(20):
+        for weights, optimizer in sides:
+            generator = torch.Generator().manual_seed(step)
+            for weight in weights:
+                weight.grad = torch.randn(weight.shape, generator=generator).to(dtype).to(weight.dtype)
+            assert not hasattr(optimizer, "guarded_step"), "on a CPU the library's own step is taken"
+            if optimizer is sides[2][1]:
+                bad = [w.detach().clone() for w in weights]
+                optimizer._guarded_step(torch.tensor(1e-3), ONE, NO)  # type: ignore[attr-defined]
+                assert all(torch.equal(a, b) for a, b in zip(weights, bad, strict=True))
+                optimizer._guarded_step(torch.tensor(1e-3), ONE, YES)  # type: ignore[attr-defined]
+            else:
+                optimizer.step()
+    truth, library, ours = (torch.cat([w.detach().double().flatten() for w in weights]) for weights, _ in sides)
+    assert (ours - truth).norm() <= 1.1 * (library - truth).norm() + 1e-6
+    packed = [pack(optimizer) for _, optimizer in sides[1:]]
+    assert packed[0][0].keys() == packed[1][0].keys() and packed[0][1]["groups"] == packed[1][1]["groups"]
+    for key, tensor in packed[0][0].items():
+        torch.testing.assert_close(packed[1][0][key], tensor, rtol=0.03 if dtype is torch.bfloat16 else 1e-4, atol=0.01)
 
 
 class Told:
@@ -186,6 +223,6 @@ def test_the_cpu_is_no_place_for_the_fast_way() -> None:
 
 def test_the_kernel_in_the_interpreter() -> None:
     pytest.importorskip("triton")
-    script = Path(__file__).parents[1] / "adamw_in_interpreter.py"
+    script = Path(__file__).parents[1] / "adam_in_interpreter.py"
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -1,0 +1,81 @@
+"""Room 8, Step: the libraries' AdamW with a step that the device itself takes or leaves, on a GPU with Triton.
+
+Arguments, states and files are the libraries' own, and so is the step everywhere else. On the GPU one kernel makes the
+same update: Adam's averages in float32 arithmetic, and for bf16 weights Kahan's rest, where optimi keeps one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import optimi
+import torch
+
+from simpletuner.training.adamw_fused import Row, available
+from simpletuner.training.guarded_adam import GuardedAdam, Mix, debiased_mix, plain_mix
+
+
+class OptimiAdamW(GuardedAdam, optimi.AdamW):
+    """optimi's AdamW."""
+
+    @property
+    def guarded_step(self) -> Any:
+        """As ``GuardedAdam`` has it; absent where it cannot be had (AttributeError, so that ``hasattr`` is False)."""
+        if len(self.param_groups) > 1 or self.param_groups[0]["decouple_lr"] or not _on_gpu(self.param_groups[0]):
+            raise AttributeError("guarded_step")
+        return self._guarded_step
+
+    def _rows(self, group: dict[str, Any]) -> list[Row]:
+        lists: list[list[Any]] = [[], [], [], [], []]
+        self._init_group(group, *lists)  # makes the states
+        return [
+            row if row[4] is not None and row[4].dtype is row[0].dtype else row[:4] for row in zip(*lists, strict=True)
+        ]
+
+    def _mix(self, group: dict[str, Any], taken: torch.Tensor) -> Mix:
+        return debiased_mix((group["beta1"], group["beta2"]), taken)
+
+    def _steps(self) -> int:
+        return int(self.param_groups[0]["step"])
+
+    def _write_steps(self, taken: int) -> None:
+        self.param_groups[0]["step"].fill_(taken)
+
+
+class TorchAdamW(GuardedAdam, torch.optim.AdamW):
+    """torch's AdamW, fused."""
+
+    @property
+    def guarded_step(self) -> Any:
+        """As ``GuardedAdam`` has it; absent where it cannot be had (AttributeError, so that ``hasattr`` is False)."""
+        group = self.param_groups[0]
+        if len(self.param_groups) > 1 or group["amsgrad"] or group["maximize"] or not _on_gpu(group):
+            raise AttributeError("guarded_step")
+        return self._guarded_step
+
+    def _rows(self, group: dict[str, Any]) -> list[Row]:
+        rows: list[Row] = []
+        for parameter in group["params"]:
+            if parameter.grad is None:
+                continue
+            state = self.state[parameter]
+            if not state:
+                state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+                state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+                state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+            rows.append((parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"]))
+        return rows
+
+    def _mix(self, group: dict[str, Any], taken: torch.Tensor) -> Mix:
+        return plain_mix(group["betas"], taken)
+
+    def _steps(self) -> int:
+        return int(next(iter(self.state.values()))["step"])
+
+    def _write_steps(self, taken: int) -> None:
+        for state in self.state.values():
+            state["step"].fill_(taken)
+
+
+def _on_gpu(group: dict[str, Any]) -> bool:
+    return all(available(parameter) for parameter in group["params"])
