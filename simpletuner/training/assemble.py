@@ -102,7 +102,7 @@ def make_trainee(session: Session, parts: Components, adapter: Adapter | None) -
     quantised = options.precision.base_model_precision != "no_change"
     if fast_path.can_replay(ways, trainee, options.training.gradient_accumulation_steps, quantised):
         guarded: Any = optimizer
-        trainee.graphs = StepGraphs(guarded.after_capture, session.reporter.say)
+        trainee.graphs = StepGraphs(guarded.after_capture, guarded.zero_grad, session.reporter.say)
     return trainee
 
 

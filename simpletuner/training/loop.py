@@ -157,7 +157,10 @@ def train(
             outcome = one_step(trainee, recipe, batches, step, guard)
             waiting.append(Figures(step + 1, outcome, recipe.schedule.at(step), began))
             step += 1
-            at_once = not waiting[-1].ready or outcome.decided or any(hook.acts_at(step) for hook in hooks)
+            acts = any(hook.acts_at(step) for hook in hooks)
+            at_once = acts or outcome.decided or not waiting[-1].ready
+            if trainee.graphs and (acts or step == total):
+                trainee.graphs.make_room()
             while waiting and (at_once or len(waiting) > LATE):
                 result = waiting.popleft().read(guard, read_at)
                 read_at = time.perf_counter()

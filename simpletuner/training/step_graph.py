@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 WARM_UP = 3
+ROOM = 0.3  # of the device's memory must be free for pictures to be drawn beside the graphs
 LIMIT = 24  # shapes; each graph takes some megabytes on the host and shares its tensors' memory with the others
 
 Work = Callable[..., tuple[torch.Tensor, ...]]
@@ -45,9 +46,17 @@ class StepGraphs:
         obstacle: Why steps run the plain way from now on, or None.
     """
 
-    def __init__(self, after_capture: Callable[[], None], say: Callable[[str], None]) -> None:
-        """``after_capture`` is called when work was captured, before its graph runs; ``say`` hears of obstacles."""
-        self._after_capture, self._say = after_capture, say
+    def __init__(
+        self, after_capture: Callable[[], None], clear: Callable[[], None], say: Callable[[str], None]
+    ) -> None:
+        """Nothing is captured yet.
+
+        Args:
+            after_capture: Called when work was captured, before its graph runs.
+            clear: Forgets what a piece of work that failed has left (gradients).
+            say: Hears of obstacles.
+        """
+        self._after_capture, self._clear, self._say = after_capture, clear, say
         self._seen: Counter[Shape] = Counter()
         self._captured: dict[Shape, Captured] = {}
         self._pool: Any = None
@@ -59,6 +68,9 @@ class StepGraphs:
         Args:
             work: A function of device tensors alone: what it reads besides must stay where it is.
             inputs: Device tensors, or None.
+
+        Raises:
+            torch.OutOfMemoryError: There is too little memory even without graphs.
         """
         shape = shape_of(inputs)
         self._seen[shape] += 1
@@ -66,12 +78,44 @@ class StepGraphs:
         if captured is None and self._seen[shape] > WARM_UP and not self.obstacle and len(self._captured) < LIMIT:
             captured = self._capture(work, inputs, shape)
         if captured is None:
-            return work(*inputs)
+            return self._plainly(work, inputs)
         for place, value in zip(captured.inputs, inputs, strict=True):
             if place is not None and value is not None:
                 place.copy_(value, non_blocking=True)
         captured.graph.replay()
         return tuple(output.clone() for output in captured.outputs)
+
+    def make_room(self) -> None:
+        """Before other work on the device: give the graphs' memory back where little else is free.
+
+        A graph keeps the memory of a whole step for itself. It is captured anew when the next step of its shape comes.
+        """
+        free, total = torch.cuda.mem_get_info()
+        if self._captured and free < ROOM * total:
+            self._release()
+
+    def _release(self) -> None:
+        torch.cuda.synchronize()
+        self._captured.clear()
+        self._pool = None
+        gc.collect()
+        torch.cuda.empty_cache()
+
+    def _plainly(self, work: Work, inputs: Inputs) -> tuple[torch.Tensor, ...]:
+        """Without a graph; where the graphs leave too little memory for that, without graphs from now on."""
+        try:
+            return work(*inputs)
+        except torch.OutOfMemoryError:
+            if not self._captured:
+                raise
+        self._clear()
+        self._release()
+        self._give_up("steps of other shapes need its memory")
+        return work(*inputs)
+
+    def _give_up(self, why: str) -> None:
+        self.obstacle = why
+        self._say(f"Note: steps are launched kernel by kernel from now on, without a CUDA graph: {why}")
 
     def _capture(self, work: Work, inputs: Inputs, shape: Shape) -> Captured | None:
         """Record the work, which does not run; None where that fails."""
@@ -84,8 +128,10 @@ class StepGraphs:
             with torch.cuda.graph(graph, pool=self._pool):
                 outputs = work(*places)
         except (RuntimeError, torch.OutOfMemoryError) as error:  # a call that a capture forbids, or no memory left
-            self.obstacle = str(error).strip().splitlines()[0]
-            self._say(f"Note: steps are launched one kernel after the other, as a CUDA graph fails: {self.obstacle}")
+            self._clear()
+            del graph
+            self._release()
+            self._give_up(str(error).strip().splitlines()[0])
             return None
         self._pool = self._pool or graph.pool()
         self._after_capture()
