@@ -319,6 +319,7 @@ def compiled_block() -> Callable[..., torch.Tensor]:
     import torch._inductor.config as inductor
 
     inductor.comprehensive_padding = False  # else rows of 5600 numbers are padded to 5632 and copied back
+    torch._dynamo.config.recompile_limit = 32  # two lengths of text, two picture shapes and three batch sizes make 8
     # The compiler looks at .grad of every input, activations too, and warns itself of that.
     warnings.filterwarnings("ignore", message=r"The \.grad attribute of a Tensor that is not a leaf")
     return torch.compile(run_block)
