@@ -172,11 +172,6 @@ def main() -> None:
     with torch.device(device):
         vae = AutoencoderDC(**vae_config("tiny" if arguments.rehearse else "1.6b")).eval().requires_grad_(False)
     quick = encoder.quicken(copy.deepcopy(vae))
-    with tempfile.TemporaryDirectory() as scratch:
-        make_pictures(Path(scratch) / "pictures", arguments.pictures)
-        if arguments.decode:
-            decode_rates(sorted((Path(scratch) / "pictures").glob("*.jpg")))
-        end_to_end(vae, quick, Path(scratch), arguments, device)
     count = arguments.pictures
     alone = gpu_only(vae, device, 1, count)
     print(f"{'GPU only, diffusers, batch 1':44} {1 / alone:7.1f} pictures/s", flush=True)
@@ -185,6 +180,11 @@ def main() -> None:
         print(f"{f'GPU only, ours, batch {batch}':44} {1 / many:7.1f} pictures/s ({alone / many:.2f}x)", flush=True)
     if arguments.explore:
         explore(quick, device, arguments.batch[0], count, alone)
+    with tempfile.TemporaryDirectory() as scratch:
+        make_pictures(Path(scratch) / "pictures", arguments.pictures)
+        if arguments.decode:
+            decode_rates(sorted((Path(scratch) / "pictures").glob("*.jpg")))
+        end_to_end(vae, quick, Path(scratch), arguments, device)
 
 
 if __name__ == "__main__":
