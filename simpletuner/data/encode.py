@@ -7,6 +7,7 @@ decoding runs ahead on threads, and writing behind, while the encoder works. Kno
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -91,7 +92,7 @@ def encode_latents(
         Pictures that could not be decoded, with the reason; the others are encoded all the same.
     """
     skipped: list[Skipped] = []
-    with ThreadPoolExecutor(DECODE_THREADS) as pool, store.writer() as writer:
+    with decoding_threads() as pool, store.writer() as writer:
         before: _Encoded | None = None
         for good, pixels, broken in _decoded_ahead(pool, placed, batch_size):
             skipped += broken
@@ -105,6 +106,27 @@ def encode_latents(
         if before:
             before.keep(writer, on_done)
     return skipped
+
+
+def decoding_threads(name: str = "decode") -> ThreadPoolExecutor:
+    """``DECODE_THREADS`` threads for pictures, each with one thread of torch's own: together they have every core.
+
+    Left to itself each would resize with as many as there are cores, and they would wait for one another. The number is
+    a thread's own, but PyTorch gives the last one set to threads that come later: so all are started here, and the
+    caller's is set again.
+    """
+    usual, all_there = torch.get_num_threads(), threading.Barrier(DECODE_THREADS)
+    pool = ThreadPoolExecutor(DECODE_THREADS, thread_name_prefix=name)
+
+    def settle() -> None:
+        torch.get_num_threads()  # a thread's first look takes the process's number: later it would undo the next line
+        torch.set_num_threads(1)
+        all_there.wait()
+
+    for started in [pool.submit(settle) for _ in range(DECODE_THREADS)]:
+        started.result()
+    torch.set_num_threads(usual)
+    return pool
 
 
 def _decoded_ahead(
@@ -175,7 +197,7 @@ def keep_masks(
         Pictures whose mask cannot be decoded, with the reason.
     """
     skipped: list[Skipped] = []
-    with ThreadPoolExecutor(DECODE_THREADS) as pool, store.writer() as writer:
+    with decoding_threads() as pool, store.writer() as writer:
         jobs = [(p, pool.submit(weights, p.mask, p.placement, kind, stride)) for p in placed if p.mask]
         for item, job in jobs:
             try:

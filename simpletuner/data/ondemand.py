@@ -7,14 +7,13 @@ pixels, same encoder, same dtype). Where a dataset has a cache, what was encoded
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence, Set
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 
 from simpletuner.data import undecodable
 from simpletuner.data.cache import ShardWriter, TensorStore
-from simpletuner.data.encode import DECODE_THREADS, text_key
+from simpletuner.data.encode import decoding_threads, text_key
 from simpletuner.data.images import cut
 from simpletuner.data.loader import LatentRef
 from simpletuner.errors import CacheError, DataError, ImageError
@@ -89,7 +88,7 @@ class OnDemand:
         """
         self._encode, self._dtype, self._encode_batch, self._tell = encode, dtype, encode_batch, tell
         self._writers: dict[tuple[int, bool], ShardWriter] = {}  # those soon forgotten have shards of their own
-        self._pool = ThreadPoolExecutor(DECODE_THREADS, thread_name_prefix="decode")
+        self._pool = decoding_threads()
         self._broken: set[str] = set()
         self._known: dict[Path, dict[str, str]] = {}  # what earlier runs found broken, by folder and digest
 

@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 from simpletuner.data.cache import OPEN_FILES, TensorStore, content_key
+from simpletuner.data.encode import DECODE_THREADS, decoding_threads
 from simpletuner.errors import CacheError
 
 
@@ -103,3 +104,12 @@ def test_a_store_that_is_gone_keeps_no_file_open(tmp_path: Path) -> None:
     for _ in range(20):
         TensorStore(tmp_path).get("k")
     assert len(os.listdir("/proc/self/fd")) <= before + 1
+
+
+def test_decoding_threads_share_the_cores_and_leave_the_caller_his() -> None:
+    usual = torch.get_num_threads()
+    with decoding_threads() as pool:
+        inside = [pool.submit(torch.get_num_threads) for _ in range(4 * DECODE_THREADS)]
+        assert {future.result() for future in inside} == {1} and torch.get_num_threads() == usual
+    with decoding_threads() as pool:  # again, after threads were told of other numbers
+        assert pool.submit(torch.get_num_threads).result() == 1 and torch.get_num_threads() == usual
