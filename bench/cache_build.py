@@ -32,7 +32,7 @@ from simpletuner.data.placement import PlacementRules
 from simpletuner.models.sana import encoder
 from simpletuner.models.sana.family import Sana
 from simpletuner.reporting.progress import Reporter
-from simpletuner.training import prepare
+from simpletuner.training import keeping, prepare
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "tools")]
@@ -79,7 +79,7 @@ def program(vae: Any, pictures: Path, cache: Path, device: str, batch: int) -> i
     )
     reporter = Reporter()
     found = prepare.find([source], reporter)
-    prepare.keep_latents(found, "bench", lambda x: FAMILY.encode_pixels(vae, x.to(device)), torch.bfloat16, reporter)
+    keeping.keep_latents(found, "bench", lambda x: FAMILY.encode_pixels(vae, x.to(device)), torch.bfloat16, reporter)
     return len(TensorStore(cache / "bench", read_only=True))
 
 

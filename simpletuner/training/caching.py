@@ -18,14 +18,14 @@ from simpletuner.data.ondemand import OnDemand, TextsOnDemand
 from simpletuner.data.remote_cache import RemoteCaches
 from simpletuner.models.base import Components
 from simpletuner.reporting.progress import Reporter
-from simpletuner.training import prepare, quantising, translate_data, translate_precision
+from simpletuner.training import keeping, prepare, quantising, translate_data, translate_precision
 from simpletuner.training.session import Session, check_sizes, find_pictures, open_session
 from simpletuner.wording import counted
 
 Texts = TensorStore | TextsOnDemand
 
 
-def fill_caches(session: Session, parts: Components, found: list[prepare.Found]) -> tuple[prepare.Refs, Texts]:
+def fill_caches(session: Session, parts: Components, found: list[prepare.Found]) -> tuple[keeping.Refs, Texts]:
     """Room 4: latents and text embeds on disk, in folders named by everything that went into them.
 
     The text encoder comes on the CPU, and ends on the device; quantised, if it is to be.
@@ -35,7 +35,7 @@ def fill_caches(session: Session, parts: Components, found: list[prepare.Found])
         *("latents", weights_digest(parts.vae), json.dumps(dict(parts.vae.config), default=str), dtype),
         *([session.facts.vae_tile_rules] if in_tiles(session, found) else []),
     )
-    refs = prepare.keep_latents(
+    refs = keeping.keep_latents(
         found,
         vae_print[:16],
         lambda pixels: family.encode_pixels(parts.vae, pixels.to(session.device)),
@@ -57,7 +57,7 @@ def fill_caches(session: Session, parts: Components, found: list[prepare.Found])
     def encode(captions: list[str]) -> list[torch.Tensor]:
         return encode_trimmed(session, parts, captions)
 
-    captions = {DROPPED, *prepare.captions_of(found)}
+    captions = {DROPPED, *keeping.captions_of(found)}
     if datasets.text_caching == "never":
         session.reporter.say(
             f"{counted(len(captions), 'distinct caption is', 'distinct captions are')} encoded when needed, and not kept"
@@ -71,7 +71,7 @@ def fill_caches(session: Session, parts: Components, found: list[prepare.Found])
             f"{counted(len(captions), 'distinct caption is', 'distinct captions are')} encoded when first needed"
         )
         return refs, TextsOnDemand(store, encode, dtype, captions, session.reporter.say)
-    prepare.keep_texts(found, store, encode, dtype, [DROPPED], session.reporter)
+    keeping.keep_texts(found, store, encode, dtype, [DROPPED], session.reporter)
     return refs, store
 
 

@@ -1,40 +1,27 @@
-"""Rooms 1-4 in order, for all datasets: find, place, encode and keep.
+"""Rooms 1 and 2 for all datasets: every picture is found and placed, or skipped with its reason.
 
-In: dataset sources in plain values. Out: the samples of each role, by bucket, with their tensors in the cache.
+In: dataset sources in plain values. Out: their samples, by bucket; ``keeping`` fills the caches for them.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from simpletuner.data import undecodable
-from simpletuner.data.cache import TensorStore, content_key
+from simpletuner.data.cache import content_key
 from simpletuner.data.captions import CaptionRules
 from simpletuner.data.digests import digests
 from simpletuner.data.discover import Discovery, discover
-from simpletuner.data.encode import (
-    PlacedSample,
-    encode_latents,
-    encode_texts,
-    keep_masks,
-    latent_key,
-    mask_key,
-    missing_latents,
-    text_key,
-)
+from simpletuner.data.encode import PlacedSample, latent_key, mask_key
 from simpletuner.data.hub_dataset import HubDataset, bring
-from simpletuner.data.loader import LatentRef
 from simpletuner.data.masks import MaskSource, by_name, check_size, mask_of
 from simpletuner.data.mirror import RemoteSource, mirror
 from simpletuner.data.placement import PlacementRules, place, possible_buckets
-from simpletuner.data.remote_cache import RemoteCaches
 from simpletuner.data.sampler import Bucket, Drawing, shortfalls
 from simpletuner.data.tables import TableSource, read_table
 from simpletuner.data.tar_dataset import TarSource, unpack_all
@@ -46,7 +33,6 @@ from simpletuner.wording import counted
 
 LISTED = 5
 MASKS = "masks"  # folder inside a dataset's cache
-Refs = dict[tuple[str, Path], LatentRef]
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,125 +274,3 @@ def check_sizes(found: Sequence[Found], drawing: Drawing, allow: bool, reporter:
         "What to do: set repeats in the dataloader file as named, lower train_batch_size, "
         "or set allow_dataset_oversubscription to true."
     )
-
-
-def keep_latents(
-    found: Sequence[Found],
-    fingerprint: str,
-    encode: Callable[[torch.Tensor], torch.Tensor],
-    dtype: torch.dtype,
-    reporter: Reporter,
-    caches: RemoteCaches | None = None,
-) -> Refs:
-    """Room 4 for pictures: encode what is missing; pictures that cannot be decoded are dropped from ``found``.
-
-    Args:
-        found: Datasets; changed in place.
-        fingerprint: Names the folder inside each ``latent_dir``.
-        encode: Pixels → latents.
-        dtype: Dtype on disk.
-        reporter: For the bar.
-        caches: For caches with a twin behind a URL.
-
-    Returns:
-        Where each sample's latents are, by dataset id and path. Equal pictures share latents, never captions.
-    """
-    stores: dict[Path, TensorStore] = {}
-    refs: Refs = {}
-    for item in found:
-        if item.source.caching == "never":
-            _refer(item, None, refs, reporter)
-            continue
-        folder = item.source.latent_dir / fingerprint
-        if folder not in stores:
-            remote = item.source.latent_remote
-            stores[folder] = caches.open(folder, remote) if caches else TensorStore(folder)
-        store = stores[folder]
-        for shard in store.dropped:
-            reporter.say(f"{shard} was damaged and is encoded anew")
-        store.dropped.clear()
-        missing = missing_latents(item.placed, store)
-        if item.source.redraw:
-            reporter.say(f"[{item.source.id}] places are drawn anew in each epoch; latents are encoded when needed")
-        elif missing and item.source.caching == "ondemand":
-            reporter.say(f"[{item.source.id}] {counted(len(missing), 'latent')} will be encoded when first needed")
-        elif missing:
-            with reporter.bar(f"Encoding pictures [{item.source.id}]", len(missing)) as bar:
-                skipped = encode_latents(missing, store, encode, dtype, item.source.encode_batch, bar.advance)
-            _leave_out(item, skipped, reporter)
-        else:
-            reporter.say(f"[{item.source.id}] all {counted(len(item.placed), 'latent is', 'latents are')} in the cache")
-        _refer(item, store, refs, reporter)
-        if not item.placed:
-            raise DataError(f"[{item.source.id}] none of its pictures could be decoded.")
-    return refs
-
-
-def _leave_out(item: Found, broken: Sequence[Skipped], reporter: Reporter) -> None:
-    """Skip the pictures that could not be decoded, with their copies; remember them, and print the new sum."""
-    if not broken:
-        return
-    reasons = {skipped.path: skipped.reason for skipped in broken}
-    failures = [(p.sample.path, p.digest, reasons[p.sample.path]) for p in item.placed if p.sample.path in reasons]
-    undecodable.remember(item.source.latent_dir, failures)
-    by_digest = {digest: reason for _, digest, reason in failures}
-    skipped = [Skipped(p.sample.path, by_digest[p.digest]) for p in item.placed if p.digest in by_digest]
-    item.placed = [p for p in item.placed if p.digest not in by_digest]
-    item.skipped += skipped
-    tell_skipped(item.source.id, skipped, reporter)
-    tell_sum(item, reporter)
-
-
-def _refer(item: Found, store: TensorStore | None, refs: Refs, reporter: Reporter) -> None:
-    """Enter a dataset's samples, with their masks, into ``refs``."""
-    masks = _keep_masks(item, reporter)
-    for p in item.placed:
-        mask = (masks, p.mask_key, item.source.mask.probability) if masks and item.source.mask else None
-        name = str(p.sample.path)
-        refs[item.source.id, p.sample.path] = LatentRef(
-            name, store, p.key, p.sample.captions, mask, p, memory=item.source.latent_dir
-        )
-
-
-def _keep_masks(item: Found, reporter: Reporter) -> TensorStore | None:
-    """The store of a dataset's loss weights, filled; None if it has no masks."""
-    if item.source.mask is None:
-        return None
-    store = TensorStore(item.source.latent_dir / MASKS)
-    missing = list({p.mask_key: p for p in item.placed if p.mask_key not in store}.values())
-    if missing:
-        with reporter.bar(f"Reading masks [{item.source.id}]", len(missing), quiet_s=1.0) as bar:
-            skipped = keep_masks(missing, store, item.source.mask.kind, item.source.stride, bar.advance)
-        if skipped:
-            without = [p for p in item.placed if p.mask_key not in store]
-            found = {s.path: s.reason for s in skipped}
-            reasons = {p.mask_key: found[p.sample.path] for p in without if p.sample.path in found}
-            skipped = [Skipped(p.sample.path, reasons[p.mask_key]) for p in without]  # equal masks are read once
-            item.skipped += skipped
-            item.placed = [p for p in item.placed if p.mask_key in store]
-            tell_skipped(item.source.id, skipped, reporter)
-            tell_sum(item, reporter)
-    return store
-
-
-def captions_of(found: Sequence[Found]) -> list[str]:
-    """All captions of all pictures."""
-    return [c for item in found for p in item.placed for c in p.sample.captions]
-
-
-def keep_texts(
-    found: Sequence[Found],
-    store: TensorStore,
-    encode: Callable[[list[str]], list[torch.Tensor]],
-    dtype: torch.dtype,
-    extra: Sequence[str],
-    reporter: Reporter,
-) -> None:
-    """Room 4 for captions: each distinct caption once, plus ``extra``."""
-    captions = [*extra, *captions_of(found)]
-    missing = sum(text_key(c) not in store for c in dict.fromkeys(captions))
-    if not missing:
-        reporter.say(f"all {counted(len(set(captions)), 'distinct caption is', 'distinct captions are')} in the cache")
-        return
-    with reporter.bar("Encoding captions", missing) as bar:
-        encode_texts(captions, store, encode, dtype, batch_size=16, on_done=bar.advance)

@@ -18,7 +18,7 @@ from simpletuner.data.encode import PlacedSample
 from simpletuner.data.loader import LatentRef
 from simpletuner.data.masks import MaskSource, weights
 from simpletuner.data.sampler import Bucket, Drawing, Plan
-from simpletuner.training import prepare
+from simpletuner.training import keeping, prepare
 
 Forget = Callable[[TensorStore, Set[str], Set[str]], None]
 
@@ -40,7 +40,7 @@ class FreshMask:
 class Samples:
     """Everything a run draws from, by epoch; the same in every epoch for most datasets."""
 
-    def __init__(self, found: Sequence[prepare.Found], refs: prepare.Refs, forget: Forget | None = None) -> None:
+    def __init__(self, found: Sequence[prepare.Found], refs: keeping.Refs, forget: Forget | None = None) -> None:
         """All samples of all training datasets.
 
         Args:

@@ -23,6 +23,7 @@ from simpletuner.reporting.progress import Reporter
 from simpletuner.training import (
     checkpoint,
     fast_path,
+    keeping,
     optimizers,
     prepare,
     quantising,
@@ -198,7 +199,7 @@ def make_hooks(
     recipe: Recipe,
     validator: Validator | None,
     held_out: list[prepare.Found],
-    refs: prepare.Refs,
+    refs: keeping.Refs,
     texts: Texts,
     latents_of: OnDemand,
     identity: resuming.Identity,

@@ -26,7 +26,7 @@ from simpletuner.data.ondemand import OnDemand
 from simpletuner.data.placement import PlacementRules
 from simpletuner.data.sampler import Drawing, Plan
 from simpletuner.reporting.progress import Reporter
-from simpletuner.training import prepare
+from simpletuner.training import keeping, prepare
 
 CELL = 16
 
@@ -126,9 +126,9 @@ def check_run(world: World, mode: str, start: int, seed: int) -> set[tuple[int, 
     world.encoded = []
     reporter = Reporter(Console(file=StringIO()))
     found = prepare.find(world.sources(mode), reporter)
-    refs = prepare.keep_latents(found, "print", world.encode, torch.float32, reporter)
+    refs = keeping.keep_latents(found, "print", world.encode, torch.float32, reporter)
     texts = TensorStore(world.root / "cache" / "text")
-    prepare.keep_texts(found, texts, spell, torch.float32, [DROPPED], reporter)
+    keeping.keep_texts(found, texts, spell, torch.float32, [DROPPED], reporter)
     buckets, samples = prepare.buckets_of(found)
     owners = {i: bucket.dataset_id for bucket in buckets for i in bucket.members}
     on_demand = OnDemand(world.encode, torch.float32, 2, lambda text: None)

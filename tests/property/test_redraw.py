@@ -23,7 +23,7 @@ from simpletuner.data.ondemand import OnDemand
 from simpletuner.data.placement import PlacementRules
 from simpletuner.data.sampler import Drawing
 from simpletuner.reporting.progress import Reporter
-from simpletuner.training import prepare
+from simpletuner.training import keeping, prepare
 from simpletuner.training.redraw import Samples
 
 CELL = 16
@@ -76,7 +76,7 @@ class Run:
         )
         reporter = Reporter(Console(file=StringIO()))
         self.found = prepare.find([source], reporter)
-        refs = prepare.keep_latents(self.found, "print", encode, torch.float32, reporter)
+        refs = keeping.keep_latents(self.found, "print", encode, torch.float32, reporter)
         self.store = TensorStore(cache / "print", read_only=True)
         self.on_demand = OnDemand(encode, torch.float32, 4, lambda line: None)
         self.samples = Samples(self.found, refs, self.on_demand.forget)
