@@ -28,12 +28,21 @@ from simpletuner.models.sana.kernels import cross_attention, depthwise, linear_a
 
 BANDWIDTH, LARGER_THAN_CACHES = 3.0e12, 400e6
 HEIGHT, WIDTH, CHANNELS, HEADS, HEAD = 32, 32, 5600, 70, 32
-# Channels, warps, most columns, stages; likeliest first. Two channels a thread are about 400 instructions a step of eight
-# results at 16 to 20 warps a multiprocessor; loading ahead 450 at 16; one channel a thread 520 at 32; four 350 at 8.
-PLANS = (
-    (256, 4, 64, 1), (128, 2, 64, 1), (256, 4, 64, 2), (64, 1, 64, 1), (256, 4, 16, 1), (128, 2, 16, 2),
-    (128, 4, 64, 1), (512, 4, 64, 1),
-)  # fmt: skip
+# Channels, warps, most columns, stages, loaded ahead, most registers; likeliest first. None of them spills on sm_90.
+PLANS = {
+    "FORWARD": (
+        (256, 4, 64, 1, 2, 128), (256, 4, 64, 1, 0, 0), (256, 4, 64, 1, 1, 128), (128, 2, 64, 1, 2, 128),
+        (256, 4, 16, 1, 2, 128), (256, 4, 64, 3, 0, 128), (64, 1, 64, 1, 2, 128), (256, 4, 64, 1, 2, 0),
+    ),
+    "GATE": (
+        (256, 4, 64, 1, 2, 128), (256, 4, 64, 1, 0, 0), (256, 4, 64, 1, 1, 128), (128, 2, 64, 1, 2, 128),
+        (256, 4, 16, 1, 2, 128), (256, 4, 64, 3, 0, 128), (64, 1, 64, 1, 2, 128), (256, 4, 64, 1, 2, 0),
+    ),
+    "SPREAD": (
+        (256, 4, 64, 1, 2, 128), (256, 4, 64, 1, 0, 0), (256, 4, 64, 1, 1, 96), (128, 2, 64, 1, 2, 112),
+        (256, 4, 16, 1, 1, 96), (128, 2, 64, 1, 1, 96), (64, 1, 64, 1, 2, 112), (256, 4, 64, 1, 2, 104),
+    ),
+}  # fmt: skip
 # Tokens of a block, blocks of a run, warps.
 ATTENTION_PLANS = ((64, 4, 4), (64, 2, 4), (64, 1, 4), (128, 2, 8))
 # Queries and keys of a block, warps, stages, of one launch of cross-attention at a time. None of them spills.
@@ -43,7 +52,6 @@ CROSS_PLANS = {
     "KEY": ((32, 64, 4, 3), (64, 128, 8, 2), (32, 128, 8, 3)),
 }
 CROSS_HEADS, CROSS_HEAD, KEYS, SHORTEST, LONGEST = 20, 112, 256, 75, 225
-LAUNCHES = ("FORWARD", "GATE", "SPREAD")
 
 Operation = Callable[..., torch.Tensor]
 
@@ -254,7 +262,7 @@ class Trial:
         from simpletuner.models.sana.kernels import depthwise_triton
 
         self.kernels = depthwise_triton
-        self.kept = {name: getattr(depthwise_triton, name) for name in LAUNCHES}
+        self.kept = {name: getattr(depthwise_triton, name) for name in PLANS}
         self.subject = depthwise_subject(batch, HEIGHT, WIDTH, CHANNELS, compiled=False)
         self.way = self.subject.ways["twin"]  # which is Triton for CUDA tensors
         self.sets = [make(self.subject.shapes, torch.bfloat16, "cuda") for _ in range(max(1, 16 // batch))]
@@ -285,24 +293,26 @@ class Trial:
 def try_plans(batch: int, until: float) -> bool:
     """Time the three launches of the depthwise operation with other program shapes; returns whether all were right."""
     trial = Trial(batch)
-    found: dict[str, dict[tuple[int, ...], float]] = {name: {} for name in LAUNCHES}
+    found: dict[str, dict[tuple[int, ...], float]] = {name: {} for name in PLANS}
     right = True
     print(f"\nplans, batch {batch}; under gate and spread stands all of backward with that launch changed")
-    print("| channels, warps, columns, stages | worst error | first call s | forward ms | gate ms | spread ms |")
-    print("|---|---|---|---|---|---|", flush=True)
-    for plan in PLANS:
+    print("channels, warps, columns, stages, ahead, registers")
+    print("| worst error | first call s | forward plan | ms | gate plan | ms | spread plan | ms |")
+    print("|---|---|---|---|---|---|---|---|", flush=True)
+    for row in zip(*PLANS.values(), strict=True):
         if time.monotonic() > until:
-            print(f"| {plan} | not run: the time is spent | | | | |")
+            print(f"| {row} not run: the time is spent | | | | | | | |")
             continue
-        trial.use(dict.fromkeys(LAUNCHES, plan))
+        plans = dict(zip(PLANS, row, strict=True))
+        trial.use(plans)
         took = trial.first_call()
         error = worst_error(trial.way, trial.subject, trial.sets[0])
         right &= error < 2e-2
-        for name in LAUNCHES:
+        for name, plan in plans.items():
             trial.use({name: plan})
             found[name][plan] = trial.ms(name)
-        ms = " | ".join(f"{found[name][plan]:.3f}" for name in LAUNCHES)
-        print(f"| {plan} | {error:.1e}{'' if error < 2e-2 else ' WRONG'} | {took:.1f} | {ms} |", flush=True)
+        ms = " | ".join(f"{plan} | {found[name][plan]:.3f}" for name, plan in plans.items())
+        print(f"| {error:.1e}{'' if error < 2e-2 else ' WRONG'} | {took:.1f} | {ms} |", flush=True)
     fastest = {name: min(times, key=times.__getitem__) for name, times in found.items() if times}
     trial.use(fastest)
     forward, both = time_way(trial.way, trial.subject, trial.sets)

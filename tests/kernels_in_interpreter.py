@@ -158,18 +158,21 @@ def main():
     torch.manual_seed(int(os.environ.get("SEED", "0")))
     torch.utils.deterministic.fill_uninitialized_memory = True  # an element left out shows as NaN
     torch.use_deterministic_algorithms(True)
-    plan = depthwise_triton.Plan(channels=16, columns=4)
     depthwise_triton._tanh, depthwise_triton._has_tanh = tanh, lambda device: True
-    depthwise_triton.FORWARD = depthwise_triton.GATE = depthwise_triton.SPREAD = plan
     linear_attention_triton.BLOCK, linear_attention_triton.RUN = 16, 2
     results = {}
-    for dtype, case in (
-        (torch.float32, (2, 5, 5, 12)),
-        (torch.float32, (1, 1, 3, 20)),
-        (torch.bfloat16, (1, 6, 1, 3)),
-        (torch.float16, (1, 2, 9, 16)),
+    for dtype, case, ahead in (
+        (torch.float32, (2, 5, 5, 12), 2),
+        (torch.float32, (1, 1, 3, 20), 2),
+        (torch.bfloat16, (1, 6, 1, 3), 2),
+        (torch.float16, (1, 2, 9, 16), 2),
+        (torch.float16, (1, 5, 3, 16), 1),
+        (torch.float16, (1, 1, 1, 16), 0),
+        (torch.bfloat16, (1, 2, 6, 16), 2),
     ):
-        results[f"depthwise {case} {dtype}"] = depthwise_case(dtype, *case)
+        plan = depthwise_triton.Plan(channels=16, columns=4, ahead=ahead)
+        depthwise_triton.FORWARD = depthwise_triton.GATE = depthwise_triton.SPREAD = plan
+        results[f"depthwise {case} ahead {ahead} {dtype}"] = depthwise_case(dtype, *case)
     for dtype, case in (
         (torch.float32, (2, 35, 3, 32)),
         (torch.bfloat16, (1, 65, 2, 32)),

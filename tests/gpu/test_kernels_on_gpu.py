@@ -18,7 +18,7 @@ from simpletuner.models.sana.kernels import cross_attention, depthwise, linear_a
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 DEVICE = "cuda"
-ODD = [(2, 5, 7, 24), (1, 18, 33, 72), (3, 1, 1, 1), (1, 1, 40, 65), (2, 31, 1, 130)]
+ODD = [(2, 5, 7, 24), (1, 18, 33, 72), (3, 1, 1, 1), (1, 1, 40, 65), (2, 31, 1, 130), (2, 7, 67, 80)]
 ODD_ATTENTION = [(2, 35, 3, 32), (1, 257, 2, 32), (1, 1025, 1, 64), (3, 63, 5, 16)]
 DTYPES = [torch.float32, torch.bfloat16]
 # The real size: in float32 fewer pictures, whose programs are cut shorter.
@@ -108,6 +108,18 @@ def test_depthwise_output_and_every_gradient(size: tuple[int, int, int, int], dt
         return diffusers_middle(*tensors, height, width)
 
     check(ours, ordinary, depthwise_tensors(dtype, *size), (batch, height * width, channels))
+
+
+@pytest.mark.parametrize("begin", [0, 1])
+def test_depthwise_of_tensors_that_begin_between_two_words(begin: int) -> None:
+    """Two 16-bit channels are read as one word only where both tensors allow it; the rest is another way of loading."""
+    x, weight, bias = (t.detach() for t in depthwise_tensors(torch.bfloat16, 2, 6, 9, 48))
+    grad = torch.randn(2, 54, 48, device=DEVICE).bfloat16()
+    wanted = depthwise.plain_backward(grad.double(), x.double(), weight.double(), bias.double(), 6, 9)
+    apart = [torch.cat([t.new_empty(1), t.flatten()])[1:].view(t.shape) for t in (grad, x)]
+    given = (grad, apart[1]) if begin else (apart[0], x)
+    for found, true in zip(depthwise.gated_depthwise_backward(*given, weight, bias, 6, 9), wanted, strict=True):
+        assert (found.double() - true).norm() / true.norm() < 1e-2
 
 
 @pytest.mark.parametrize("place", range(9))

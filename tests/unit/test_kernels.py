@@ -172,7 +172,7 @@ def test_the_kernels_in_the_interpreter() -> None:
     run = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=280, env=os.environ.copy())
     assert run.returncode == 0, run.stderr[-3000:]
     results = json.loads(run.stdout.splitlines()[-1])
-    assert len(results) == 11
+    assert len(results) == 14
     for case, found in results.items():
         # The interpreter cuts bfloat16 off instead of rounding: twice the error, 4e-3, and twice in one chain.
         limit = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 1.2e-2}[case.split(".")[-1]]
@@ -182,9 +182,12 @@ def test_the_kernels_in_the_interpreter() -> None:
 
 
 @pytest.mark.skipif(not triton_found(), reason="triton is not installed: nothing to compile with")
-@pytest.mark.parametrize(("name", "carried"), [("gate", 16), ("spread", 22)])
+@pytest.mark.parametrize(
+    ("name", "ahead", "carried"),
+    [("forward", 0, 16), ("forward", 2, 28), ("gate", 1, 22), ("gate", 2, 32), ("spread", 0, 22), ("spread", 2, 32)],
+)
 def test_the_compiled_loops_carry_every_tensor(
-    name: str, carried: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, ahead: int, carried: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Compiled here for a GPU that need not be there: a carried name taken for a constant would be missing."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
@@ -194,12 +197,33 @@ def test_the_compiled_loops_carry_every_tensor(
 
     from simpletuner.models.sana.kernels import depthwise_triton
 
-    kernel = getattr(depthwise_triton, f"{name}_kernel")
-    constants = {"UNIT": 16, "BLOCK": 256, "FAST": True, "STAGES": 1} | ({"BACKWARD": False} if name == "gate" else {})
+    kernel = depthwise_triton.spread_kernel if name == "spread" else depthwise_triton.gate_kernel
+    constants = {"UNIT": 16, "BLOCK": 256, "FAST": True, "STAGES": 1, "AHEAD": ahead, "PAIRS": True}
+    constants |= {} if name == "spread" else {"BACKWARD": name == "gate"}
     numbers = dict.fromkeys(depthwise_triton.SIZES, "i32")
     types = dict.fromkeys(kernel.arg_names, "*bf16") | numbers | dict.fromkeys(constants, "constexpr")
     types |= {"sums": "*fp32"} if name == "spread" else {}
-    source = triton.compiler.ASTSource(kernel, types, constants)
-    code = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4}).asm["ttir"]
+    aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(types.values()) if kind.startswith("*")}
+    source = triton.compiler.ASTSource(kernel, types, constants, aligned)
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4, "maxnreg": 128})
+    code = compiled.asm["ttir"]
     loops = [line.split("iter_args(")[1].split(") ->")[0] for line in code.splitlines() if "scf.for" in line]
     assert [loop.count("=") for loop in loops] == [carried], code
+    assert "convert_layout" not in compiled.asm["ttgir"], "two channels in a word went through shared memory"
+
+
+@pytest.mark.skipif(not triton_found(), reason="triton is not installed")
+def test_two_channels_in_a_word_only_where_words_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    from simpletuner.models.sana.kernels import depthwise_triton
+
+    monkeypatch.setattr(depthwise_triton, "_has_tanh", lambda device: True)
+
+    def loads(x: torch.Tensor, channels: int) -> tuple[bool, int, int | None]:
+        plan = depthwise_triton.Plan(ahead=2, registers=120)
+        constants = depthwise_triton._launch(plan, [x], 2, 2, channels)[2]
+        return constants["PAIRS"], constants["AHEAD"], constants.get("maxnreg")
+
+    assert loads(torch.empty(1, 4, 32, dtype=torch.bfloat16), 16) == (True, 2, 120)
+    assert loads(torch.empty(129, dtype=torch.bfloat16)[1:].view(1, 4, 32), 16) == (False, 0, None)
+    assert loads(torch.empty(1, 4, 20, dtype=torch.bfloat16), 10) == (False, 0, None)
+    assert loads(torch.empty(1, 4, 32), 16) == (False, 0, None)

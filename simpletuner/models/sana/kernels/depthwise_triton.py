@@ -9,6 +9,14 @@ tensors it is made of one hardware tanh, with h = x/2: σ(x) = (1 + tanh h) / 2 
 tanh.approx, 2^-11, is below what rounding to bfloat16 loses. float32 tensors keep the full form.
 Source: NVIDIA, "PTX ISA", section tanh.
 
+What time then went into was waiting for memory (77 % of it in backward, by NVIDIA's profiler on an H100), for two reasons.
+A store may be to the place of a later load for all that the compiler knows, so a load after a store waits for it: all
+loads of a column stand before its first store. And a column was loaded when it was needed: now a step issues the loads
+that the next one uses (AHEAD), whose arithmetic hides them. What is carried like that stays 16-bit, two neighbouring
+channels in one 32-bit register (PAIRS); a limit of the registers keeps four or five programs on a multiprocessor, and is
+one that needs no spills. float32, channels that 16 does not divide and tensors that begin between two words go without.
+What the profiler calls uncoalesced here are the taps, read once a program; neighbouring rows are found in the L2 already.
+
 What a loop carries. Triton (3.6 and 3.9 were looked at) decides what a run-time loop carries by comparing a name's value
 before the loop with its value after one trial pass of the body. A prototype of ours kept the last columns in shift
 registers, ``p = q; q = new``, both starting from one tensor of zeros: after ``p = q`` that was q's start, the very same
@@ -25,6 +33,7 @@ contiguous. Sizes are run-time numbers: what is compiled anew is a dtype, and ch
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -45,13 +54,17 @@ class Plan(NamedTuple):
         channels: BLOCK, a power of two.
         warps: of 32 threads.
         columns: the most it walks along.
-        stages: 2 or more load ahead through shared memory where the compiler can.
+        stages: 3 or more load ahead through shared memory where the compiler can (2 is one buffer, which hides nothing).
+        ahead: what a step loads for the next one: 0 nothing, 1 what that uses first, 2 everything.
+        registers: the most of a thread; 0 leaves it to the compiler.
     """
 
     channels: int = 256
     warps: int = 4
     columns: int = 64
     stages: int = 1
+    ahead: int = 2
+    registers: int = 128
 
 
 FORWARD, GATE, SPREAD = Plan(), Plan(), Plan()
@@ -83,12 +96,12 @@ def _silu(x, FAST: tl.constexpr):
 
 @triton.jit
 def _load(pointer, row, column, height, width, stride, channel, channels):
-    """One token's [BLOCK] channels in float32, zero outside the picture."""
+    """One token's [BLOCK] channels as they lie in memory, zero outside the picture."""
     inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
     # The place as a limit of the channels: one comparison a thread instead of two conditions.
     limit = tl.where(inside, channels, 0)
     at = pointer + ((channel + column * stride) + row * width * stride)
-    return tl.load(at, mask=channel < limit, other=0.0).to(tl.float32)
+    return tl.load(at, mask=channel < limit, other=0.0)
 
 
 @triton.jit
@@ -113,9 +126,48 @@ def _six(pointer, row, column, height, width, stride, channel, channels):
 
 
 @triton.jit
-def _six_silu(pointer, row, column, height, width, stride, channel, channels, FAST: tl.constexpr):
-    """SiLU of them; SiLU(0) = 0, so the zeros around the picture stay zeros."""
-    x = _six(pointer, row, column, height, width, stride, channel, channels)
+def _four(pointer, row, column, height, width, stride, channel, channels):
+    """The four rows of the strip alone."""
+    return (
+        _load(pointer, row, column, height, width, stride, channel, channels),
+        _load(pointer, row + 1, column, height, width, stride, channel, channels),
+        _load(pointer, row + 2, column, height, width, stride, channel, channels),
+        _load(pointer, row + 3, column, height, width, stride, channel, channels),
+    )
+
+
+@triton.jit
+def _words(pointer, PAIRS: tl.constexpr):
+    """PAIRS: two neighbouring 16-bit channels as one number, so that what is loaded ahead takes half the registers."""
+    if PAIRS:
+        return pointer.to(tl.pointer_type(tl.int32))
+    else:
+        return pointer
+
+
+@triton.jit
+def _float(raw, TYPE: tl.constexpr, PAIRS: tl.constexpr):
+    """[BLOCK] float32 of what was loaded."""
+    if PAIRS:
+        low = raw.to(tl.int16).to(TYPE, bitcast=True).to(tl.float32)
+        high = (raw >> 16).to(tl.int16).to(TYPE, bitcast=True).to(tl.float32)
+        return tl.reshape(tl.join(low, high), [2 * raw.shape[0]])
+    else:
+        return raw.to(tl.float32)
+
+
+@triton.jit
+def _six_float(x, TYPE: tl.constexpr, PAIRS: tl.constexpr):
+    return (
+        _float(x[0], TYPE, PAIRS), _float(x[1], TYPE, PAIRS), _float(x[2], TYPE, PAIRS),
+        _float(x[3], TYPE, PAIRS), _float(x[4], TYPE, PAIRS), _float(x[5], TYPE, PAIRS),
+    )  # fmt: skip
+
+
+@triton.jit
+def _six_silu(raw, TYPE: tl.constexpr, PAIRS: tl.constexpr, FAST: tl.constexpr):
+    """SiLU of them in float32; SiLU(0) = 0, so the zeros around the picture stay zeros."""
+    x = _six_float(raw, TYPE, PAIRS)
     return (
         _silu(x[0], FAST), _silu(x[1], FAST), _silu(x[2], FAST),
         _silu(x[3], FAST), _silu(x[4], FAST), _silu(x[5], FAST),
@@ -157,11 +209,10 @@ def _add_column(sums, s, w0, w1, w2):
 
 @triton.jit
 def _write_gate(
-    a, g, grad, out, row, column, first, height, width, channels, channel, BACKWARD: tl.constexpr, FAST: tl.constexpr
+    a, g, d, out, row, column, first, height, width, channels, channel, BACKWARD: tl.constexpr, FAST: tl.constexpr
 ):
-    """Write a · SiLU(g), or in backward the gradients of a and g side by side."""
+    """Write a · SiLU(g), or in backward the gradients of a and g side by side; d is that of the result."""
     if BACKWARD:
-        d = _load(grad, row, column, height, width, channels, channel, channels)
         sigma = _sigmoid(g, FAST)
         silu = g * sigma
         _store(out, d * silu, row, column, first, height, width, 2 * channels, channel, channels)
@@ -174,7 +225,8 @@ def _write_gate(
 @triton.jit(do_not_specialize=SIZES)
 def gate_kernel(
     x, weight, bias, grad, out, height, width, groups, columns,
-    UNIT: tl.constexpr, BLOCK: tl.constexpr, BACKWARD: tl.constexpr, FAST: tl.constexpr, STAGES: tl.constexpr,
+    UNIT: tl.constexpr, BLOCK: tl.constexpr, BACKWARD: tl.constexpr, FAST: tl.constexpr,
+    PAIRS: tl.constexpr, AHEAD: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Forward: out [B, N, C]. BACKWARD: the same up to a and g, then out [B, N, 2C] = their gradients.
 
@@ -191,34 +243,64 @@ def gate_kernel(
     x += 2 * start
     grad += start
     out += 2 * start if BACKWARD else start
-    stride = 2 * channels
+    word, words = channel, channels
+    if PAIRS:
+        word, words = tl.program_id(0) * (BLOCK // 2) + tl.arange(0, BLOCK // 2), groups * (UNIT // 2)
+    TYPE: tl.constexpr = x.dtype.element_ty
+    x, grad = _words(x, PAIRS), _words(grad, PAIRS)
     wa, wg = _nine(weight, channel, valid), _nine(weight + 9 * channels, channel, valid)
     a = tl.load(bias + channel, mask=valid, other=0.0).to(tl.float32)
     g = tl.load(bias + channels + channel, mask=valid, other=0.0).to(tl.float32)
     ba, bg = (a, a, a, a), (g, g, g, g)
     am, ar, gm, gr = ba, ba, bg, bg
     # The first column has no results to complete, or another program's; these are not written.
-    for column in tl.range(tl.maximum(first - 1, 0), tl.minimum(first + columns, width) + 1, num_stages=STAGES):
-        s = _six_silu(x, row, column, height, width, stride, channel, channels, FAST)
+    begin = tl.maximum(first - 1, 0)
+    if AHEAD >= 1:
+        xa = _six(x, row, begin, height, width, 2 * words, word, words)
+    if AHEAD == 2:
+        xg = _six(x + words, row, begin, height, width, 2 * words, word, words)
+    if BACKWARD and AHEAD == 2:
+        d = _four(grad, row, begin - 1, height, width, words, word, words)
+    for column in tl.range(begin, tl.minimum(first + columns, width) + 1, num_stages=STAGES):
+        # All loads before the first store; the last step loads nothing ahead, being masked there.
+        if AHEAD == 0:
+            xa = _six(x, row, column, height, width, 2 * words, word, words)
+        if AHEAD <= 1:
+            xg = _six(x + words, row, column, height, width, 2 * words, word, words)
+        if BACKWARD and AHEAD <= 1:
+            d = _four(grad, row, column - 1, height, width, words, word, words)
+        if AHEAD >= 1:
+            na = _six(x, row, column + 1, height, width, 2 * words, word, words)
+        if AHEAD == 2:
+            ng = _six(x + words, row, column + 1, height, width, 2 * words, word, words)
+        if BACKWARD and AHEAD == 2:
+            nd = _four(grad, row, column, height, width, words, word, words)
+        s = _six_silu(xa, TYPE, PAIRS, FAST)
         al = _add_column(am, s, wa[2], wa[5], wa[8])
         am = _add_column(ar, s, wa[1], wa[4], wa[7])
         ar = _add_column(ba, s, wa[0], wa[3], wa[6])
-        s = _six_silu(x + channels, row, column, height, width, stride, channel, channels, FAST)
+        s = _six_silu(xg, TYPE, PAIRS, FAST)
         gl = _add_column(gm, s, wg[2], wg[5], wg[8])
         gm = _add_column(gr, s, wg[1], wg[4], wg[7])
         gr = _add_column(bg, s, wg[0], wg[3], wg[6])
         for i in tl.static_range(ROWS):
+            di = _float(d[i], TYPE, PAIRS) if BACKWARD else al[i]
             _write_gate(
-                al[i], gl[i], grad, out, row + i, column - 1, first, height, width, channels, channel, BACKWARD, FAST
+                al[i], gl[i], di, out, row + i, column - 1, first, height, width, channels, channel, BACKWARD, FAST
             )
+        if AHEAD >= 1:
+            xa = na
+        if AHEAD == 2:
+            xg = ng
+        if BACKWARD and AHEAD == 2:
+            d = nd
 
 
 @triton.jit
 def _through_silu(x, dx, ds, row, column, height, width, channels, channel, FAST: tl.constexpr):
-    """Take ds through SiLU into dx; return SiLU(x)."""
-    v = _load(x, row, column, height, width, channels, channel, channels)
-    sigma = _sigmoid(v, FAST)
-    silu = v * sigma
+    """Take ds through SiLU into dx; return SiLU(x). All are [BLOCK] float32, but dx is a pointer."""
+    sigma = _sigmoid(x, FAST)
+    silu = x * sigma
     slope = tl.fma(silu, 1.0 - sigma, sigma)
     _store(dx, ds * slope, row, column, 0, height, width, channels, channel, channels)
     return silu
@@ -227,7 +309,8 @@ def _through_silu(x, dx, ds, row, column, height, width, channels, channel, FAST
 @triton.jit(do_not_specialize=SIZES)
 def spread_kernel(
     x, weight, inner, dx, sums, height, width, groups, columns,
-    UNIT: tl.constexpr, BLOCK: tl.constexpr, FAST: tl.constexpr, STAGES: tl.constexpr,
+    UNIT: tl.constexpr, BLOCK: tl.constexpr, FAST: tl.constexpr,
+    PAIRS: tl.constexpr, AHEAD: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """From `inner`, the gradient of [a, g]: dx, and this program's sums for the nine taps and the bias.
 
@@ -245,20 +328,38 @@ def spread_kernel(
     x += start
     inner += start
     dx += start
+    word, words = channel, channels
+    if PAIRS:
+        word, words = tl.program_id(0) * (BLOCK // 2) + tl.arange(0, BLOCK // 2), groups * (UNIT // 2)
+    TYPE: tl.constexpr = x.dtype.element_ty
+    x, inner = _words(x, PAIRS), _words(inner, PAIRS)
     k = _nine(weight, channel, valid)
     zero = tl.zeros((BLOCK,), tl.float32)
     nothing = (zero, zero, zero, zero)
     w0, w1, w2, w3, w4, w5, w6, w7, w8, b = zero, zero, zero, zero, zero, zero, zero, zero, zero, zero
     # l and m must start from two loads: see the head of this module.
-    l = _six(inner, row, first - 1, height, width, channels, channel, channels)  # noqa: E741
-    m = _six(inner, row, first, height, width, channels, channel, channels)
+    l = _six_float(_six(inner, row, first - 1, height, width, words, word, words), TYPE, PAIRS)  # noqa: E741
+    m = _six_float(_six(inner, row, first, height, width, words, word, words), TYPE, PAIRS)
+    if AHEAD >= 1:
+        xr = _six(inner, row, first + 1, height, width, words, word, words)
+    if AHEAD == 2:
+        v = _four(x, row, first, height, width, words, word, words)
     for column in tl.range(first, tl.minimum(first + columns, width), num_stages=STAGES):
-        r = _six(inner, row, column + 1, height, width, channels, channel, channels)
+        if AHEAD == 0:
+            xr = _six(inner, row, column + 1, height, width, words, word, words)
+        if AHEAD <= 1:
+            v = _four(x, row, column, height, width, words, word, words)
+        if AHEAD >= 1:
+            nr = _six(inner, row, column + 2, height, width, words, word, words)
+        if AHEAD == 2:
+            nv = _four(x, row, column + 1, height, width, words, word, words)
+        r = _six_float(xr, TYPE, PAIRS)
         ds = _add_column(nothing, l, k[8], k[5], k[2])
         ds = _add_column(ds, m, k[7], k[4], k[1])
         ds = _add_column(ds, r, k[6], k[3], k[0])
         for i in tl.static_range(ROWS):
-            s = _through_silu(x, dx, ds[i], row + i, column, height, width, channels, channel, FAST)
+            xi = _float(v[i], TYPE, PAIRS)
+            s = _through_silu(xi, dx, ds[i], row + i, column, height, width, channels, channel, FAST)
             w0 = tl.fma(s, r[i + 2], w0)
             w1 = tl.fma(s, m[i + 2], w1)
             w2 = tl.fma(s, l[i + 2], w2)
@@ -270,6 +371,10 @@ def spread_kernel(
             w8 = tl.fma(s, l[i], w8)
             b += m[i + 1]
         l, m = m, r  # noqa: E741
+        if AHEAD >= 1:
+            xr = nr
+        if AHEAD == 2:
+            v = nv
     program = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
     at = sums + program.to(tl.int64) * SUMS * channels + channel
     total = (w0, w1, w2, w3, w4, w5, w6, w7, w8, b)
@@ -284,11 +389,12 @@ def _has_tanh(device: torch.device) -> bool:
     return compiled and torch.cuda.get_device_capability(device) >= (7, 5)
 
 
-def _launch(plan: Plan, x: torch.Tensor, height: int, width: int, channels: int) -> tuple[Any, ...]:
-    """The grid, the numbers after the tensors, and the kernel's constants.
+def _launch(plan: Plan, read: Sequence[torch.Tensor], height: int, width: int, channels: int) -> tuple[Any, ...]:
+    """The grid, the numbers after the tensors, and the kernel's constants; `read` is what its loop loads.
 
     Programs of few tokens are cut shorter, so that every multiprocessor gets some.
     """
+    x = read[0]
     blocks, strips = triton.cdiv(channels, plan.channels), triton.cdiv(height, ROWS.value)
     columns = min(plan.columns, width)
     while (
@@ -297,9 +403,20 @@ def _launch(plan: Plan, x: torch.Tensor, height: int, width: int, channels: int)
         columns = triton.cdiv(columns, 2)
     unit = 16 if channels % 16 == 0 else 1
     fast = x.dtype != torch.float32 and _has_tanh(x.device)
-    constants = {"UNIT": unit, "BLOCK": plan.channels, "FAST": fast, "STAGES": plan.stages}
+    pairs = unit == 16 and x.dtype.itemsize == 2
+    pairs &= all(tensor.dtype == x.dtype and tensor.data_ptr() % 4 == 0 for tensor in read)
+    constants = {
+        "UNIT": unit,
+        "BLOCK": plan.channels,
+        "FAST": fast,
+        "PAIRS": pairs,
+        "AHEAD": plan.ahead if pairs else 0,
+    }
+    options = {"STAGES": plan.stages, "num_warps": plan.warps}
+    if pairs and fast and plan.registers:  # what float32 needs was not looked at, and AMD's compiler has no such option
+        options["maxnreg"] = plan.registers
     grid = (blocks, strips * triton.cdiv(width, columns), len(x))
-    return grid, (height, width, channels // unit, columns), constants | {"num_warps": plan.warps}
+    return grid, (height, width, channels // unit, columns), constants | options
 
 
 def _contiguous(*tensors: torch.Tensor) -> list[torch.Tensor]:
@@ -317,7 +434,7 @@ def forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, height: i
     x, weight, bias = _contiguous(x, weight, bias)
     out = x.new_empty(x.shape[0], x.shape[1], x.shape[2] // 2)
     if out.numel():
-        grid, numbers, constants = _launch(FORWARD, x, height, width, out.shape[2])
+        grid, numbers, constants = _launch(FORWARD, [x], height, width, out.shape[2])
         gate_kernel[grid](x, weight, bias, out, out, *numbers, BACKWARD=False, **constants)
     return out
 
@@ -332,9 +449,9 @@ def backward(
     if not x.numel():
         return torch.empty_like(x), torch.zeros_like(weight), torch.zeros_like(bias)
     inner, dx = torch.empty_like(x), torch.empty_like(x)
-    grid, numbers, constants = _launch(GATE, x, height, width, both // 2)
+    grid, numbers, constants = _launch(GATE, [x, grad], height, width, both // 2)
     gate_kernel[grid](x, weight, bias, grad, inner, *numbers, BACKWARD=True, **constants)
-    grid, numbers, constants = _launch(SPREAD, x, height, width, both)
+    grid, numbers, constants = _launch(SPREAD, [x, inner], height, width, both)
     sums = x.new_empty(len(x) * grid[1], SUMS.value, both, dtype=torch.float32)
     spread_kernel[grid](x, weight, inner, dx, sums, *numbers, **constants)
     total = sums.sum(0)
