@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 
 def printable(text: str) -> str:
@@ -67,6 +68,22 @@ class ImageError(DataError):
 
 class CacheError(TunerError):
     """A cache on disk is damaged or cannot be written."""
+
+
+class DamagedError(CacheError):
+    """One tensor of a cache is not what was written.
+
+    Attributes:
+        shard: The file that holds it.
+        reason: What is wrong with it.
+    """
+
+    def __init__(self, shard: Path, reason: str) -> None:
+        self.shard, self.reason = shard, reason
+        super().__init__(
+            f"{shard} is damaged ({reason}). "
+            "What to do: delete that file and run again; only its samples are encoded anew."
+        )
 
 
 class ModelError(TunerError):

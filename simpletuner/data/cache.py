@@ -11,31 +11,25 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import socket
 import struct
 import threading
 import time
 import weakref
-import zlib
-from collections.abc import Callable, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from types import TracebackType
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save
 
-from simpletuner.errors import CacheError
+from simpletuner.data.shards import Entry, must_be_finite, pack, read_header
+from simpletuner.errors import CacheError, DamagedError
 
 FLUSH_BYTES = 256 * 2**20
 FLUSH_COUNT = 512
 OPEN_FILES = 64
 LEFTOVER_AGE_S = 24 * 3600
-
-_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 def content_key(*parts: object) -> str:
@@ -83,43 +77,6 @@ def write_atomic(path: Path, data: bytes) -> None:
         raise CacheError(f"cannot write {path}: {error.strerror}. Free some space or choose another folder.") from error
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    shard: Path
-    offset: int
-    length: int
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    crc32: int
-
-
-def _read_header(shard: Path) -> dict[str, _Entry] | None:
-    """The shard's entries, or None if it is not a whole shard of ours."""
-    try:
-        with open(shard, "rb") as file:
-            (size,) = struct.unpack("<Q", file.read(8))
-            if size > 64 * 2**20:
-                return None
-            header = json.loads(file.read(size))
-        checksums = json.loads(header.pop("__metadata__")["crc32"])
-        start = 8 + size
-        entries = {
-            key: _Entry(
-                shard=shard,
-                offset=start + value["data_offsets"][0],
-                length=value["data_offsets"][1] - value["data_offsets"][0],
-                dtype=_DTYPES[value["dtype"]],
-                shape=tuple(value["shape"]),
-                crc32=checksums[key],
-            )
-            for key, value in header.items()
-        }
-    except (OSError, ValueError, KeyError, TypeError, struct.error):
-        return None
-    end = max((entry.offset + entry.length for entry in entries.values()), default=start)
-    return entries if shard.stat().st_size == end else None
-
-
 def _close_all(files: dict[Path, int]) -> None:
     for descriptor in files.values():
         os.close(descriptor)
@@ -138,15 +95,15 @@ class TensorStore:
             on_written: Called with each shard once it is safe on disk.
         """
         self.folder = folder
-        self._entries: dict[str, _Entry] = {}
+        self._entries: dict[str, Entry] = {}
         self._files: dict[Path, int] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         weakref.finalize(self, _close_all, self._files)
         self.dropped: list[Path] = []
         self._on_written = on_written
         if read_only:
             for shard in sorted(folder.glob("shard-*.safetensors")):
-                self._entries.update(_read_header(shard) or {})
+                self._entries.update(read_header(shard) or {})
             return
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -156,7 +113,7 @@ class TensorStore:
             if time.time() - leftover.stat().st_mtime > LEFTOVER_AGE_S:  # a younger one may still be written by another
                 leftover.unlink(missing_ok=True)
         for shard in sorted(folder.glob("shard-*.safetensors")):
-            entries = _read_header(shard)
+            entries = read_header(shard)
             if entries is None:
                 self.dropped.append(shard)
                 shard.unlink()
@@ -179,22 +136,36 @@ class TensorStore:
         """Read one tensor and check it against its checksum.
 
         Raises:
-            CacheError: Not in the cache, or the bytes are damaged.
+            DamagedError: The bytes are damaged.
+            CacheError: Not in the cache.
         """
         entry = self._entries.get(key)
         if entry is None:
             raise CacheError(f"{self.folder} holds nothing under key {key[:12]}…; run again to build the cache.")
-        data = bytearray(self._read(entry))
-        if len(data) != entry.length or zlib.crc32(data) != entry.crc32:
-            raise CacheError(
-                f"{entry.shard} is damaged (checksum of {key[:12]}… differs). "
-                "What to do: delete that file and run again; only its samples are encoded anew."
-            )
-        if not data:  # a caption without a single token
-            return torch.empty(entry.shape, dtype=entry.dtype)
-        return torch.frombuffer(data, dtype=entry.dtype).reshape(entry.shape)
+        try:
+            return self._tensor(key, entry)
+        except DamagedError:
+            return self._tensor(key, self._looked_up_again(key))
 
-    def _read(self, entry: _Entry) -> bytes:
+    def _tensor(self, key: str, entry: Entry) -> torch.Tensor:
+        data = bytearray(self._read(entry))
+        problem = entry.problem_of(key, data)
+        if problem:
+            raise DamagedError(entry.shard, problem)
+        return entry.tensor(data)
+
+    def _looked_up_again(self, key: str) -> Entry:
+        """Where a tensor is now: another process may have mended its shard, under the same name or another."""
+        with self._lock:
+            shard = self._entries[key].shard
+            self._close(shard)
+            known = {entry.shard for entry in self._entries.values()} - {shard}
+            for other in sorted(self.folder.glob("shard-*.safetensors")):
+                if other not in known:
+                    self._entries.update(read_header(other) or {})
+            return self._entries[key]
+
+    def _read(self, entry: Entry) -> bytes:
         """The entry's bytes; the shard files used last stay open, a bounded number of them."""
         with self._lock:
             descriptor = self._files.pop(entry.shard, None)
@@ -204,29 +175,34 @@ class TensorStore:
                 try:
                     descriptor = os.open(entry.shard, os.O_RDONLY)
                 except OSError as error:
-                    reason = f"cannot read {entry.shard}: {error.strerror}. Run again to encode its samples anew."
-                    raise CacheError(reason) from error
+                    raise DamagedError(entry.shard, f"it cannot be opened: {error.strerror}") from error
             self._files[entry.shard] = descriptor  # last in the order: used last
-            return os.pread(descriptor, entry.length, entry.offset)
+            try:
+                return os.pread(descriptor, entry.length, entry.offset)
+            except OSError as error:
+                raise DamagedError(entry.shard, f"it cannot be read: {error.strerror}") from error
+
+    def _close(self, shard: Path) -> None:
+        """Close a shard's file: what is read next is what has this name then."""
+        if shard in self._files:
+            os.close(self._files.pop(shard))
 
     @staticmethod
     def keys_of(shard: Path) -> set[str]:
         """Keys of the tensors in one shard file; none if it is damaged."""
-        return set(_read_header(shard) or {})
+        return set(read_header(shard) or {})
 
     @staticmethod
     def problem_with(shard: Path) -> str | None:
         """Why a shard file cannot be trusted, or None: reads and checks every tensor in it."""
-        entries = _read_header(shard)
+        entries = read_header(shard)
         if entries is None:
             return "it is no whole shard"
         data = shard.read_bytes()
         for key, entry in entries.items():
-            part = bytearray(data[entry.offset : entry.offset + entry.length])
-            if zlib.crc32(part) != entry.crc32:
-                return f"the checksum of {key[:12]}… differs"
-            if part and not torch.isfinite(torch.frombuffer(part, dtype=entry.dtype)).all():
-                return f"{key[:12]}… holds NaN or infinity"
+            problem = entry.problem_of(key, bytearray(data[entry.offset : entry.offset + entry.length]))
+            if problem:
+                return problem
         return None
 
     def writer(self) -> ShardWriter:
@@ -241,19 +217,67 @@ class TensorStore:
         for shard, theirs in held.items():
             if theirs & keys and not theirs & wanted:
                 with self._lock:
-                    if shard in self._files:
-                        os.close(self._files.pop(shard))
+                    self._close(shard)
                 shard.unlink(missing_ok=True)
                 for key in theirs:
                     del self._entries[key]
 
-    def _adopt(self, shard: Path) -> None:
-        entries = _read_header(shard)
+    def lost(self, shard: Path) -> list[str]:
+        """Keys of a shard whose tensors are damaged; reads all of it."""
+        return [key for key, whole in self._content(shard).items() if whole is None]
+
+    def mend(self, shard: Path, fresh: Mapping[str, torch.Tensor]) -> None:
+        """Write a damaged shard anew.
+
+        What is whole in it is carried over and ``fresh`` takes the place of what is not; what is neither is no longer
+        kept. The new file is safe on disk before the old one goes, and takes its very name where the keys are the same:
+        a kill at any moment leaves one of them or both.
+
+        Args:
+            shard: The file.
+            fresh: What was made anew, by key; finite.
+
+        Raises:
+            CacheError: It cannot be written.
+        """
+        with self._lock:
+            held = self._content(shard)
+            tensors = {key: whole for key, whole in held.items() if whole is not None} | dict(fresh)
+            written = self._write(tensors, instead_of=held.keys()) if tensors else None
+            if written is None:
+                for key in held:
+                    del self._entries[key]
+            if written != shard:
+                self._close(shard)
+                shard.unlink(missing_ok=True)
+
+    def _content(self, shard: Path) -> dict[str, torch.Tensor | None]:
+        """Every tensor that this shard is named for, None where it is damaged."""
+        found: dict[str, torch.Tensor | None] = {}
+        for key, entry in list(self._entries.items()):
+            if entry.shard == shard:
+                try:
+                    found[key] = self._tensor(key, entry)
+                except DamagedError:
+                    found[key] = None
+        return found
+
+    def _write(self, tensors: Mapping[str, torch.Tensor], instead_of: Set[str] = frozenset()) -> Path:
+        """Write tensors as one shard, synced and renamed; it takes the place of these keys in the index."""
+        # The name is derived from the content, so two writers never choose the same one.
+        shard = self.folder / f"shard-{content_key(*sorted(tensors))[:16]}.safetensors"
+        write_atomic(shard, pack(tensors, shard))
+        entries = read_header(shard)
         if entries is None:
             raise CacheError(f"{shard} could not be read back after writing; the disk may be failing.")
-        self._entries.update(entries)
+        with self._lock:
+            self._close(shard)
+            for key in instead_of:
+                self._entries.pop(key, None)
+            self._entries.update(entries)
         if self._on_written:
             self._on_written(shard)
+        return shard
 
     def close(self) -> None:
         """Close the shard files."""
@@ -292,8 +316,7 @@ class ShardWriter:
             CacheError: The tensor holds NaN or infinity; it never reaches the disk.
         """
         tensor = tensor.detach().cpu().contiguous()
-        if not torch.isfinite(tensor).all():
-            raise CacheError(f"encoding {name} gave NaN or infinity. What to do: look at that file, or remove it.")
+        must_be_finite(tensor, name)
         self._buffer[key] = tensor
         self._bytes += tensor.numel() * tensor.element_size()
         if self._bytes >= FLUSH_BYTES or len(self._buffer) >= FLUSH_COUNT:
@@ -313,17 +336,5 @@ class ShardWriter:
         """Write the buffer as one shard, synced and renamed."""
         if not self._buffer:
             return
-        checksums = {
-            key: zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-            for key, tensor in self._buffer.items()
-        }
-        # The name is derived from the content, so two writers never choose the same one.
-        name = content_key(*sorted(self._buffer))[:16]
-        shard = self._store.folder / f"shard-{name}.safetensors"
-        try:
-            data = save(self._buffer, metadata={"crc32": json.dumps(checksums)})
-        except SafetensorError as error:
-            raise CacheError(f"cannot pack {shard}: {error}") from error
-        write_atomic(shard, data)
-        self._store._adopt(shard)
+        self._store._write(self._buffer)
         self._buffer, self._bytes = {}, 0

@@ -25,6 +25,7 @@ from simpletuner.errors import ImageError
 # Decoding leaves the interpreter free (Pillow and torch release its lock), so threads do what processes would, without
 # copying pixels between them; figures in bench/RESULTS.md. One for each core, and some for waiting on the disk.
 DECODE_THREADS = min(16, 2 + (os.cpu_count() or 1))
+TEXT_BATCH = 16  # captions per call of the text encoder
 DECODER = "pixels-2"  # raise it when data/images.py gives other pixels for the same file
 
 
@@ -218,8 +219,8 @@ def encode_texts(
     store: TensorStore,
     encode: Callable[[list[str]], list[torch.Tensor]],
     dtype: torch.dtype,
-    batch_size: int,
     on_done: Callable[[int], None],
+    batch_size: int = TEXT_BATCH,
 ) -> None:
     """Encode distinct captions that are missing in ``store``.
 
@@ -228,13 +229,27 @@ def encode_texts(
         store: Where to.
         encode: Captions → one [n, D] tensor each, real tokens only.
         dtype: Dtype on disk.
-        batch_size: Captions per call of ``encode``.
         on_done: Called with the number of captions finished.
+        batch_size: Captions per call of ``encode``.
     """
     wanted = [c for c in dict.fromkeys(captions) if text_key(c) not in store]
     with store.writer() as writer:
-        for start in range(0, len(wanted), batch_size):
-            batch = wanted[start : start + batch_size]
-            for caption, embeds in zip(batch, encode(batch), strict=True):
-                writer.add(text_key(caption), embeds.to(dtype), f"the caption {caption[:60]!r}")
-            on_done(len(batch))
+        for caption, embeds in embeds_of(wanted, encode, dtype, batch_size):
+            writer.add(text_key(caption), embeds, f"the caption {caption[:60]!r}")
+            on_done(1)
+
+
+def embeds_of(
+    captions: Sequence[str],
+    encode: Callable[[list[str]], list[torch.Tensor]],
+    dtype: torch.dtype,
+    batch_size: int = TEXT_BATCH,
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Each caption with its embeds [n, D] on the CPU.
+
+    On a CPU the bits do not depend on the company: every caption is padded to the same number of tokens.
+    """
+    for start in range(0, len(captions), batch_size):
+        batch = list(captions[start : start + batch_size])
+        for caption, embeds in zip(batch, encode(batch), strict=True):
+            yield caption, embeds.to(dtype).cpu()

@@ -6,7 +6,7 @@ pixels, same encoder, same dtype). Where a dataset has a cache, what was encoded
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from pathlib import Path
 
 import torch
@@ -14,9 +14,11 @@ import torch
 from simpletuner.data import undecodable
 from simpletuner.data.cache import ShardWriter, TensorStore
 from simpletuner.data.encode import decoding_threads, text_key
+from simpletuner.data.healing import HealedOnce, Healing
 from simpletuner.data.images import cut
 from simpletuner.data.loader import LatentRef
-from simpletuner.errors import CacheError, DataError, ImageError
+from simpletuner.data.shards import must_be_finite
+from simpletuner.errors import CacheError, DamagedError, DataError, ImageError
 
 
 class TextsOnDemand:
@@ -37,30 +39,32 @@ class TextsOnDemand:
             encode: Captions → one [n, D] tensor each, real tokens only.
             dtype: Of the embeds, as in the cache.
             captions: Every caption that may be asked for.
-            tell: For the sentence about embeds that are damaged on disk.
+            tell: For the sentence about a shard that is damaged on disk.
         """
-        self._store, self._encode, self._dtype, self._tell = store, encode, dtype, tell
+        self._encode, self._dtype = encode, dtype
         self._captions = {text_key(caption): caption for caption in captions}
         self._writer = store.writer() if store is not None else None
+        self._kept = None
+        if store is not None:
+            self._kept = Healing(store, self._anew, ("caption was encoded anew", "captions were encoded anew"), tell)
 
     def get(self, key: str) -> torch.Tensor:
         """[n, D] embeds. Raises CacheError for a caption that was not announced."""
         if self._writer and (pending := self._writer.pending(key)) is not None:
             return pending
-        if self._store is not None and key in self._store:
-            try:
-                return self._store.get(key)
-            except CacheError as error:  # this caption alone is encoded anew
-                if key not in self._captions:
-                    raise
-                self._tell(f"{error} The caption {self._captions[key][:60]!r} is encoded anew.")
+        if self._kept and key in self._kept.store:
+            return self._kept.get(key)
         if key not in self._captions:
             raise CacheError(f"no caption of this run has the key {key[:12]}…; run again.")
-        caption = self._captions[key]
-        embeds = self._encode([caption])[0].to(self._dtype).cpu()
+        embeds = self._anew([key])[key]
         if self._writer:
-            self._writer.add(key, embeds, f"the caption {caption[:60]!r}")
+            self._writer.add(key, embeds, f"the caption {self._captions[key][:60]!r}")
         return embeds
+
+    def _anew(self, keys: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Those that were announced, encoded one by one as they always are here."""
+        known = [(key, self._captions[key]) for key in keys if key in self._captions]
+        return {key: self._encode([caption])[0].to(self._dtype).cpu() for key, caption in known}
 
     def close(self) -> None:
         """Write what is still buffered."""
@@ -90,6 +94,7 @@ class OnDemand:
         self._writers: dict[tuple[int, bool], ShardWriter] = {}  # those soon forgotten have shards of their own
         self._pool = decoding_threads()
         self._broken: set[str] = set()
+        self._healed = HealedOnce()
         self._known: dict[Path, dict[str, str]] = {}  # what earlier runs found broken, by folder and digest
 
     def __call__(self, samples: Sequence[LatentRef]) -> torch.Tensor:
@@ -100,7 +105,8 @@ class OnDemand:
         Raises:
             DataError: No picture of the batch can be decoded.
         """
-        found = [self._kept(sample) for sample in samples]
+        damaged: dict[int, DamagedError] = {}
+        found = [self._kept(sample, i, damaged) for i, sample in enumerate(samples)]
         missing = [i for i, latent in enumerate(found) if latent is None]
         jobs = {i: self._pool.submit(self._pixels, samples[i]) for i in missing}
         readable = [(i, pixels) for i, job in jobs.items() if (pixels := job.result()) is not None]
@@ -109,7 +115,10 @@ class OnDemand:
             part = readable[start : start + size]
             latents = self._encode(torch.stack([pixels for _, pixels in part])).to(self._dtype).cpu()
             for (i, _), latent in zip(part, latents, strict=True):
-                found[i] = self._keep(samples[i], latent)
+                found[i] = latent
+                if i not in damaged:
+                    self._keep(samples[i], latent)
+        self._mend(samples, found, damaged)
         good = [latent for latent in found if latent is not None]
         if not good:
             raise DataError(f"no picture of this batch can be decoded: {', '.join(s.name for s in samples)}")
@@ -128,7 +137,8 @@ class OnDemand:
         for writer in self._writers.values():
             writer.flush()
 
-    def _kept(self, sample: LatentRef) -> torch.Tensor | None:
+    def _kept(self, sample: LatentRef, place: int, damaged: dict[int, DamagedError]) -> torch.Tensor | None:
+        """The sample's latents if they are kept and whole; adds to ``damaged``, by place, where they are not."""
         if sample.store is None:
             return None
         writer = self._writers.get((id(sample.store), sample.alone))
@@ -139,15 +149,32 @@ class OnDemand:
             return None
         try:
             return sample.store.get(sample.key)
-        except CacheError as error:  # damaged on disk: encode it anew
-            self._tell(str(error))
+        except DamagedError as error:
+            self._healed.check(sample.store, sample.key, error)
+            damaged[place] = error
             return None
 
-    def _keep(self, sample: LatentRef, latent: torch.Tensor) -> torch.Tensor:
+    def _keep(self, sample: LatentRef, latent: torch.Tensor) -> None:
         store: TensorStore | None = sample.store
         if store is not None:
             self._writers.setdefault((id(store), sample.alone), store.writer()).add(sample.key, latent, sample.name)
-        return latent
+
+    def _mend(
+        self, samples: Sequence[LatentRef], found: Sequence[torch.Tensor | None], damaged: Mapping[int, DamagedError]
+    ) -> None:
+        """Put what was encoded anew in the place of what was lost; what else its shards have lost is encoded when needed."""
+        by_shard: dict[Path, tuple[TensorStore, str, dict[str, torch.Tensor]]] = {}
+        for i, error in damaged.items():
+            sample, latent, store = samples[i], found[i], samples[i].store
+            assert store is not None
+            _, _, fresh = by_shard.setdefault(error.shard, (store, error.reason, {}))
+            if latent is not None:
+                must_be_finite(latent, sample.name)
+                fresh[sample.key] = latent
+                self._healed.add(store, sample.key)
+        for shard, (store, reason, fresh) in by_shard.items():
+            store.mend(shard, fresh)
+            self._tell(f"{shard} was damaged ({reason}): what it has lost is encoded anew")
 
     def _pixels(self, sample: LatentRef) -> torch.Tensor | None:
         if sample.placed is None:

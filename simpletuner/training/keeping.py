@@ -143,4 +143,4 @@ def keep_texts(
         reporter.say(f"all {counted(len(set(captions)), 'distinct caption is', 'distinct captions are')} in the cache")
         return
     with reporter.bar("Encoding captions", missing) as bar:
-        encode_texts(captions, store, encode, dtype, batch_size=16, on_done=bar.advance)
+        encode_texts(captions, store, encode, dtype, bar.advance)
