@@ -114,9 +114,9 @@ def trainee_of(job: dict[str, Any], variant: Variant) -> tuple[Any, Any]:
 
 
 def peak_gib(device: str) -> float:
-    """The most memory that tensors took on the GPU, or the process on a CPU."""
+    """The most memory that torch held on the GPU, graphs included, or the process on a CPU."""
     if device == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**30
+        return torch.cuda.max_memory_reserved() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
@@ -183,6 +183,8 @@ def times(job: dict[str, Any]) -> None:
         except torch.OutOfMemoryError:
             row = {"variant": job["variant"], "batch": batch, "failed": "out of memory"}
         parts[0].optimizer.zero_grad(set_to_none=True)
+        if parts[0].graphs:
+            parts[0].graphs.release()
         if job["device"] == "cuda":
             torch.cuda.empty_cache()
         print(json.dumps(row), flush=True)

@@ -7,6 +7,7 @@ the graph and filled after the capture.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import itertools
 from collections import OrderedDict
@@ -20,9 +21,14 @@ KEPT = 32  # tables, one for each set of addresses in which gradients were met
 Row = tuple[torch.Tensor, ...]
 
 
+@functools.cache
+def _triton_found() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
 def available(tensor: torch.Tensor) -> bool:
     """Whether the kernel can run beside this tensor."""
-    return tensor.is_cuda and importlib.util.find_spec("triton") is not None
+    return tensor.is_cuda and _triton_found()
 
 
 class Launches:

@@ -1,4 +1,4 @@
-"""Adam's update in one pass over memory: 14 (bf16), 18 (with rests) or 28 bytes (float32) a weight, not several times as many.
+"""Room 8, Step: Adam's update in one pass over memory: 14 (bf16), 18 (with rests) or 28 bytes (float32) a weight, not several times as many.
 
 In: tables of addresses, so that one launch serves all tensors of a model; numbers that change from step to step lie on
 the device, so that a step can be captured in a CUDA graph and nothing waits. Out: weights and states, written in place,

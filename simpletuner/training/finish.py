@@ -38,7 +38,9 @@ def finish(session: Session, parts: Components, trainee: Trainee, hooks: list[Ho
     say(f"  trained model    {final} ({what}, {_weights(trainee)})")
     say(f"  checkpoints      {session.output_dir}")
     if session.device.type == "cuda":
-        say(f"  peak GPU memory  {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
+        say(
+            f"  peak GPU memory  {torch.cuda.max_memory_reserved() / 2**30:.1f} GiB (and about half a GiB of the driver)"
+        )
     look = "look at the pictures; then use the model. These lines draw the first of them again"
     say(f"Next: {look if drawn else 'use the model. These lines draw with it'}:")
     say()

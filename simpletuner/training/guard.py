@@ -20,14 +20,17 @@ class Guard:
     Attributes:
         in_a_row: Skipped steps since the last good one.
         settling: Steps since the last good one in which the fp16 gradient scale overflowed.
+        seen: There was a good step.
     """
 
     in_a_row: int = 0
     settling: int = 0
+    seen: bool = False
 
     def good(self) -> None:
         """A finite step: start counting anew."""
         self.in_a_row = self.settling = 0
+        self.seen = True
 
     def scale_overflowed(self, step: int) -> str:
         """A step whose scaled fp16 gradients overflowed while its loss was finite: the scaler lowers its scale.

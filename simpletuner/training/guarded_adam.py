@@ -49,8 +49,11 @@ def control_of(
     Returns:
         [8] float32: rate, scale, the four numbers of ``mix``, t, good.
     """
-    numbers = (rate, scale, *mix, taken, good)
-    return torch.stack([torch.as_tensor(n, dtype=torch.float64, device=taken.device) for n in numbers]).float()
+    exact: dict[str, Any] = {"dtype": torch.float64, "device": taken.device}
+    # A number is filled in on the device: a copy from the host would break the capture of a CUDA graph.
+    numbers = (n.to(**exact) if isinstance(n, torch.Tensor) else torch.full((), n, **exact) for n in
+               (rate, scale, *mix, taken, good))  # fmt: skip
+    return torch.stack(list(numbers)).float()
 
 
 def adam_where(
@@ -94,7 +97,8 @@ class GuardedAdam:
 
     param_groups: list[dict[str, Any]]
     state: Any
-    _taken: torch.Tensor | None = None
+    _taken: torch.Tensor | None = None  # steps taken, where the device counts them
+    _stale: bool = False  # the states do not know that count
     _fused: FusedUpdate | None = None
     _seed: int = 0
 
@@ -106,6 +110,10 @@ class GuardedAdam:
         """Of step ``taken``."""
         raise NotImplementedError
 
+    def _states(self) -> list[dict[str, Any]]:
+        """Of this optimizer's own parameters: with gradient release several share one table."""
+        return [self.state[p] for group in self.param_groups for p in group["params"] if self.state.get(p)]
+
     def _steps(self) -> int:
         """Steps taken so far, by the states."""
         raise NotImplementedError
@@ -114,8 +122,8 @@ class GuardedAdam:
         """Put the steps taken into the states."""
         raise NotImplementedError
 
-    def _update_row(self, row: Row, control: torch.Tensor, group: dict[str, Any]) -> None:
-        """Update one row that the kernel does not take."""
+    def _update_row(self, number: int, row: Row, control: torch.Tensor, group: dict[str, Any]) -> None:
+        """Update one row that the kernel does not take; ``number`` counts these."""
         change, mean, square = adam_where(
             tuple(t.float() for t in row[:4]), control, group["eps"], group["weight_decay"]
         )
@@ -139,18 +147,22 @@ class GuardedAdam:
         """
         (group,) = self.param_groups
         rows = self._rows(group)
+        if not rows:
+            return
         if self._taken is None:
             self._taken = torch.tensor(float(self._steps()), dtype=torch.float64, device=rows[0][0].device)
             self.register_state_dict_pre_hook(lambda _: self._count_steps())  # type: ignore[attr-defined]
-        self._taken += good
-        count = self._taken.clamp(min=1)  # a first step that is not taken: no division by 0
-        control = control_of(self._mix(group, count), self._taken, rate, scale, good)
+        taken = self._taken + good
+        count = taken.clamp(min=1)  # a first step that is not taken: no division by 0
+        control = control_of(self._mix(group, count), taken, rate, scale, good)
         left: Sequence[Row] = rows
         if available(rows[0][0]):
             self._fused = self._fused or FusedUpdate(group["eps"], group["weight_decay"], self._seed)
             left = self._fused(rows, control)
-        for row in left:
-            self._update_row(row, control, group)
+        for number, row in enumerate(left):
+            self._update_row(number, row, control, group)
+        self._stale = True
+        self._taken.copy_(taken)  # last, so that a step that ran out of memory can be made again
 
     def after_capture(self) -> None:
         """To be called when a guarded step was captured in a CUDA graph, before the graph runs."""
@@ -159,5 +171,6 @@ class GuardedAdam:
 
     def _count_steps(self) -> None:
         """Write the device's count into the states."""
-        if self._taken is not None:
+        if self._taken is not None and self._stale:
             self._write_steps(int(self._taken.item()))
+            self._stale = False

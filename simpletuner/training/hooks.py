@@ -24,6 +24,11 @@ from simpletuner.wording import counted
 SMOOTHING = 0.9
 
 
+def due(interval: int | None, step: int) -> bool:
+    """Whether something is to be done after this step (from 1); None is never."""
+    return interval is not None and interval > 0 and step % interval == 0
+
+
 class Progress:
     """The training bar and the metrics file. Acts on nothing."""
 
@@ -76,7 +81,7 @@ class Checkpointing:
 
     def acts_at(self, step: int) -> bool:
         """On the interval."""
-        return bool(self.interval) and step % (self.interval or 1) == 0
+        return due(self.interval, step)
 
     def on_step_end(self, result: StepResult) -> None:
         """Save on the interval."""
@@ -126,7 +131,7 @@ class HeldOutLoss:
 
     def acts_at(self, step: int) -> bool:
         """On the interval."""
-        return bool(self.interval) and step % (self.interval or 1) == 0
+        return due(self.interval, step)
 
     def on_step_end(self, result: StepResult) -> None:
         """Measure on the interval."""
@@ -207,7 +212,7 @@ class ValidationPictures:
 
     def acts_at(self, step: int) -> bool:
         """On the interval."""
-        return bool(self.interval) and step % (self.interval or 1) == 0
+        return due(self.interval, step)
 
     def on_step_end(self, result: StepResult) -> None:
         """Draw on the interval."""

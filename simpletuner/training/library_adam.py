@@ -21,11 +21,17 @@ class OptimiAdamW(GuardedAdam, optimi.AdamW):
     @property
     def guarded_step(self) -> Any:
         """As ``GuardedAdam`` has it; absent where it cannot be had (AttributeError, so that ``hasattr`` is False)."""
-        if len(self.param_groups) > 1 or self.param_groups[0]["decouple_lr"] or not _on_gpu(self.param_groups[0]):
+        group = self.param_groups[0]
+        if len(self.param_groups) > 1 or group["decouple_lr"] or not _on_gpu(group):
+            raise AttributeError("guarded_step")
+        if group["kahan_sum"] is False and _in_bf16(
+            group
+        ):  # the kernel would round at random where the library does not
             raise AttributeError("guarded_step")
         return self._guarded_step
 
     def _rows(self, group: dict[str, Any]) -> list[Row]:
+        """(weight, gradient, mean, square[, rest]) in the weight's dtype, as ``_init_group`` makes and keeps them."""
         lists: list[list[Any]] = [[], [], [], [], []]
         self._init_group(group, *lists)  # makes the states
         return [
@@ -49,7 +55,7 @@ class TorchAdamW(GuardedAdam, torch.optim.AdamW):
     def guarded_step(self) -> Any:
         """As ``GuardedAdam`` has it; absent where it cannot be had (AttributeError, so that ``hasattr`` is False)."""
         group = self.param_groups[0]
-        if len(self.param_groups) > 1 or group["amsgrad"] or group["maximize"] or not _on_gpu(group):
+        if len(self.param_groups) > 1 or group["amsgrad"] or group["maximize"] or _in_bf16(group) or not _on_gpu(group):
             raise AttributeError("guarded_step")
         return self._guarded_step
 
@@ -70,11 +76,15 @@ class TorchAdamW(GuardedAdam, torch.optim.AdamW):
         return plain_mix(group["betas"], taken)
 
     def _steps(self) -> int:
-        return int(next(iter(self.state.values()))["step"])
+        return max((int(state["step"]) for state in self._states()), default=0)
 
     def _write_steps(self, taken: int) -> None:
-        for state in self.state.values():
+        for state in self._states():
             state["step"].fill_(taken)
+
+
+def _in_bf16(group: dict[str, Any]) -> bool:
+    return any(parameter.dtype is torch.bfloat16 for parameter in group["params"])
 
 
 def _on_gpu(group: dict[str, Any]) -> bool:

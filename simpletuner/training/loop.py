@@ -112,6 +112,52 @@ class Figures:
         )
 
 
+class Unread:
+    """Figures of steps that nobody has looked at yet, in order; reading tells the hooks."""
+
+    def __init__(self, trainee: Trainee, hooks: Sequence[Hook]) -> None:
+        """Nothing waits."""
+        self.guard = Guard()
+        self._trainee, self._hooks = trainee, hooks
+        self._waiting: deque[Figures] = deque()
+        self._read_at = 0.0
+
+    def add(self, figures: Figures) -> None:
+        """The newest step."""
+        self._waiting.append(figures)
+
+    def read(self, left: int) -> None:
+        """Read and tell until ``left`` steps wait; what lies on the host already is read at once.
+
+        Raises:
+            NonFiniteError: Too many steps in a row were skipped, and none of those that wait was good.
+        """
+        while self._waiting and (len(self._waiting) > left or not self._waiting[0].ready):
+            try:
+                self._tell()
+            except NonFiniteError:
+                if not self.tell_the_rest():
+                    raise
+
+    def tell_the_rest(self) -> bool:
+        """Read and tell everything; whether the last step was good."""
+        self.guard = Guard()
+        while self._waiting:
+            self._tell()  # at most LATE steps: too few for the guard
+        return self.guard.seen and not self.guard.in_a_row
+
+    def _tell(self) -> None:
+        figures = self._waiting.popleft()
+        try:
+            result = figures.read(self.guard, self._read_at)
+        finally:
+            self._read_at = time.perf_counter()
+        if result.skipped and self._trainee.ema:
+            self._trainee.ema.updates -= figures.outcome.averaged  # the device left it as it was
+        for hook in self._hooks:
+            hook.on_step_end(result)
+
+
 def _mean(losses: list[float], regularisation: list[bool], kind: bool) -> float | None:
     """Mean over one kind of samples, None without any."""
     chosen = [loss for loss, is_kept in zip(losses, regularisation, strict=True) if is_kept is kind]
@@ -144,36 +190,30 @@ def train(
     Raises:
         NonFiniteError: Too many steps in a row were not finite.
     """
-    guard = Guard()
+    figures = Unread(trainee, hooks)
     for hook in hooks:
         if should_stop():  # asked while pictures were drawn: nothing is trained yet, so there is nothing to keep
             return start
         hook.on_start(start)
     trainee.transformer.train()
-    step, waiting, read_at = start, deque[Figures](), 0.0
+    step = start
     try:
         while step < total and not should_stop():
             began = time.perf_counter()
-            outcome = one_step(trainee, recipe, batches, step, guard)
-            waiting.append(Figures(step + 1, outcome, recipe.schedule.at(step), began))
+            outcome = one_step(trainee, recipe, batches, step, figures.guard)
             step += 1
             acts = any(hook.acts_at(step) for hook in hooks)
-            at_once = acts or outcome.decided or not waiting[-1].ready
             if trainee.graphs and (acts or step == total):
                 trainee.graphs.make_room()
-            while waiting and (at_once or len(waiting) > LATE):
-                result = waiting.popleft().read(guard, read_at)
-                read_at = time.perf_counter()
-                for hook in hooks:
-                    hook.on_step_end(result)
-        for figures in waiting:
-            result = figures.read(guard, read_at)
-            read_at = time.perf_counter()
-            for hook in hooks:
-                hook.on_step_end(result)
+            figures.add(Figures(step, outcome, recipe.schedule.at(step - 1), began))
+            figures.read(0 if acts or outcome.decided else LATE)
+        figures.read(0)
     except NonFiniteError:
         for hook in hooks:  # what was learned until the last good step is saved
             hook.on_stop(step, False)
+        raise
+    except BaseException:
+        figures.tell_the_rest()
         raise
     if step > start:
         for hook in hooks:

@@ -161,7 +161,7 @@ def predict(trainee: Trainee, recipe: Recipe, batch: Batch, shown: NoisedBatch) 
             shown.noisy_latents,
             shown.timesteps,
             moved(batch.text, trainee.device),
-            batch.mask,
+            moved(batch.mask, trainee.device) if trainee.device.type == "cuda" else batch.mask,
         )
 
 
@@ -190,6 +190,7 @@ class Outcome:
         good: [] bool on the device: it took the step; None where the host decides.
         decided: The host has read the figures, and knows what became of the step.
         skipped: The sentence of a skipped step, if ``decided``.
+        averaged: Updates that the EMA counted, before it is known whether the device took the step.
     """
 
     losses: torch.Tensor
@@ -199,6 +200,7 @@ class Outcome:
     good: torch.Tensor | None = None
     decided: bool = False
     skipped: str | None = None
+    averaged: int = 0
 
 
 def one_step(trainee: Trainee, recipe: Recipe, batches: Iterator[Batch], step: int, guard: Guard) -> Outcome:
@@ -212,7 +214,9 @@ def one_step(trainee: Trainee, recipe: Recipe, batches: Iterator[Batch], step: i
     if not trainee.graphs:  # in a graph the update belongs to the same launch
         finish(trainee, recipe, outcome, step, guard)
     if trainee.ema and outcome.good is not None:
+        before = trainee.ema.updates
         trainee.ema.update(step + 1, outcome.good)
+        outcome.averaged = trainee.ema.updates - before
     return outcome
 
 
@@ -229,6 +233,8 @@ def gradients(trainee: Trainee, recipe: Recipe, batches: Iterator[Batch], step: 
         if trainee.adapter and trainee.adapter.draws:  # dropout: the same in a resumed run, and not the noise's numbers
             torch.manual_seed(mixed_seed(mixed_seed(recipe.seed, position), DROPOUT))
         shown = noise_batch(batch, trainee, recipe, position, generator)
+        if trainee.graphs and (recipe.rollout or batch.regularisation):
+            trainee.graphs.make_room()
         shown = rolled_out(batch, shown, trainee, recipe, position, generator)
         shown = keep_base(trainee, recipe, batch, shown)
         if trainee.graphs:
@@ -324,7 +330,10 @@ def guarded_update(
 
 def global_norm(parameters: list[torch.nn.Parameter]) -> torch.Tensor:
     """[] float32: the Euclidean norm of all gradients together."""
-    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]).float()
+    grads = [p.grad for p in parameters if p.grad is not None]
+    if not grads:
+        return torch.zeros(())
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads, 2, torch.float32)))
 
 
 def clip(trainee: Trainee, recipe: Recipe) -> torch.Tensor:
@@ -335,7 +344,9 @@ def clip(trainee: Trainee, recipe: Recipe) -> torch.Tensor:
     if trainee.release:
         return torch.tensor(trainee.release.norm())
     if recipe.clip_norm and not recipe.clip_by_value:
-        return torch.nn.utils.clip_grad_norm_(trainee.parameters, recipe.clip_norm)
+        norm = global_norm(trainee.parameters)
+        torch.nn.utils.clip_grads_with_norm_(trainee.parameters, recipe.clip_norm, norm)
+        return norm
     norm = global_norm(trainee.parameters)
     if recipe.clip_norm:
         torch.nn.utils.clip_grad_value_(trainee.parameters, recipe.clip_norm)

@@ -60,6 +60,7 @@ class StepGraphs:
         self._seen: Counter[Shape] = Counter()
         self._captured: dict[Shape, Captured] = {}
         self._pool: Any = None
+        self._told = False
         self.obstacle: str | None = None
 
     def __call__(self, work: Work, inputs: Inputs) -> tuple[torch.Tensor, ...]:
@@ -92,9 +93,10 @@ class StepGraphs:
         """
         free, total = torch.cuda.mem_get_info()
         if self._captured and free < ROOM * total:
-            self._release()
+            self.release()
 
-    def _release(self) -> None:
+    def release(self) -> None:
+        """Forget all graphs; each is captured anew at the next step of its shape."""
         torch.cuda.synchronize()
         self._captured.clear()
         self._pool = None
@@ -109,7 +111,7 @@ class StepGraphs:
             if not self._captured:
                 raise
         self._clear()
-        self._release()
+        self.release()
         self._give_up("steps of other shapes need its memory")
         return work(*inputs)
 
@@ -125,14 +127,18 @@ class StepGraphs:
         torch.cuda.empty_cache()  # the graph has memory of its own: give back what the plain steps had
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, pool=self._pool):
+            # Only this thread's calls are watched: the loader's goes on pinning memory, and encoding, beside it.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 outputs = work(*places)
         except (RuntimeError, torch.OutOfMemoryError) as error:  # a call that a capture forbids, or no memory left
             self._clear()
             del graph
-            self._release()
+            self.release()
             self._give_up(str(error).strip().splitlines()[0])
             return None
+        if not self._told:
+            self._say("From here on a step is one CUDA graph")
+            self._told = True
         self._pool = self._pool or graph.pool()
         self._after_capture()
         self._captured[shape] = Captured(graph, places, outputs)

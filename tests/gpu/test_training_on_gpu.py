@@ -22,7 +22,7 @@ pytestmark = [
 
 SIDES = {"target_module": ["Attention", "GLUMBConv"]}
 LOKR = {"algo": "lokr", "multiplier": 1.0, "linear_dim": 4, "linear_alpha": 4.0, "factor": 4, "apply_preset": SIDES}
-LORA = {"model_type": "lora", "lora_rank": 4, "peft_lora_target_modules": ["all"]}
+LORA = {"model_type": "lora", "learning_rate": 1e-2, "lora_rank": 4, "peft_lora_target_modules": ["all"]}
 KINDS: dict[str, dict[str, Any]] = {
     "full": {"optimizer": "adamw_bf16"},
     "full, averaged": {"optimizer": "adamw_bf16", "use_ema": True},
@@ -40,8 +40,15 @@ KINDS: dict[str, dict[str, Any]] = {
         "optimizer": "bnb-lion8bit-paged",
         "gradient_checkpointing": True,
     },
-    "lokr": {"model_type": "lora", "lora_type": "lycoris", "lycoris_config": LOKR, "optimizer": "adamw_bf16"},
+    "lokr": {
+        "model_type": "lora",
+        "learning_rate": 1e-2,
+        "lora_type": "lycoris",
+        "lycoris_config": LOKR,
+        "optimizer": "adamw_bf16",
+    },
 }
+REPLAYED = {"full", "full, averaged", "full, recomputed", "full, torch", "full, kahan", "lora", "lokr"}
 COMMON = {"mixed_precision": "bf16", "learning_rate": 1e-4, "max_train_steps": 8, "train_batch_size": 2}
 
 
@@ -64,7 +71,8 @@ def train(pocket_run: Callable[..., Path], tmp_path: Path) -> Callable[..., tupl
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_step_has_the_loss_of_the_plain_way(kind: str, train: Callable[..., Any]) -> None:
     said, fast, _ = train("fast", **KINDS[kind], transformer_forward="fast")
-    assert "hand-written kernels" in said and "fails" not in said
+    assert "hand-written kernels" in said and "without a CUDA graph" not in said
+    assert ("a step is one CUDA graph" in said) is (kind in REPLAYED)
     _, plain, _ = train("plain", **KINDS[kind], transformer_forward="diffusers")
     print(kind, fast, plain)
     assert len(fast) == len(plain) == 8
@@ -73,14 +81,18 @@ def test_every_step_has_the_loss_of_the_plain_way(kind: str, train: Callable[...
 
 @pytest.mark.parametrize("kind", ["full", "full, averaged", "lora"])
 def test_a_resumed_run_goes_on_as_the_whole_one(kind: str, train: Callable[..., Any]) -> None:
-    _, whole, first = train("whole", **KINDS[kind])
+    _, whole, first = train("whole", **KINDS[kind], checkpoint_step_interval=4)
     train("halves", **KINDS[kind], max_train_steps=4)
     said, halves, second = train("halves", **KINDS[kind])
     assert "Resuming from" in said and halves == pytest.approx(whole, rel=1e-3)
-    for file in sorted(first.rglob("*.safetensors")):
-        if "checkpoint" in str(file.relative_to(first)):
-            continue
-        ours, theirs = load_file(file), load_file(second / file.relative_to(first))
-        apart = max((ours[key].float() - theirs[key].float()).abs().max().item() for key in ours)
-        print(kind, file.relative_to(first), "largest difference", apart)
-        assert apart < 1e-2
+    start, end, again = (flat(folder) for folder in (first / "checkpoint-4", first, second))
+    print(kind, "apart", (again - end).norm() / (end - start).norm())
+    assert (again - end).norm() < 0.05 * (end - start).norm(), "as far as it went"
+
+
+def flat(folder: Path) -> torch.Tensor:
+    """All trained weights of a checkpoint, or of the last one of a run."""
+    if not folder.name.startswith("checkpoint"):
+        folder = max(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    files = sorted([*folder.rglob("diffusion_pytorch_model*.safetensors"), *folder.glob("*lora*.safetensors")])
+    return torch.cat([tensor.float().flatten() for file in files for _, tensor in sorted(load_file(file).items())])

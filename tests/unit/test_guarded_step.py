@@ -12,13 +12,13 @@ import toy
 
 from simpletuner.data.loader import pad
 from simpletuner.data.types import Batch
-from simpletuner.errors import NonFiniteError
+from simpletuner.errors import CacheError, NonFiniteError
 from simpletuner.models.sana.family import Sana
-from simpletuner.training import fast_path
-from simpletuner.training.adamw_bf16 import AdamWBF16, adamw
+from simpletuner.training import fast_path, loop
+from simpletuner.training.adamw_bf16 import AdamWBF16
 from simpletuner.training.ema import Ema
 from simpletuner.training.guard import PATIENCE, Guard
-from simpletuner.training.guarded_adam import adam_where, control_of, plain_mix
+from simpletuner.training.guarded_adam import adam_where, control_of, debiased_mix, plain_mix
 from simpletuner.training.learning_rate import Schedule
 from simpletuner.training.loop import StepResult, train
 from simpletuner.training.optimizers import build, pack
@@ -37,12 +37,12 @@ def pair(dtype: torch.dtype, **settings: Any) -> tuple[list[AdamWBF16], list[lis
 
 
 @pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 2e-7), (torch.bfloat16, 0.017)])
-def test_it_takes_the_step_that_the_host_would_take(dtype: torch.dtype, near: float) -> None:
+def test_clipping_is_a_factor_on_the_gradients(dtype: torch.dtype, near: float) -> None:
     (host, device), (first, second) = pair(dtype)
     for step in range(6):
         for a, b in zip(first, second, strict=True):
             a.grad = torch.randn(a.shape, generator=torch.Generator().manual_seed(step)).to(dtype)
-            b.grad = 2 * a.grad  # clipped by half below
+            b.grad = 2 * a.grad
         host.step()
         device.guarded_step(torch.tensor(1e-2), torch.tensor(0.5), YES)
     for a, b in zip(first, second, strict=True):
@@ -65,15 +65,19 @@ def test_a_step_that_is_left_changes_nothing_and_is_not_counted() -> None:
     assert optimizer.state_dict()["state"][0]["step"] == 3
 
 
-def test_the_formula_is_that_of_adamw() -> None:
-    settings = {"betas": (0.9, 0.99), "eps": 1e-6, "weight_decay": 0.1, "lr": 3e-3}
-    tensors = tuple(torch.rand(4, 9) for _ in range(4))
-    taken = torch.tensor(7.0, dtype=torch.float64)
-    control = control_of(plain_mix((0.9, 0.99), taken), taken, torch.tensor(3e-3), ONE, YES)
-    change, mean, square = adam_where(tensors, control, 1e-6, 0.1)
-    expected = adamw(*tensors, 7, settings)
-    for a, b in zip((tensors[0] * (1 - 3e-4) + change, mean, square), expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+@pytest.mark.parametrize("mix", [plain_mix, debiased_mix])
+def test_the_formula_is_that_of_torch(mix: Any) -> None:
+    weight = torch.nn.Parameter(torch.rand(4, 9, dtype=torch.float64))
+    reference = torch.optim.AdamW([weight], 3e-3, (0.9, 0.99), 1e-6, 0.1)
+    ours = [weight.detach().clone(), *(torch.zeros(4, 9, dtype=torch.float64) for _ in range(2))]
+    for step in range(1, 8):
+        weight.grad = torch.randn(4, 9, dtype=torch.float64)
+        reference.step()
+        taken = torch.tensor(float(step), dtype=torch.float64)
+        control = control_of(mix((0.9, 0.99), taken), taken, torch.tensor(3e-3), ONE, YES).double()
+        change, *states = adam_where((ours[0], weight.grad, *ours[1:]), control, 1e-6, 0.1)
+        ours = [ours[0] * (1 - 3e-4) + change, *states]
+        torch.testing.assert_close(ours[0], weight.detach(), rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", ["optimi-adamw", "torch-adamw"])
@@ -172,7 +176,9 @@ def test_a_bad_picture_is_named_and_costs_one_step() -> None:
     assert torch.equal(weights[0], weights[1]), "neither weights nor their average moved"
     assert not torch.equal(weights[1], weights[2]) and torch.isfinite(weights[2]).all()
     again = guarded_toy()
+    again.ema = Ema(again.parameters, 0.5)
     train(again, toy.recipe(**RECIPE), iter(batches), 0, 3, [told], lambda: False)
+    assert again.ema.updates == 2, "a step that was left is no update"
     assert [bool(result.skipped) for result in told.results] == [False, True, False]
     assert "bad-1.png" in (told.results[1].skipped or "")
 
@@ -183,6 +189,65 @@ def test_ten_bad_steps_in_a_row_end_the_run_and_what_was_learned_is_saved() -> N
     with pytest.raises(NonFiniteError, match=f"bad-{PATIENCE - 1}.png"):
         train(made, toy.recipe(**RECIPE), iter(batches), 0, 21, [told], lambda: False)
     assert len(told.results) == PATIENCE and told.stopped == [(PATIENCE + 1, False)]
+
+
+@pytest.fixture
+def late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are on their way, as on a GPU."""
+
+    class Event:
+        def synchronize(self) -> None: ...
+
+    real = loop.Figures.__init__
+
+    def on_their_way(self: loop.Figures, *arguments: Any) -> None:
+        real(self, *arguments)
+        self.ready = Event()  # type: ignore[assignment]
+
+    monkeypatch.setattr(loop.Figures, "__init__", on_their_way)
+
+
+def test_figures_are_read_late_but_at_once_where_a_hook_acts(late: None) -> None:
+    order: list[str] = []
+
+    class Orders(Told):
+        def on_step_end(self, result: StepResult) -> None:
+            order.append(f"told {result.step}")
+
+    def batches() -> Any:
+        for number in range(7):
+            order.append(f"begun {number + 1}")
+            yield toy.batch(number)
+
+    train(guarded_toy(), toy.recipe(**RECIPE), batches(), 0, 7, [Orders((4,))], lambda: False)
+    assert order == [
+        "begun 1", "begun 2", "begun 3", "told 1", "begun 4", "told 2", "told 3", "told 4",
+        "begun 5", "begun 6", "begun 7", "told 5", "told 6", "told 7",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("bad", "ends"), [(9, False), (10, False), (12, True)])
+def test_a_run_that_has_recovered_when_it_is_read_goes_on(late: None, bad: int, ends: bool) -> None:
+    """Ten bad steps, and good ones behind them that are trained already."""
+    told, batches = Told(), [toy.batch(0), *(spoilt(n) for n in range(bad)), *(toy.batch(n) for n in range(8))]
+    if ends:
+        with pytest.raises(NonFiniteError):
+            train(guarded_toy(), toy.recipe(**RECIPE), iter(batches), 0, len(batches), [told], lambda: False)
+        assert told.stopped == [(13, False)] and told.results[-1].step == 13
+        return
+    train(guarded_toy(), toy.recipe(**RECIPE), iter(batches), 0, len(batches), [told], lambda: False)
+    assert told.stopped == [(len(batches), True)] and told.results[-1].step == len(batches)
+
+
+def test_what_waits_is_told_when_the_data_fails(late: None) -> None:
+    def batches() -> Any:
+        yield from (toy.batch(0), toy.batch(1))
+        raise CacheError("gone")
+
+    told = Told()
+    with pytest.raises(CacheError):
+        train(guarded_toy(), toy.recipe(**RECIPE), batches(), 0, 5, [told], lambda: False)
+    assert [result.step for result in told.results] == [1, 2]
 
 
 def test_text_is_padded_to_a_multiple_and_means_the_same() -> None:
