@@ -33,7 +33,7 @@ DECODER = "pixels-2"  # raise it when data/images.py gives other pixels for the 
 class PlacedSample:
     """A sample with its place and the key of its latents; its mask and that mask's key, if there is one.
 
-    ``digest`` is that of the file's bytes, from which other places have other keys.
+    ``digest`` is that of the file's bytes, from which other places have other keys; ``mask_digest`` that of the mask's.
     """
 
     sample: Sample
@@ -42,6 +42,7 @@ class PlacedSample:
     mask: Path | None = None
     mask_key: str = ""
     digest: str = ""
+    mask_digest: str = ""
 
 
 def latent_key(digest: str, placement: Placement) -> str:
@@ -191,22 +192,22 @@ def keep_masks(
     kind: MaskKind,
     stride: int,
     on_done: Callable[[int], None],
-) -> list[Skipped]:
+) -> dict[str, str]:
     """Loss weights of pictures whose masks are missing in ``store``.
 
     Returns:
-        Pictures whose mask cannot be decoded, with the reason.
+        Why, by ``mask_key``, for masks that cannot be decoded.
     """
-    skipped: list[Skipped] = []
+    reasons: dict[str, str] = {}
     with decoding_threads() as pool, store.writer() as writer:
         jobs = [(p, pool.submit(weights, p.mask, p.placement, kind, stride)) for p in placed if p.mask]
         for item, job in jobs:
             try:
                 writer.add(item.mask_key, job.result(), str(item.mask))
             except ImageError as error:
-                skipped.append(Skipped(item.sample.path, f"its mask cannot be used: {error}"))
+                reasons[item.mask_key] = str(error)
             on_done(1)
-    return skipped
+    return reasons
 
 
 def mask_key(digest: str, placement: Placement, kind: MaskKind, stride: int) -> str:

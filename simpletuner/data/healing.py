@@ -17,6 +17,9 @@ from simpletuner.data.shards import must_be_finite
 from simpletuner.errors import CacheError, DamagedError
 from simpletuner.wording import counted
 
+CAPTIONS_ANEW = ("caption was encoded anew", "captions were encoded anew")
+MASKS_ANEW = ("mask was read anew", "masks were read anew")
+
 Anew = Callable[[Sequence[str]], Mapping[str, torch.Tensor]]
 
 

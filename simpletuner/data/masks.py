@@ -19,6 +19,7 @@ from simpletuner.data.images import cut, read_size
 from simpletuner.data.types import Placement, Size
 from simpletuner.errors import ImageError
 
+UNUSABLE = "its mask cannot be used"
 MaskKind = Literal["mask", "segmentation"]
 
 

@@ -14,7 +14,7 @@ import torch
 from simpletuner.data import undecodable
 from simpletuner.data.cache import ShardWriter, TensorStore
 from simpletuner.data.encode import decoding_threads, text_key
-from simpletuner.data.healing import HealedOnce, Healing
+from simpletuner.data.healing import CAPTIONS_ANEW, HealedOnce, Healing
 from simpletuner.data.images import cut
 from simpletuner.data.loader import LatentRef
 from simpletuner.data.shards import must_be_finite
@@ -46,7 +46,7 @@ class TextsOnDemand:
         self._writer = store.writer() if store is not None else None
         self._kept = None
         if store is not None:
-            self._kept = Healing(store, self._anew, ("caption was encoded anew", "captions were encoded anew"), tell)
+            self._kept = Healing(store, self._anew, CAPTIONS_ANEW, tell)
 
     def get(self, key: str) -> torch.Tensor:
         """[n, D] embeds. Raises CacheError for a caption that was not announced."""

@@ -89,7 +89,9 @@ def pack(tensors: Mapping[str, torch.Tensor], shard: Path) -> bytes:
     Raises:
         CacheError: They cannot be packed.
     """
-    checksums = {key: zlib.crc32(t.reshape(-1).view(torch.uint8).numpy().tobytes()) for key, t in tensors.items()}
+    checksums = {
+        key: zlib.crc32(t.reshape(-1).view(torch.uint8).numpy().tobytes()) for key, t in sorted(tensors.items())
+    }
     try:
         return save(dict(tensors), metadata={"crc32": json.dumps(checksums)})
     except SafetensorError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,18 +12,20 @@ import torch
 from simpletuner.config.read import RunConfig
 from simpletuner.data import undecodable
 from simpletuner.data.cache import TensorStore, content_key, weights_digest
-from simpletuner.data.encode import text_key
+from simpletuner.data.encode import embeds_of, text_key
+from simpletuner.data.healing import CAPTIONS_ANEW, Healing
 from simpletuner.data.loader import DROPPED
 from simpletuner.data.mirror import RemoteSource
 from simpletuner.data.ondemand import OnDemand, TextsOnDemand
 from simpletuner.data.remote_cache import RemoteCaches
+from simpletuner.models import quantize
 from simpletuner.models.base import Components
 from simpletuner.reporting.progress import Reporter
-from simpletuner.training import keeping, prepare, quantising, translate_data, translate_precision
+from simpletuner.training import keeping, prepare, quantising, recalling, translate_data, translate_precision
 from simpletuner.training.session import Session, check_sizes, find_pictures, open_session
 from simpletuner.wording import counted
 
-Texts = TensorStore | TextsOnDemand
+Texts = Healing | TextsOnDemand
 
 
 def fill_caches(session: Session, parts: Components, found: list[prepare.Found]) -> tuple[keeping.Refs, Texts]:
@@ -43,6 +46,12 @@ def fill_caches(session: Session, parts: Components, found: list[prepare.Found])
         session.reporter,
         session.caches,
     )
+    return refs, _fill_texts(session, parts, found)
+
+
+def _fill_texts(session: Session, parts: Components, found: list[prepare.Found]) -> Texts:
+    """The text half of ``fill_caches``."""
+    dtype = session.precision.cache
     text_settings = translate_precision.text_quantisation(session.config.options, session.precision, session.device)
     tokenizer = json.dumps(sorted(parts.tokenizer.get_vocab().items()))
     text_print = content_key(
@@ -57,12 +66,12 @@ def fill_caches(session: Session, parts: Components, found: list[prepare.Found])
     def encode(captions: list[str]) -> list[torch.Tensor]:
         return encode_trimmed(session, parts, captions)
 
-    captions = {DROPPED, *keeping.captions_of(found)}
+    captions = list(dict.fromkeys([DROPPED, *keeping.captions_of(found)]))
     if datasets.text_caching == "never":
         session.reporter.say(
             f"{counted(len(captions), 'distinct caption is', 'distinct captions are')} encoded when needed, and not kept"
         )
-        return refs, TextsOnDemand(None, encode, dtype, captions, session.reporter.say)
+        return TextsOnDemand(None, encode, dtype, captions, session.reporter.say)
     store = session.caches.open(datasets.text_cache_dir / text_print[:16], translate_data.text_remote(datasets))
     for shard in store.dropped:
         session.reporter.say(f"{shard} was damaged and is encoded anew")
@@ -70,9 +79,25 @@ def fill_caches(session: Session, parts: Components, found: list[prepare.Found])
         session.reporter.say(
             f"{counted(len(captions), 'distinct caption is', 'distinct captions are')} encoded when first needed"
         )
-        return refs, TextsOnDemand(store, encode, dtype, captions, session.reporter.say)
+        return TextsOnDemand(store, encode, dtype, captions, session.reporter.say)
     keeping.keep_texts(found, store, encode, dtype, [DROPPED], session.reporter)
-    return refs, store
+    announced = {text_key(caption): caption for caption in captions}
+
+    def anew(keys: Sequence[str]) -> dict[str, torch.Tensor]:
+        return _encode_anew(session, parts, text_settings, [announced[key] for key in keys if key in announced])
+
+    return Healing(store, anew, CAPTIONS_ANEW, session.reporter.say)
+
+
+def _encode_anew(
+    session: Session, parts: Components, settings: quantize.Settings | None, captions: list[str]
+) -> dict[str, torch.Tensor]:
+    """Text embeds by key, in the middle of training; ``settings`` are those the text encoder was quantised with."""
+    if not captions:
+        return {}
+    with recalling.text_encoder(session.family, session.source, parts, settings, session.device) as at_hand:
+        made = embeds_of(captions, lambda batch: encode_trimmed(session, at_hand, batch), session.precision.cache)
+        return {text_key(caption): embeds for caption, embeds in made}
 
 
 def in_tiles(session: Session, found: list[prepare.Found]) -> bool:

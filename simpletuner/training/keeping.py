@@ -5,7 +5,8 @@ In: what ``prepare`` found. Out: references to samples whose tensors are in the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -13,10 +14,12 @@ import torch
 from simpletuner.data import undecodable
 from simpletuner.data.cache import TensorStore
 from simpletuner.data.encode import encode_latents, encode_texts, keep_masks, missing_latents, text_key
+from simpletuner.data.healing import MASKS_ANEW, Healing
 from simpletuner.data.loader import LatentRef
+from simpletuner.data.masks import UNUSABLE, weights
 from simpletuner.data.remote_cache import RemoteCaches
 from simpletuner.data.types import Skipped
-from simpletuner.errors import DataError
+from simpletuner.errors import DataError, ImageError
 from simpletuner.reporting.progress import Reporter
 from simpletuner.training import prepare
 from simpletuner.wording import counted
@@ -102,25 +105,45 @@ def _refer(item: prepare.Found, store: TensorStore | None, refs: Refs, reporter:
         )
 
 
-def _keep_masks(item: prepare.Found, reporter: Reporter) -> TensorStore | None:
-    """The store of a dataset's loss weights, filled; None if it has no masks."""
-    if item.source.mask is None:
+def _keep_masks(item: prepare.Found, reporter: Reporter) -> Healing | None:
+    """A dataset's loss weights, all of them kept; None if it has no masks. Pictures without a usable mask are skipped."""
+    source = item.source.mask
+    if source is None:
         return None
     store = TensorStore(item.source.latent_dir / prepare.MASKS)
-    missing = list({p.mask_key: p for p in item.placed if p.mask_key not in store}.values())
+    for shard in store.dropped:
+        reporter.say(f"{shard} was damaged: its masks are read anew")
+    made_from = {p.mask_key: p for p in item.placed}
+    missing = [p for p in made_from.values() if p.mask_key not in store]
     if missing:
         with reporter.bar(f"Reading masks [{item.source.id}]", len(missing), quiet_s=1.0) as bar:
-            skipped = keep_masks(missing, store, item.source.mask.kind, item.source.stride, bar.advance)
-        if skipped:
-            without = [p for p in item.placed if p.mask_key not in store]
-            found = {s.path: s.reason for s in skipped}
-            reasons = {p.mask_key: found[p.sample.path] for p in without if p.sample.path in found}
-            skipped = [Skipped(p.sample.path, reasons[p.mask_key]) for p in without]  # equal masks are read once
-            item.skipped += skipped
-            item.placed = [p for p in item.placed if p.mask_key in store]
-            prepare.tell_skipped(item.source.id, skipped, reporter)
-            prepare.tell_sum(item, reporter)
-    return store
+            reasons = keep_masks(missing, store, source.kind, item.source.stride, bar.advance)
+        _leave_out_masks(item, reasons, reporter)
+
+    def anew(keys: Sequence[str]) -> dict[str, torch.Tensor]:
+        fresh = {}
+        for key in keys:
+            p = made_from.get(key)
+            if p and p.mask:
+                with contextlib.suppress(ImageError):  # it was readable when it was cached: the next run skips it
+                    fresh[key] = weights(p.mask, p.placement, source.kind, item.source.stride)
+        return fresh
+
+    return Healing(store, anew, MASKS_ANEW, reporter.say)
+
+
+def _leave_out_masks(item: prepare.Found, reasons: Mapping[str, str], reporter: Reporter) -> None:
+    """Skip the pictures whose masks could not be decoded; remember these masks, and print the new sum."""
+    without = [p for p in item.placed if p.mask_key in reasons]
+    if not without:
+        return
+    failures = [(p.mask, p.mask_digest, reasons[p.mask_key]) for p in without if p.mask]
+    undecodable.remember(item.source.latent_dir / prepare.MASKS, failures)
+    skipped = [Skipped(p.sample.path, f"{UNUSABLE}: {reasons[p.mask_key]}") for p in without]
+    item.skipped += skipped
+    item.placed = [p for p in item.placed if p.mask_key not in reasons]
+    prepare.tell_skipped(item.source.id, skipped, reporter)
+    prepare.tell_sum(item, reporter)
 
 
 def captions_of(found: Sequence[prepare.Found]) -> list[str]:

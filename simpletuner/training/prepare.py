@@ -19,7 +19,7 @@ from simpletuner.data.digests import digests
 from simpletuner.data.discover import Discovery, discover
 from simpletuner.data.encode import PlacedSample, latent_key, mask_key
 from simpletuner.data.hub_dataset import HubDataset, bring
-from simpletuner.data.masks import MaskSource, by_name, check_size, mask_of
+from simpletuner.data.masks import UNUSABLE, MaskSource, by_name, check_size, mask_of
 from simpletuner.data.mirror import RemoteSource, mirror
 from simpletuner.data.placement import PlacementRules, place, possible_buckets
 from simpletuner.data.sampler import Bucket, Drawing, shortfalls
@@ -101,6 +101,7 @@ def _place_all(
     known = digests(paths, source.latent_dir, partial(reporter.track, f"Reading pictures [{source.id}]"))
     masks = by_name(source.mask.folder) if source.mask else {}
     known_masks = digests(list(masks.values()), source.latent_dir / MASKS) if masks else {}
+    broken_masks = undecodable.known(source.latent_dir / MASKS) if masks else {}
     ahead = source.caching == "ahead" and not source.redraw  # else the plan has others stand in for them
     broken = undecodable.known(source.latent_dir) if ahead else {}
     placed, skipped = [], surplus
@@ -113,7 +114,7 @@ def _place_all(
         key = latent_key(known[sample.path], placement)
         found = PlacedSample(sample, placement, key, digest=known[sample.path])
         try:
-            placed.append(_with_mask(found, source, masks, known_masks))
+            placed.append(_with_mask(found, source, masks, known_masks, broken_masks))
         except ImageError as error:
             skipped.append(Skipped(sample.path, str(error)))
     return placed, skipped
@@ -175,9 +176,17 @@ def _subset(source: DatasetSource, samples: Sequence[Sample]) -> tuple[list[Samp
 
 
 def _with_mask(
-    placed: PlacedSample, source: DatasetSource, masks: Mapping[tuple[str, ...], Path], known: Mapping[Path, str]
+    placed: PlacedSample,
+    source: DatasetSource,
+    masks: Mapping[tuple[str, ...], Path],
+    known: Mapping[Path, str],
+    broken: Mapping[str, str],
 ) -> PlacedSample:
-    """The sample with its mask. Raises ImageError if the dataset has masks and this picture's is missing or unfit."""
+    """The sample with its mask; ``known`` has the masks' digests, ``broken`` what earlier runs could not decode of them.
+
+    Raises:
+        ImageError: The dataset has masks, and this picture's is missing or unfit.
+    """
     if source.mask is None:
         return placed
     mask = mask_of(placed.sample.path, source.folder, masks)
@@ -185,8 +194,11 @@ def _with_mask(
         raise ImageError(
             f"it has no mask of the same name in {source.mask.folder} (conditioning_data {source.mask.id})"
         )
+    if known[mask] in broken:
+        raise ImageError(f"{UNUSABLE}: {broken[known[mask]]}")
     check_size(mask, placed.sample.size)
-    return replace(placed, mask=mask, mask_key=mask_key(known[mask], placed.placement, source.mask.kind, source.stride))
+    key = mask_key(known[mask], placed.placement, source.mask.kind, source.stride)
+    return replace(placed, mask=mask, mask_key=key, mask_digest=known[mask])
 
 
 def find(sources: Sequence[DatasetSource], reporter: Reporter) -> list[Found]:

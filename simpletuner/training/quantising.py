@@ -52,10 +52,16 @@ def transformer(family: Family, parts: Components, facts: Facts, settings: quant
 def text_encoder(parts: Components, settings: quantize.Settings) -> str:
     """Quantise the text encoder; it ends on ``settings.device``. Returns the sentence to print."""
     exact = embeds(parts)
-    decoder = getattr(parts.text_encoder, "model", parts.text_encoder)  # some classes wrap it
-    share = quantize.quantise(parts.text_encoder, decoder.layers, settings)
-    parts.text_encoder.to(settings.device)
+    share = swap_text_encoder(parts.text_encoder, settings)
     return _sentence("text encoder", share, settings, exact, embeds(parts))
+
+
+def swap_text_encoder(encoder: Any, settings: quantize.Settings) -> float:
+    """Quantise a text encoder without measuring it; it ends on ``settings.device``. Returns the share of its weights."""
+    decoder = getattr(encoder, "model", encoder)  # some classes wrap it
+    share = quantize.quantise(encoder, decoder.layers, settings)
+    encoder.to(settings.device)
+    return share
 
 
 def _sentence(what: str, share: float, settings: quantize.Settings, exact: torch.Tensor, now: torch.Tensor) -> str:
