@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 
 from simpletuner.data.cache import OPEN_FILES, TensorStore, content_key
 from simpletuner.data.encode import DECODE_THREADS, decoding_threads
+from simpletuner.data.shards import is_finite
 from simpletuner.errors import CacheError
 
 
@@ -81,6 +82,17 @@ def test_nan_never_reaches_the_disk(tmp_path: Path) -> None:
     with pytest.raises(CacheError, match=r"cat\.png"), store.writer() as writer:
         writer.add("k", torch.tensor([1.0, float("nan")]), "cat.png")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_one_number_that_is_not_finite_is_seen_wherever_it_is(dtype: torch.dtype) -> None:
+    largest = torch.finfo(dtype).max
+    assert is_finite(torch.empty(0, 3, dtype=dtype)) and is_finite(torch.tensor([-largest, largest, largest]).to(dtype))
+    for number in ("nan", "inf", "-inf"):
+        for place in range(40):
+            tensor = torch.randn(5, 8).to(dtype)
+            tensor.view(-1)[place] = float(number)
+            assert not is_finite(tensor)
 
 
 def test_keys_do_not_run_together() -> None:
