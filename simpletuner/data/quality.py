@@ -33,6 +33,7 @@ FAINT_STEP = 1.0  # levels; a grid fainter than this cannot be seen, though a ra
 TILES = 8  # sharpness is that of the sharpest tenth of 8 x 8 tiles: a blurred background is no blurred picture
 SHARPEST = 90.0  # percentile
 HASH_SIDE = 32  # px
+COLOUR_CELLS = 8  # a side: a small thing in the middle fills some of them, and a crop of 1 % moves little
 
 # 21 sharp ones: 0.15 (a chessboard), 0.22, 0.25 and more; one blurred by motion 0.066; three smooth by nature (retina,
 # microscopy, colour chart) under 0.006. After Gaussian blur of sigma 2 px all 25 are under 0.040; enlarged four times 22
@@ -51,6 +52,10 @@ BORDER_LEVELS = 24
 BORDER_ENDS = 0.75
 BORDER_NOISE = 0.01  # share of a line that may differ and yet be border
 BORDER_SHARE = 0.02  # of the side; less is cut away by most crops
+# A plain ground that ends in a straight edge is on one side, as with a house on a line; bars and frames are on two sides
+# that face each other, unless they are broad.
+BORDER_ALONE = 0.1
+BORDER_LEAVES = 0.125  # of the side; bars that leave less are a plain ground with something on it
 
 Luma = NDArray[np.float32]
 Colours = NDArray[np.uint8]
@@ -69,6 +74,7 @@ class Quality:
         contrast: Largest standard deviation of a colour channel, 0 to 127.5.
         perceptual_hash: 64 bits; similar pictures differ in few of them.
         content: Digest of the pixels; equal for exact copies, whatever their file format and metadata.
+        colours: Cb and Cr of 8 x 8 cells, 0 to 255: the perceptual hash knows no colours.
     """
 
     size: Size
@@ -79,6 +85,7 @@ class Quality:
     contrast: float
     perceptual_hash: int
     content: str
+    colours: bytes = b""
 
     @property
     def one_colour(self) -> bool:
@@ -119,6 +126,7 @@ def measure(picture: Image.Image, small: Image.Image | None = None) -> Quality:
         contrast=_contrast(colours),
         perceptual_hash=perceptual_hash(small_grey),
         content=content,
+        colours=coarse_colours(small),
     )
 
 
@@ -138,8 +146,16 @@ def warnings(quality: Quality) -> tuple[str, ...]:
         )
     left, top, right, bottom = quality.borders
     width, height = quality.size
-    sides = ((left, width, "left"), (top, height, "top"), (right, width, "right"), (bottom, height, "bottom"))
-    named = [f"{pixels} px {side}" for pixels, length, side in sides if pixels >= max(2, BORDER_SHARE * length)]
+    sides = (
+        *((left, right, width, "left"), (top, bottom, height, "top")),
+        *((right, left, width, "right"), (bottom, top, height, "bottom")),
+    )
+    named = [
+        f"{pixels} px {side}"
+        for pixels, facing, length, side in sides
+        if pixels >= (alone := BORDER_ALONE * length)
+        or min(pixels, facing) >= min(alone, max(2, BORDER_SHARE * length))
+    ]
     if named:
         found.append(f"It has a border of one colour: {', '.join(named)}; training learns it unless it is cut off.")
     return tuple(found)
@@ -235,14 +251,14 @@ def borders(colours: Colours, size: Size) -> tuple[int, int, int, int]:
         size: The picture's own; the result is in its px, as exact as the copy allows.
 
     Returns:
-        (left, top, right, bottom), each 0 or more; all 0 where nothing else is in the picture.
+        (left, top, right, bottom), each 0 or more; all 0 where next to nothing else is in the picture.
     """
     top, bottom = _bar(colours), _bar(colours[::-1])
-    if top + bottom >= len(colours):
+    if top + bottom > (1 - BORDER_LEAVES) * len(colours):
         return (0, 0, 0, 0)
     columns = colours[top : len(colours) - bottom].transpose(1, 0, 2)
     left, right = _bar(columns), _bar(columns[::-1])
-    if left + right >= len(columns):
+    if left + right > (1 - BORDER_LEAVES) * len(columns):
         return (0, 0, 0, 0)
     wide, high = size.width / colours.shape[1], size.height / colours.shape[0]
     return (round(left * wide), round(top * high), round(right * wide), round(bottom * high))
@@ -261,6 +277,17 @@ def _bar(lines: NDArray[Any]) -> int:
             first = int(ends[0])
             return start + first if differs[first : first + 3].max() >= BORDER_ENDS else 0
     return len(lines)
+
+
+def coarse_colours(picture: Image.Image) -> bytes:
+    """Cb and Cr of the means of 8 x 8 cells: 64 bytes of Cb, then 64 of Cr. Source: ITU-R BT.601, as in JPEG (JFIF).
+
+    Args:
+        picture: RGB, any size.
+    """
+    cells = picture.resize((COLOUR_CELLS, COLOUR_CELLS), Image.Resampling.BOX).convert("YCbCr")
+    _, blue, red = cells.split()
+    return blue.tobytes() + red.tobytes()
 
 
 def perceptual_hash(picture: Image.Image) -> int:

@@ -152,7 +152,9 @@ class Survey:
         measured = {p.path: q for p in self.pictures if (seen := self.looks.get(p.path)) and (q := seen.quality)}
         paths, qualities = list(measured), list(measured.values())
         found = find_duplicates(
-            [q.content for q in qualities], [None if q.one_colour else q.perceptual_hash for q in qualities]
+            [q.content for q in qualities],
+            [None if q.one_colour else q.perceptual_hash for q in qualities],
+            colours=[q.colours for q in qualities],
         )
         return Copies(
             exact=[[paths[i] for i in group] for group in found.exact],

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -115,17 +115,20 @@ def _leave_out_broken(item: prepare.Found, survey: Survey) -> None:
 def describe(checked: Checked) -> list[str]:
     """The survey in sentences, for a terminal."""
     lines: list[str] = []
+    told: set[Path] = set()
     for survey in checked.surveys:
-        lines += [*short(survey, listed=10), *sizes(survey)]
+        lines += [*short(survey, listed=10, told=told), *sizes(survey)]
+        told |= survey.looks.keys()
     return [*lines, *checked.lines, *checked.problems]
 
 
-def short(survey: Survey, listed: int = 3) -> list[str]:
+def short(survey: Survey, listed: int = 3, told: Set[Path] = frozenset()) -> list[str]:
     """What a person should know of one dataset, a line each; nothing where all is well.
 
     Args:
         survey: The dataset.
         listed: Examples named in each line.
+        told: Pictures of other datasets whose pixels have been spoken of.
     """
     head = f"[{survey.id}]"
     lines: list[str] = []
@@ -157,29 +160,31 @@ def short(survey: Survey, listed: int = 3) -> list[str]:
         lines.append(
             f"{head} {counted(len(repeated), 'caption belongs', 'captions belong')} to several pictures, most often {caption[:80]!r} ({count})"
         )
-    lines += _copies(survey, listed)
-    doubtful = survey.doubtful
+    lines += _copies(survey, listed, told)
+    doubtful = {path: found for path, found in survey.doubtful.items() if path not in told}
     if doubtful:
         lines.append(
             f"{head} {counted(len(doubtful), 'picture looks', 'pictures look')} doubtful; the page shows each:"
         )
     lines += [f"{head}   {path.name}: {' '.join(found)}" for path, found in list(doubtful.items())[:listed]]
-    broken = [s for s in survey.skipped if survey.looks.get(s.path)]
+    broken = [s for s in survey.skipped if survey.looks.get(s.path) and s.path not in told]
     lines += [f"{head} {s.path.name} cannot be used: {s.reason}" for s in broken[:listed]]
     return lines
 
 
-def _copies(survey: Survey, listed: int) -> list[str]:
+def _copies(survey: Survey, listed: int, told: Set[Path]) -> list[str]:
     """Pictures that are there more than once: they are trained more often than the others."""
     lines = []
     copies = survey.copies
-    for groups, what in ((copies.exact, "exact copies"), (copies.near, "nearly the same picture")):
+    kinds = ((copies.exact, "are exact copies of one another", "="), (copies.near, "look nearly the same", "≈"))
+    for all_groups, what, sign in kinds:
+        groups = [group for group in all_groups if not told.issuperset(group)]
         if groups:
             count = sum(map(len, groups))
-            lines.append(
-                f"[{survey.id}] {counted(count, 'picture')} are {what} of one another, in {counted(len(groups), 'group')}:"
-            )
-            lines += [f"[{survey.id}]   {' = '.join(path.name for path in group[:6])}" for group in groups[:listed]]
+            lines.append(f"[{survey.id}] {counted(count, 'picture')} {what}, in {counted(len(groups), 'group')}:")
+            lines += [
+                f"[{survey.id}]   {f' {sign} '.join(path.name for path in group[:6])}" for group in groups[:listed]
+            ]
     return lines
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
+from simpletuner.data.duplicates import find_duplicates
 from simpletuner.data.images import open_rgb
 from simpletuner.data.quality import BLOCKY, BLURRED, Quality, measure, warnings
 from simpletuner.data.types import Size
@@ -112,7 +113,7 @@ def test_stripes_and_pixel_art_are_no_blocks() -> None:
 
 @pytest.mark.parametrize("quality", [None, 75])
 @pytest.mark.parametrize("colour", ["black", "white", "#203060"])
-@pytest.mark.parametrize("sides", [(0, 60, 0, 60), (50, 0, 50, 0), (40, 30, 20, 10), (0, 0, 0, 48)])
+@pytest.mark.parametrize("sides", [(0, 60, 0, 60), (50, 0, 50, 0), (40, 30, 20, 10), (0, 0, 0, 60)])
 def test_bars_are_measured(sides: tuple[int, int, int, int], colour: str, quality: int | None) -> None:
     left, top, right, bottom = sides
     picture = Image.new("RGB", (640 + left + right, 480 + top + bottom), colour)
@@ -225,3 +226,25 @@ def test_every_sentence_is_plain() -> None:
     assert len(warnings(bad)) == 3 and all(line.endswith(".") for line in warnings(bad))
     assert "90 px top, 90 px bottom" in warnings(bad)[2]
     assert not any("border" in line for line in warnings(replace(bad, borders=(3, 3, 3, 3))))
+
+
+def test_a_thing_with_a_straight_edge_on_a_plain_ground_has_no_border() -> None:
+    # A house on the ground: plain on one side. And two pixels between plain halves are no picture in a frame.
+    one_side = Quality(Size(128, 128), 0.5, 1.0, (0, 0, 12, 4), 100.0, 50.0, 0, "")
+    assert warnings(one_side) == ()
+    assert "20 px right" in warnings(replace(one_side, borders=(0, 0, 20, 0)))[0]
+    plain = Image.new("RGB", (120, 240), "white")
+    plain.paste("black", (0, 60, 120, 62))
+    assert measure(plain).borders == (0, 0, 0, 0)
+
+
+def test_circles_of_two_colours_are_not_near_and_a_small_copy_is() -> None:
+    def circle(colour: str) -> Image.Image:
+        picture = Image.blend(scene(120, 120), Image.new("RGB", (120, 120), "white"), 0.7)
+        ImageDraw.Draw(picture).ellipse((48, 48, 72, 72), fill=colour)
+        return picture
+
+    found = [measure(p) for p in (circle("red"), circle("orange"), jpeg(circle("red"), 60).resize((80, 80)))]
+    hashes, contents = [q.perceptual_hash for q in found], [q.content for q in found]
+    assert find_duplicates(contents, hashes).near == ((0, 1, 2),), "their luma alone is nearly the same"
+    assert find_duplicates(contents, hashes, colours=[q.colours for q in found]).near == ((0, 2),)
