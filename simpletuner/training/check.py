@@ -178,7 +178,7 @@ def _copies(survey: Survey, listed: int, told: Set[Path]) -> list[str]:
     copies = survey.copies
     kinds = ((copies.exact, "are exact copies of one another", "="), (copies.near, "look nearly the same", "≈"))
     for all_groups, what, sign in kinds:
-        groups = [group for group in all_groups if not told.issuperset(group)]
+        groups = [group for group in all_groups if not told >= set(group)]
         if groups:
             count = sum(map(len, groups))
             lines.append(f"[{survey.id}] {counted(count, 'picture')} {what}, in {counted(len(groups), 'group')}:")
