@@ -191,6 +191,10 @@ def build(
     arguments = {**entry.defaults, **overrides}
     if entry.fused and not {"fused", "foreach"} & overrides.keys():
         arguments["fused"] = True
+    if "triton" in inspect.signature(cls).parameters and not any(p.is_cuda for p in parameters):
+        arguments["triton"] = (
+            arguments.get("triton") or False
+        )  # optimi's stableadamw asks for a GPU's driver, if Triton is there
     if "betas" in arguments:  # a third beta that was not given stays
         own = inspect.signature(cls).parameters["betas"].default
         arguments["betas"] = (*arguments["betas"], *own[len(arguments["betas"]) :])
