@@ -39,8 +39,8 @@ for name in "$@"; do
     memory) part memory "${MEMORY_S:-190}" python3 bench/low_memory.py --base nf4-bnb --steps "${MEMORY_STEPS:-20}" ${MEMORY:-} ;;
     cache) part cache "${CACHE_S:-100}" python3 bench/cache_build.py --pictures "${PICTURES:-120}" ${CACHE:---batch 4 8} ;;
     tests) part tests "${TESTS_S:-80}" python3 -m pytest -q -p no:cacheprovider tests/gpu -k "${TESTS:-gpu}" ;;
-    kernels) part kernels "${KERNELS_S:-90}" python3 bench/kernels.py --batch 8 --seconds 80 ;;
-    plans) part plans "${PLANS_S:-60}" python3 bench/kernels.py --batch 8 --plans --seconds 45 ;;
+    kernels) part kernels "${KERNELS_S:-90}" python3 bench/operations.py --batch 8 --seconds 80 ;;
+    plans) part plans "${PLANS_S:-60}" python3 bench/operations.py --batch 8 --plans --seconds 45 ;;
     stalls) part stalls "${STALLS_S:-60}" ncu --clock-control none -k "regex:(gate|spread)_kernel" -c 3 --set full \
         python3 -c "$STALLS" ;;
     curve) part curve "${CURVE_S:-90}" python3 bench/loss_curve.py --out "$out/loss_curve.png" ;;

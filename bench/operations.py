@@ -1,9 +1,9 @@
 """Time of the hand-written operations of a Sana block beside the ordinary ones; correctness first.
 
-    python bench/kernels.py                       # needs a GPU: 1.6B at 1024 px, B = 1, 8, 16; at most four minutes
-    python bench/kernels.py --batch 8 --seconds 90
-    python bench/kernels.py --batch 8 --plans     # only other shapes of the programs; about a minute
-    python bench/kernels.py --cpu                 # a tiny check of the plain twins, no timing
+    python bench/operations.py                       # needs a GPU: 1.6B at 1024 px, B = 1, 8, 16; at most four minutes
+    python bench/operations.py --batch 8 --seconds 90
+    python bench/operations.py --batch 8 --plans     # only other shapes of the programs; about a minute
+    python bench/operations.py --cpu                 # a tiny check of the plain twins, no timing
 
 Milliseconds are device time: one pass over several sets of inputs (together larger than any cache) is captured as a CUDA
 graph, and the median of its replays is divided by their number; where a graph cannot be captured, events around the

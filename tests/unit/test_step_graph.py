@@ -1,0 +1,142 @@
+"""When a step is captured, replayed, given up or made again; CUDA itself is stood in for, as there is none here."""
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+
+from simpletuner.training import step_graph
+from simpletuner.training.step_graph import WARM_UP, StepGraphs
+
+
+class Recorder:
+    """Stands for torch.cuda: what is run while capturing is kept, and run again at replay."""
+
+    def __init__(self) -> None:
+        self.capturing: Recorder.Graph | None = None
+        self.captures = self.replays = 0
+        self.free = 100
+
+    class Graph:
+        def __init__(self) -> None:
+            self.run: Callable[[], object] | None = None
+
+        def replay(self) -> None:
+            RECORDER.replays += 1
+            assert self.run is not None
+            self.run()
+
+        def pool(self) -> int:
+            return 7
+
+    @contextmanager
+    def graph(self, graph: Any, pool: Any, capture_error_mode: str) -> Any:
+        assert capture_error_mode == "thread_local", "the loader's thread goes on beside it"
+        self.captures += 1
+        self.capturing = graph
+        try:
+            yield
+        finally:
+            self.capturing = None
+
+
+RECORDER = Recorder()
+
+
+@pytest.fixture(autouse=True)
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    RECORDER.__init__()  # type: ignore[misc]
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Recorder.Graph)
+    monkeypatch.setattr(torch.cuda, "graph", RECORDER.graph)
+    for name in ("synchronize", "empty_cache"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (RECORDER.free, 100))
+    return RECORDER
+
+
+class Work:
+    """Doubles its input; in a capture it is written down instead, as a GPU would."""
+
+    def __init__(self, fails: Callable[["Work"], Exception | None] = lambda work: None) -> None:
+        self.fails, self.plain, self.cleared, self.after, self.said = fails, 0, 0, 0, list[str]()
+        self.graphs = StepGraphs(self.captured, self.clear, self.said.append)
+
+    def captured(self) -> None:
+        self.after += 1
+
+    def clear(self) -> None:
+        self.cleared += 1
+
+    def __call__(self, x: torch.Tensor, extra: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+        if error := self.fails(self):
+            raise error
+        if graph := RECORDER.capturing:
+            out = torch.empty_like(x)
+            graph.run = lambda: torch.mul(x, 2, out=out)
+            return (out,)
+        self.plain += 1
+        return (2 * x,)
+
+    def step(self, value: float, rows: int = 2, extra: bool = False) -> list[float]:
+        (out,) = self.graphs(self, (torch.full((rows,), value), torch.ones(1) if extra else None))
+        return out.tolist()
+
+
+def test_a_shape_is_captured_after_its_first_steps_and_replayed_on_new_numbers() -> None:
+    work = Work()
+    kept = [work.step(float(n)) for n in range(8)]
+    assert kept == [[2.0 * n] * 2 for n in range(8)], "earlier results are not written over"
+    assert (work.plain, RECORDER.captures, RECORDER.replays, work.after) == (WARM_UP, 1, 8 - WARM_UP, 1)
+    assert len(work.said) == 1 and "one CUDA graph" in work.said[0]
+    for n in range(WARM_UP + 2):  # other shapes are graphs of their own
+        assert work.step(float(n), rows=3) == [2.0 * n] * 3 and work.step(1.0, extra=True) == [2.0, 2.0]
+    assert RECORDER.captures == 3 and len(work.said) == 1
+
+
+def test_there_is_a_limit_to_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_graph, "LIMIT", 2)
+    work = Work()
+    for rows in range(1, 5):
+        for n in range(WARM_UP + 2):
+            assert work.step(float(n), rows=rows) == [2.0 * n] * rows
+    assert RECORDER.captures == 2
+
+
+def test_a_capture_that_fails_is_the_last_one_and_leaves_nothing() -> None:
+    work = Work(lambda work: RuntimeError("operation not permitted") if RECORDER.capturing else None)
+    assert [work.step(float(n)) for n in range(7)] == [[2.0 * n] * 2 for n in range(7)]
+    assert (work.plain, RECORDER.captures, work.cleared, work.after) == (7, 1, 1, 0)
+    assert work.graphs.obstacle == "operation not permitted" and "without a CUDA graph" in work.said[0]
+
+
+def test_memory_is_given_back_to_other_shapes_and_the_step_is_made_again() -> None:
+    full = [False]
+
+    def fails(work: Work) -> Exception | None:
+        return torch.OutOfMemoryError("out of memory") if full[0] and work.graphs._captured else None
+
+    work = Work(fails)
+    for n in range(WARM_UP + 1):
+        work.step(float(n))
+    full[0] = True
+    assert work.step(5.0, rows=9) == [10.0] * 9 and work.cleared == 1
+    assert work.graphs.obstacle and not work.graphs._captured
+    assert work.step(6.0) == [12.0, 12.0] and RECORDER.captures == 1
+
+
+def test_without_graphs_too_little_memory_is_too_little() -> None:
+    work = Work(lambda work: torch.OutOfMemoryError("out of memory"))
+    with pytest.raises(torch.OutOfMemoryError):
+        work.step(1.0)
+
+
+@pytest.mark.parametrize(("free", "captures"), [(80, 1), (10, 2)])
+def test_pictures_get_room_where_there_is_little(free: int, captures: int) -> None:
+    work = Work()
+    for n in range(WARM_UP + 1):
+        work.step(float(n))
+    RECORDER.free = free
+    work.graphs.make_room()
+    assert work.step(9.0) == [18.0, 18.0] and RECORDER.captures == captures
