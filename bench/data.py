@@ -36,14 +36,18 @@ THREADS = 2
 
 def make_pictures(folder: Path, count: int) -> None:
     """Photograph-like JPEGs: smooth colours with fine grain."""
-    generator = np.random.default_rng(0)
     folder.mkdir()
-    for index in range(count):
-        size = SIZES[index % len(SIZES)]
-        small = Image.fromarray(generator.integers(0, 256, (24, 36, 3), dtype=np.uint8)).resize(size, Image.BICUBIC)
-        grain = generator.integers(0, 12, (size[1], size[0], 1), dtype=np.uint8)
-        Image.fromarray(np.asarray(small) // 2 + grain + 60).save(folder / f"{index:05}.jpg", quality=90)
-        (folder / f"{index:05}.txt").write_text(f"a photo of thing {index} on a hill")
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda index: make_picture(folder, index), range(count)))
+
+
+def make_picture(folder: Path, index: int) -> None:
+    """One of them, and its caption."""
+    generator, size = np.random.default_rng(index), SIZES[index % len(SIZES)]
+    small = Image.fromarray(generator.integers(0, 256, (24, 36, 3), dtype=np.uint8)).resize(size, Image.BICUBIC)
+    grain = generator.integers(0, 12, (size[1], size[0], 1), dtype=np.uint8)
+    Image.fromarray(np.asarray(small) // 2 + grain + 60).save(folder / f"{index:05}.jpg", quality=90)
+    (folder / f"{index:05}.txt").write_text(f"a photo of thing {index} on a hill")
 
 
 def timed(work: Callable[[], object]) -> float:

@@ -1,6 +1,6 @@
 """The guide's setting for the least memory, over the 1.6B configuration with random weights, through the real command.
 
-    python bench/low_memory.py                   # needs a GPU; about 10 GiB of disk and 15 minutes
+    python bench/low_memory.py                   # needs a GPU; about 10 GiB of disk and two minutes a run
     python bench/low_memory.py --tiny            # the same on a CPU with a tiny model: a rehearsal, its figures mean nothing
 
 nf4-bnb base, bnb-lion8bit-paged, batch 1, quantize_via cpu, gradient checkpointing, 1024 px, latents cached; LoRA and LoKr,
@@ -101,6 +101,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--base", nargs="+", default=["nf4-bnb", "no_change"], help="Values of base_model_precision.")
     parser.add_argument("--optimizer", default="bnb-lion8bit-paged")
+    parser.add_argument("--adapters", nargs="+", choices=ADAPTERS, default=list(ADAPTERS))
     parser.add_argument("--forward", default="auto", help="Of the transformer's blocks.")
     arguments = parser.parse_args()
     if not arguments.tiny:
@@ -152,7 +153,7 @@ def main() -> None:
                 {**options, **more, "base_model_precision": base, "text_encoder_1_precision": base},
             )
             for base in arguments.base
-            for adapter, more in ADAPTERS.items()
+            for adapter, more in ((name, ADAPTERS[name]) for name in arguments.adapters)
         ]
         print(json.dumps(rows, indent=1))
 

@@ -36,8 +36,8 @@ part() { # name, seconds, command
 
 for name in "$@"; do
     case $name in
-    memory) part memory "${MEMORY_S:-190}" python3 bench/low_memory.py --base nf4-bnb --steps "${MEMORY_STEPS:-20}" ${MEMORY:-} ;;
-    cache) part cache "${CACHE_S:-100}" python3 bench/cache_build.py --pictures "${PICTURES:-120}" ${CACHE:---batch 4 8} ;;
+    memory) part memory "${MEMORY_S:-240}" python3 bench/low_memory.py --base nf4-bnb --steps "${MEMORY_STEPS:-20}" ${MEMORY:-} ;;
+    cache) part cache "${CACHE_S:-130}" python3 bench/cache_build.py --pictures "${PICTURES:-240}" ${CACHE:---batch 4} ;;
     tests) part tests "${TESTS_S:-80}" python3 -m pytest -q -p no:cacheprovider tests/gpu -k "${TESTS:-gpu}" ;;
     kernels) part kernels "${KERNELS_S:-90}" python3 bench/operations.py --batch 8 --seconds 80 ;;
     plans) part plans "${PLANS_S:-60}" python3 bench/operations.py --batch 8 --plans --seconds 45 ;;
