@@ -49,7 +49,21 @@ def obstacle(device: torch.device, precision: Precision) -> str | None:
         return "this GPU is older than Ampere"
     if torch.bfloat16 not in (precision.weights, precision.base, precision.autocast):
         return "its kernels are measured in bf16 alone: set mixed_precision to bf16"
+    return cannot_compile(device)
+
+
+def cannot_compile(device: torch.device) -> str | None:
+    """Compile and run one small kernel; why that fails, None if it works. A second when it is new, nothing afterwards."""
+    try:
+        torch.compile(_small)(torch.ones(64, device=device, dtype=torch.bfloat16)).item()
+    except Exception as error:  # compilers, headers and drivers fail in many ways, and none of them may end a run
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return f"a first kernel cannot be compiled here ({first[:200]})"
     return None
+
+
+def _small(x: torch.Tensor) -> torch.Tensor:
+    return (x.float().sin() + 1).sum()
 
 
 def put_on(family: Family, transformer: Any, wanted: Forward, full_rank: bool, here: str | None) -> Ways:

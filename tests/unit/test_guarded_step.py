@@ -16,12 +16,13 @@ from simpletuner.errors import CacheError, NonFiniteError
 from simpletuner.models.sana.family import Sana
 from simpletuner.training import fast_path, loop
 from simpletuner.training.adamw_bf16 import AdamWBF16
-from simpletuner.training.ema import Ema
+from simpletuner.training.ema import Ema, effective_decay
+from simpletuner.training.gradient_sums import Float32Sums
 from simpletuner.training.guard import PATIENCE, Guard
 from simpletuner.training.guarded_adam import adam_where, control_of, debiased_mix, plain_mix
 from simpletuner.training.learning_rate import Schedule
 from simpletuner.training.loop import StepResult, train
-from simpletuner.training.optimizers import build, pack
+from simpletuner.training.optimizers import build, pack, unpack
 from simpletuner.training.precision import choose
 from simpletuner.training.step import Trainee, one_step
 
@@ -286,8 +287,77 @@ def test_the_cpu_is_no_place_for_the_fast_way() -> None:
     assert "NVIDIA" in (fast_path.obstacle(torch.device("cpu"), choose("bf16", True)) or "")
 
 
+def test_a_machine_that_cannot_compile_takes_the_plain_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_: Any) -> Any:
+        raise RuntimeError("fatal error: Python.h: No such file or directory\ncompilation terminated.")
+
+    monkeypatch.setattr(torch, "compile", fails)
+    assert fast_path.cannot_compile(torch.device("cpu")) == (
+        "a first kernel cannot be compiled here (fatal error: Python.h: No such file or directory)"
+    )
+
+
 def test_the_kernel_in_the_interpreter() -> None:
     pytest.importorskip("triton")
     script = Path(__file__).parents[1] / "adam_in_interpreter.py"
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_float32_sums_reach_a_guarded_step() -> None:
+    """The sums are delivered before the norm is taken: the same update as without them, in float32."""
+    results = []
+    for sums in (False, True):
+        made, told = guarded_toy(), Told()
+        made.sums = Float32Sums(made.parameters) if sums else None
+        batches = iter([toy.batch(n) for n in range(12)])
+        train(made, toy.recipe(accumulation=4, clip_norm=0.1, **RECIPE), batches, 0, 3, [told], lambda: False)
+        results.append((toy.flat(made.transformer), [result.grad_norm for result in told.results]))
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-5, atol=1e-7)
+    assert results[0][1] == pytest.approx(results[1][1], rel=1e-5)
+
+
+@pytest.mark.parametrize(("interval", "warmup"), [(1, 0), (2, 0), (1, 3)])
+def test_an_average_beside_steps_that_were_left_is_that_of_the_steps_that_were_taken(
+    interval: int, warmup: int
+) -> None:
+    """Left steps move nothing; where the average is due by step, the steps that were left count as steps."""
+    made, told = guarded_toy(), Told()
+    made.ema = Ema(made.parameters, 0.9, interval, warmup_steps=warmup)
+    by_hand = [p.detach().clone() for p in made.parameters]
+    updates, guard = 0, Guard()
+    for step, batch in enumerate(
+        [toy.batch(0), spoilt(1), toy.batch(2), spoilt(3), toy.batch(4), toy.batch(5)], start=1
+    ):
+        before = [p.detach().clone() for p in made.parameters]
+        outcome = one_step(made, toy.recipe(**RECIPE), iter([batch]), step - 1, guard)
+        figures = loop.Figures(step, outcome, 1e-2, 0.0)
+        unread = loop.Unread(made, [told])
+        unread.add(figures)
+        unread.read(0)
+        taken = any(not torch.equal(a, b) for a, b in zip(before, made.parameters, strict=True))
+        assert taken is not bool(told.results[-1].skipped)
+        if step <= warmup:
+            by_hand = [p.detach().clone() for p in made.parameters]
+        elif step % interval == 0 and taken:
+            decay = effective_decay(0.9, updates)
+            by_hand = [s + (p.detach() - s) * (1 - decay) for s, p in zip(by_hand, made.parameters, strict=True)]
+            updates += 1
+    assert made.ema.updates == updates
+    for a, b in zip(made.ema.shadow, by_hand, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+
+
+def test_a_resumed_run_counts_only_the_steps_that_were_taken() -> None:
+    """Its bias correction goes on where it was: the same weights as those of the run that was not stopped."""
+    batches = [toy.batch(0), spoilt(1), toy.batch(2), toy.batch(3), spoilt(4), toy.batch(5)]
+    whole = guarded_toy()
+    train(whole, toy.recipe(**RECIPE), iter(batches), 0, 6, [], lambda: False)
+    first, second = guarded_toy(), guarded_toy()
+    train(first, toy.recipe(**RECIPE), iter(batches[:3]), 0, 3, [], lambda: False)
+    tensors, structure = pack(first.optimizer)
+    second.transformer.load_state_dict(first.transformer.state_dict())
+    unpack(second.optimizer, tensors, structure)
+    train(second, toy.recipe(**RECIPE), iter(batches[3:]), 3, 6, [], lambda: False)
+    assert torch.equal(toy.flat(whole.transformer), toy.flat(second.transformer))
+    assert pack(second.optimizer)[1]["state"] == pack(whole.optimizer)[1]["state"], "four steps in either"
