@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import subprocess
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -56,7 +57,8 @@ def cannot_compile(device: torch.device) -> str | None:
     """Compile and run one small kernel; why that fails, None if it works. A second when it is new, nothing afterwards."""
     try:
         torch.compile(_small)(torch.ones(64, device=device, dtype=torch.bfloat16)).item()
-    except Exception as error:  # compilers, headers and drivers fail in many ways, and none of them may end a run
+    # What the compilers raise themselves is a RuntimeError; a missing tool, header or library is one of the others.
+    except (RuntimeError, OSError, ImportError, subprocess.SubprocessError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         return f"a first kernel cannot be compiled here ({first[:200]})"
     return None
