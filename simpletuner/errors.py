@@ -40,7 +40,8 @@ class Problem:
     remedy: str = ""
 
     def __str__(self) -> str:
-        text = f"{self.file}: {self.key} = {self.value!r}: {self.reason}"
+        found = "" if self.value == "" else f" = {self.value!r}"
+        text = ": ".join(filter(None, (self.file, f"{self.key}{found}" if self.key else "", self.reason)))
         return f"{text} → {self.remedy}" if self.remedy else text
 
 
@@ -88,6 +89,10 @@ class DamagedError(CacheError):
 
 class ModelError(TunerError):
     """A model folder or hub repository cannot be loaded as a Sana pipeline."""
+
+
+class UnreachableError(ModelError):
+    """A hub cannot be asked: whether the model can be loaded is not known, which is no fault of the configuration."""
 
 
 class NonFiniteError(TunerError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 def counted(number: int, one: str, many: str | None = None) -> str:
     """``1 picture is used``, ``2 pictures are used``.
@@ -12,3 +14,14 @@ def counted(number: int, one: str, many: str | None = None) -> str:
         many: The words after any other number; ``one`` with an s by default.
     """
     return f"{number} {one if number == 1 else many or f'{one}s'}"
+
+
+_PROGRAM = Path(__file__).resolve().parent.parent
+
+
+def install(extra: str) -> str:
+    """The command that adds one of this program's extras, as it works from the current folder."""
+    if not (_PROGRAM / "pyproject.toml").is_file():  # installed without its folder
+        return f"in the folder of this program: pip install './[{extra}]'"
+    place = "./" if Path.cwd() == _PROGRAM else str(_PROGRAM)
+    return f"pip install '{place}[{extra}]'"

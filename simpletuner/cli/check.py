@@ -29,7 +29,7 @@ def check(
 ) -> None:
     """Say what training would use, skip, cut and enlarge, and write a page that shows every picture.
 
-    Exits with 0 if training would start, with 1 if not. Needs no weights, and writes into no picture folder.
+    Exits with 1 if training would not start, else with 0, also where a hub cannot be asked for the model. Needs no weights, and writes into no picture folder.
     """
     from simpletuner.config.read import load
 

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel, BeforeValidator, ValidationError
 
 from simpletuner.config.catalogue import Known
+from simpletuner.config.optimizer_names import nearest_optimizer
 from simpletuner.config.values import to_bool
 from simpletuner.errors import Problem
 
@@ -137,7 +138,8 @@ def _in_words(item: Any, key: str, value: Any) -> tuple[str, str]:
         reason, remedy, bound = _BOUNDS[kind]
         return reason, remedy.format(context[bound])
     if kind == "literal_error":
-        return "there is no such value", _nearest_of(value, context["expected"])
+        nearest_one = nearest_optimizer(str(value)) if key == "optimizer" else _nearest_of(value, context["expected"])
+        return "there is no such value", nearest_one
     return item["msg"].removeprefix("Value error, "), ""
 
 

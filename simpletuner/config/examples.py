@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from pathlib import Path
 from typing import NamedTuple
 
-from simpletuner.errors import ConfigError, Problem
+from simpletuner.errors import TunerError
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _PRESETS = _PACKAGE / "config" / "examples"  # written by tools/write_presets.py
@@ -65,19 +66,26 @@ def example_folder(name: str, asked_by: str = "--example") -> Path:
     """The folder of a packaged example.
 
     Raises:
-        ConfigError: There is none of that name.
+        TunerError: There is none of that name.
     """
     if name not in EXAMPLES:
-        remedy = f"packaged examples: {', '.join(EXAMPLES)}"
-        raise ConfigError([Problem("command line", asked_by, name, "there is no such example", remedy)])
+        raise TunerError(f"there is no such example: {name!r} ({asked_by}). What to do: {instead_of(name)}.")
     return EXAMPLES[name].folder
+
+
+def instead_of(name: str) -> str:
+    """A remedy for the name of an example that there is not: the nearest, or all of them."""
+    close = difflib.get_close_matches(name, EXAMPLES, n=1)
+    if close:
+        return f"did you mean {close[0]!r}? `simpletuner examples list` shows all of them"
+    return f"take one of {', '.join(EXAMPLES)}"
 
 
 def expand(text: str, asked_by: str) -> str:
     """``{example:NAME}`` in an argument of a command → that example's folder; the rest stays.
 
     Raises:
-        ConfigError: There is no such example.
+        TunerError: There is no such example.
     """
     return re.sub(r"\{example:([^{}]*)\}", lambda match: str(example_folder(match[1], asked_by)), text)
 
@@ -91,15 +99,17 @@ def copy(name: str, destination: Path, force: bool = False) -> list[Path]:
         force: Overwrite files that are there already.
 
     Raises:
-        ConfigError: No such example, or a file is there already.
+        TunerError: No such example, or a file is there already.
     """
     folder = example_folder(name, "examples copy")
     files = EXAMPLES[name].files
     targets = [destination / target for target in files]
     taken = [str(t) for t in targets if t.exists()]
     if taken and not force:
-        remedy = "choose another folder, or add --force to overwrite"
-        raise ConfigError([Problem("command line", "examples copy", t, "it exists already", remedy) for t in taken])
+        raise TunerError(
+            f"{', '.join(taken)} {'exist' if len(taken) > 1 else 'exists'} already. What to do: choose another folder, "
+            "or add --force to overwrite."
+        )
     destination.mkdir(parents=True, exist_ok=True)
     for target, source in zip(targets, files.values(), strict=True):
         text = (folder / source).read_text(encoding="utf-8")

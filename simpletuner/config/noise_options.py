@@ -22,7 +22,8 @@ class FlowOptions(Section):
     """Noise."""
 
     flow_schedule_shift: Annotated[float, Field(gt=0.0)] | None = Field(
-        None, description="Shift of training sigmas; by default the model's own (3 for Sana)."
+        None,
+        description="Shift of training sigmas; by default the model's own, flow_shift of its scheduler (3 for Sana at 1024 px).",
     )
     flow_schedule_auto_shift: bool = Field(False, description="Shift by picture size instead.")
     flow_density: Literal["logit_normal", "uniform", "beta", "mode", "cosmap"] | None = Field(

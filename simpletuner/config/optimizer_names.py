@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
 
 OptimizerName = Literal[
     "optimi-adamw",
@@ -159,6 +159,7 @@ _WHOLE = frozenset(
     ]
 )
 _WORDS = frozenset({"adjust_lr_fn", "data_format"})
+_BETAS = ("betas", "beta1", "beta2", "beta3")
 _SEVERAL = frozenset({"betas", "ns_coefficients"})
 _NEGATIVE_TOO = frozenset({"beta2_decay", "ns_coefficients"})
 _MAY_BE_NONE = frozenset(
@@ -178,6 +179,39 @@ _MAY_BE_NONE = frozenset(
 _THREE_BETAS = ("optimi-adan", "came", "bnb-ademamix")
 
 
+class ArgumentsError(ValueError):
+    """What is wrong with the arguments of an optimizer.
+
+    Attributes:
+        faults: For each of them the reason and what to do, "" where an example tells it best.
+    """
+
+    def __init__(self, faults: Sequence[tuple[str, str]]) -> None:
+        self.faults = tuple(faults)
+        super().__init__("; ".join(reason for reason, _ in faults))
+
+
+def nearest_optimizer(name: str) -> str:
+    """A remedy for a name that no optimizer has: the nearest ones, rather those that need no further package."""
+    names = get_args(OptimizerName)
+    free = [known for known in names if known.partition("-")[0] not in PACKAGES]
+    close = difflib.get_close_matches(name, names, n=1)
+    close_free = difflib.get_close_matches(name, free, n=3, cutoff=0.5)
+    if close and (not close_free or _likeness(name, close[0]) > _likeness(name, close_free[0]) + _FARTHER):
+        close_free = close
+    meant = " or ".join(filter(None, (", ".join(map(repr, close_free[:-1])), *map(repr, close_free[-1:]))))
+    rest = sorted({known.partition("-")[0] + ("-…" if "-" in known else "") for known in names if known not in free})
+    takes = f"It takes {', '.join(free)}; and with a further package {', '.join(rest)} (docs/optimizers.md)"
+    return f"did you mean {meant}? {takes}" if meant else takes.replace("It takes", "use", 1)
+
+
+_FARTHER = 0.2  # so much less alike may be a name that needs no further package
+
+
+def _likeness(one: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, one, other).ratio()
+
+
 def arguments(optimizer: str) -> list[str]:
     """Arguments of an optimizer; the learning rate is an option of its own."""
     name = optimizer.removesuffix("-paged")
@@ -195,22 +229,34 @@ def parse(optimizer: str, text: str, beta1: float | None = None, beta2: float | 
         beta2: Second beta where the text has none.
 
     Raises:
-        ValueError: An unknown argument, or a value that is not of its kind.
+        ArgumentsError: Unknown arguments, or values that are not of their kind; with all of them.
     """
     known = arguments(optimizer)
+    faults: list[tuple[str, str]] = []
     given: dict[str, Any] = {}
-    for entry in _split(text):
-        key, sign, value = (part.strip() for part in entry.partition("="))
-        if not sign:
-            raise ValueError(f"{entry!r} is not key=value")
-        given[key] = _value(value)
-    betas = _betas(optimizer, given, beta1, beta2)
+    betas: tuple[float, ...] = ()
+    try:
+        for entry in _split(text):
+            key, sign, value = (part.strip() for part in entry.partition("="))
+            if sign:
+                given[key] = _value(value)
+            else:
+                faults.append((f"{entry!r} is not key=value", ""))
+        betas = _betas(optimizer, given, beta1, beta2)
+    except ValueError as error:
+        faults.append((str(error), ""))
     for key, value in given.items():
-        if key not in known:
-            raise ValueError(_unknown(optimizer, key, known))
-        _check(optimizer, key, value)
+        if key not in (*known, *_BETAS):  # betas that are wrong are told already
+            faults.append(_unknown(optimizer, key, known))
+        elif key in known:
+            try:
+                _check(optimizer, key, value)
+            except ValueError as error:
+                faults.append((str(error), ""))
     if given.get("fused") and given.get("foreach"):
-        raise ValueError("fused and foreach are two ways of doing the same: keep one of them")
+        faults.append(("fused and foreach are two ways of doing the same", "keep one of them"))
+    if faults:
+        raise ArgumentsError(faults)
     return {**given, "betas": betas} if betas else given
 
 
@@ -242,16 +288,21 @@ def _value(text: str) -> Any:
     return text
 
 
-def _unknown(optimizer: str, key: str, known: list[str]) -> str:
-    if key == "lr":
-        return "'lr' is set by learning_rate"
-    if key == "gradient_release":
-        return "'gradient_release' is set by optimizer_release_gradients"
-    if key == "warmup_steps":
-        return "'warmup_steps' is set by lr_warmup_steps"
+# Arguments that have an option of their own.
+_OPTIONS = {
+    "lr": "learning_rate",
+    "gradient_release": "optimizer_release_gradients",
+    "warmup_steps": "lr_warmup_steps",
+}
+
+
+def _unknown(optimizer: str, key: str, known: list[str]) -> tuple[str, str]:
+    """Reason and remedy of an argument that is none."""
+    if key in _OPTIONS:
+        return f"{key!r} is set by {_OPTIONS[key]}", f"take it out, and set {_OPTIONS[key]}"
     close = difflib.get_close_matches(key, known, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    return f"{optimizer} has no argument {key!r}{hint} It has: {', '.join(known)}"
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{optimizer} has no argument {key!r}", f"{hint}It has: {', '.join(known)}"
 
 
 def _betas(optimizer: str, given: dict[str, Any], beta1: float | None, beta2: float | None) -> tuple[float, ...]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 
-from simpletuner.config.optimizer_names import GLOBAL_ESTIMATE, OWN_RATE, PACKAGES, SCHEDULE_FREE
+from simpletuner.config.optimizer_names import GLOBAL_ESTIMATE, OWN_RATE, PACKAGES, SCHEDULE_FREE, ArgumentsError
 from simpletuner.config.options import Options
 from simpletuner.errors import Row
-from simpletuner.wording import counted
+from simpletuner.wording import counted, install
 
 
 def optimizer_problems(options: Options) -> Iterator[Row]:
@@ -16,10 +16,11 @@ def optimizer_problems(options: Options) -> Iterator[Row]:
     training = options.training
     try:
         training.optimizer_arguments()
-    except ValueError as error:
+    except ArgumentsError as error:
         key = "optimizer_config" if training.optimizer_config else "optimizer_beta1"
         value = training.optimizer_config or training.optimizer_beta1
-        yield (key, value, str(error), 'for example "beta1=0.9,beta2=0.99,weight_decay=0.01"')
+        for reason, remedy in error.faults:
+            yield (key, value, reason, remedy or 'for example "beta1=0.9,beta2=0.99,weight_decay=0.01"')
     yield from _optimizer(options)
     yield from _released(options)
 
@@ -97,7 +98,7 @@ def _optimizer(options: Options) -> Iterator[Row]:
     name, precision = options.training.optimizer, options.precision.mixed_precision
     package, extra = PACKAGES.get(name.partition("-")[0], ("", ""))
     if package and find_spec(package) is None:
-        yield ("optimizer", name, f"it needs the package {package}", f"pip install './[{extra}]'")
+        yield ("optimizer", name, f"it needs the package {package}", install(extra))
     adapter = options.model.model_type == "lora"
     if adapter and options.training.layer_freeze_strategy != "none":
         reason = "an adapter freezes the whole model already, its biases and norms too"

@@ -9,6 +9,7 @@ from typing import Any
 from simpletuner.config.optimizer_names import PACKAGES
 from simpletuner.config.options import Options
 from simpletuner.errors import Row
+from simpletuner.wording import install
 
 
 def precision_problems(options: Options) -> Iterator[Row]:
@@ -16,8 +17,11 @@ def precision_problems(options: Options) -> Iterator[Row]:
     for key in ("base_model_precision", "text_encoder_1_precision"):
         value = getattr(options.precision, key)
         package, extra = PACKAGES.get(value.rpartition("-")[2], ("", ""))
-        if package and find_spec(package) is None:
-            yield (key, value, f"it needs {package}, which is not installed", f"pip install './[{extra}]'")
+        impossible = (
+            key == "base_model_precision" and options.model.model_type == "full"
+        )  # told below: no package helps
+        if package and find_spec(package) is None and not impossible:
+            yield (key, value, f"it needs {package}, which is not installed", install(extra))
     base = options.precision.base_model_precision
     rest = options.precision.base_model_default_dtype
     if base != "no_change" and options.precision.mixed_precision == "no" and rest == "bf16":

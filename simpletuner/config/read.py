@@ -21,12 +21,12 @@ from simpletuner.config.catalogue import ALIASES, CATALOGUE, DEFAULT_FLAVOUR, FL
 from simpletuner.config.checking import Findings, build, nearest, other_values, sort_keys
 from simpletuner.config.dataloader import load_datasets
 from simpletuner.config.datasets import Datasets
-from simpletuner.config.examples import EXAMPLES, example_folder
+from simpletuner.config.examples import EXAMPLES, example_folder, instead_of
 from simpletuner.config.json_hints import hint
 from simpletuner.config.options import Options, section_of, sections
 from simpletuner.config.rules import check, without_effect
 from simpletuner.config.section import Section
-from simpletuner.errors import ConfigError, Problem
+from simpletuner.errors import ConfigError, Problem, TunerError
 
 ENVIRONMENT_PREFIX = "SIMPLETUNER_"
 # Which configuration is used; and variables of the original program that are no options.
@@ -158,8 +158,7 @@ def substitute(value: Any, environ: Mapping[str, str], file: str, findings: Find
         if kind == "example" and name in EXAMPLES:
             return str(example_folder(name))
         if kind == "example":
-            reason, remedy = f"there is no example {name!r}", f"packaged examples: {', '.join(EXAMPLES)}"
-            findings.problems.append(Problem(file, key, value, reason, remedy))
+            findings.problems.append(Problem(file, key, value, f"there is no example {name!r}", instead_of(name)))
             return ""
         if name not in environ:
             findings.problems.append(
@@ -280,7 +279,7 @@ def _prompts(options: Options, where: Mapping[str, str], findings: Findings) -> 
                 "user_prompt_library",
                 str(library),
                 "there is no such file",
-                "copy user_prompt_library.json.example",
+                "`simpletuner examples copy sana FOLDER` writes one to start from",
             )
         )
         return tuple(prompts)
@@ -322,12 +321,15 @@ def load(
 
     Raises:
         ConfigError: With every problem, file, key, value and remedy.
+        TunerError: There is no configuration, or no example of the name.
     """
     environ = os.environ if environ is None else environ
     path = find_config(config, env, example, environ)
     if path is None:
-        raise _one("config/config.json", "--config", "", "there is no configuration here",
-                   "run `simpletuner examples copy sana`, or add --example pocket")  # fmt: skip
+        raise TunerError(
+            "there is no configuration here: neither config.json nor config/config.json. What to do: run `simpletuner "
+            "examples copy sana`, or add --example pocket."
+        )
     findings = Findings()
     content = read_file(path)
     if not isinstance(content, Mapping):
@@ -400,7 +402,8 @@ def _datasets(
     if not file.expanduser().is_file():
         findings.problems.append(
             Problem(where.get("data_backend_config", str(path)), "data_backend_config", str(file),
-                    "there is no such dataloader file", "copy multidatabackend.json.example and name your folders")
+                    "there is no such dataloader file",
+                    "`simpletuner examples copy sana FOLDER` writes one to start from: name your folders in it")
         )  # fmt: skip
         return None
     try:

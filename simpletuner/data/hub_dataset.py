@@ -20,6 +20,7 @@ from simpletuner.data.mirror import Mirrored
 from simpletuner.data.tables import TableSource
 from simpletuner.data.types import Skipped
 from simpletuner.errors import DataError
+from simpletuner.wording import install
 
 TABLE = "captions.jsonl"
 STATE = ".dataset.json"
@@ -97,7 +98,7 @@ def _load(source: HubDataset) -> Any:
     try:
         import datasets
     except ImportError as error:
-        raise DataError("a dataset of type huggingface needs one more package: pip install './[hf]'.") from error
+        raise DataError(f"a dataset of type huggingface needs one more package: {install('hf')}.") from error
     try:
         rows = datasets.load_dataset(source.name, source.config, split=source.split, revision=source.revision)
     except Exception as error:  # the library has errors of many kinds

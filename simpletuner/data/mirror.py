@@ -21,6 +21,7 @@ from simpletuner.data.discover import PICTURES, SIDECARS
 from simpletuner.data.network import attempts, plain
 from simpletuner.data.types import Skipped
 from simpletuner.errors import DataError
+from simpletuner.wording import install
 
 STATE = ".mirror.json"
 CAPTIONS = (".txt",)
@@ -109,7 +110,7 @@ def open_url(source: RemoteSource) -> tuple[Any, str]:
         system, root = fsspec.core.url_to_fs(source.url, **source.options)
     except ImportError as error:
         extra = "s3" if source.url.startswith("s3://") else ""
-        what = f"pip install './[{extra}]'" if extra else str(error)
+        what = install(extra) if extra else str(error)
         raise DataError(f"{source.url} needs one more package: {what}.") from error
     return system, root.rstrip("/")
 

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from simpletuner.errors import DataError
+from simpletuner.wording import install
 
 ENDINGS = (".parquet", ".jsonl", ".json", ".csv")
 
@@ -153,9 +154,7 @@ def _parquet(path: Path, wanted: list[str]) -> Iterator[Mapping[str, Any]]:
     try:
         import pyarrow.parquet as parquet
     except ImportError as error:
-        raise DataError(
-            f"reading {path} needs pyarrow: pip install './[parquet]', or write the table as JSONL."
-        ) from error
+        raise DataError(f"reading {path} needs pyarrow: {install('parquet')}, or write the table as JSONL.") from error
     file = parquet.ParquetFile(path)
     have = [name for name in dict.fromkeys(wanted) if name in file.schema_arrow.names]
     if len(have) < len(set(wanted)):

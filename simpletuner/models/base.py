@@ -160,6 +160,7 @@ class LoadSource:
         text_dtype: Dtype of the text encoder.
         vae_tiling: The VAE works in tiles on anything larger than one.
         vae_slicing: The VAE works on one picture of a batch at a time.
+        key: The option that names ``path``, for messages.
     """
 
     path: str
@@ -171,6 +172,7 @@ class LoadSource:
     text_dtype: torch.dtype = torch.float32
     vae_tiling: bool = False
     vae_slicing: bool = False
+    key: str = "pretrained_model_name_or_path"
 
     @property
     def local(self) -> Path | None:

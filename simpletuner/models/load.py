@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from simpletuner.errors import ModelError
+from simpletuner.errors import ModelError, UnreachableError
 from simpletuner.models.base import LoadSource
 
 HUB_SECONDS = 5.0  # to answer at all
@@ -26,7 +26,12 @@ def _explain(source: LoadSource, what: str, error: Exception) -> ModelError:
         else "check the spelling, your network (HF_ENDPOINT for a mirror), and `hf auth login` for gated models;"
         " a local folder works too"
     )
-    return ModelError(f"cannot load the {what} of {source.path!r}: {first_line}. What to do: {remedy}.")
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    # The first also where a hub that cannot be asked was asked all the same; the second where asking is forbidden.
+    no_answer = not source.local and isinstance(error, LocalEntryNotFoundError | ConnectionError)
+    kind = UnreachableError if no_answer else ModelError
+    return kind(f"cannot load the {what} of {source.path!r}: {first_line}. What to do: {remedy}.")
 
 
 def only_download_bars() -> None:
@@ -44,26 +49,25 @@ def read_index(source: LoadSource) -> dict[str, Any]:
     """The pipeline's model_index.json, which names the class of each part.
 
     Raises:
-        ModelError: The path is neither a pipeline folder nor a reachable hub repository.
+        ModelError: The path is neither a pipeline folder nor a hub repository; UnreachableError where no hub can be asked.
     """
     if source.local:
         file = source.local / "model_index.json"
         if not file.is_file():
             raise ModelError(
-                f"{source.path!r} has no model_index.json, so it is not a diffusers pipeline folder. "
-                "What to do: set pretrained_model_name_or_path to a folder that holds transformer/, vae/, "
-                "text_encoder/, tokenizer/ and scheduler/."
+                f"{source.path!r} ({source.key}) has no model_index.json, so it is not a diffusers pipeline folder. "
+                f"What to do: {_pipeline_below(source.local)}."
             )
         return _index(source, file)
     if source.path.startswith((".", "/", "~")):
         raise ModelError(
-            f"there is no folder {source.path!r} (pretrained_model_name_or_path). "
+            f"there is no folder {source.path!r} ({source.key}). "
             "What to do: give an existing pipeline folder or a hub id such as "
             "'Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers'."
         )
     if source.path.count("/") != 1:
         raise ModelError(
-            f"{source.path!r} (pretrained_model_name_or_path) is neither a folder here nor a hub id, which is "
+            f"{source.path!r} ({source.key}) is neither a folder here nor a hub id, which is "
             "owner/name. What to do: correct the path."
         )
     from huggingface_hub import hf_hub_download
@@ -74,11 +78,19 @@ def read_index(source: LoadSource) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         if not unreachable:
             raise _explain(source, "model index", error) from error
-        raise ModelError(
+        raise UnreachableError(
             f"there is no folder {source.path!r} here, it was not downloaded earlier, and {unreachable}. What to do: "
             "correct the path, or mend the network; HF_ENDPOINT names a mirror."
         ) from error
     return _index(source, file)
+
+
+def _pipeline_below(folder: Path) -> str:
+    """A remedy for a folder that is no pipeline: the one inside it, where there is one."""
+    inside = next((file.parent for file in sorted(folder.glob("*/model_index.json"))), None)
+    if inside:
+        return f"its subfolder {inside.name!r} is one: add /{inside.name}"
+    return "give a folder that holds transformer/, vae/, text_encoder/, tokenizer/ and scheduler/"
 
 
 def _without_a_hub() -> str:
@@ -117,7 +129,7 @@ def expect_class(source: LoadSource, subfolder: str, found: dict[str, Any], want
     if name != wanted:
         raise ModelError(
             f"the {subfolder} of {source.path!r} is a {name}; Sana needs a {wanted}. "
-            "What to do: set pretrained_model_name_or_path to a Sana pipeline in diffusers' layout."
+            f"What to do: give a Sana pipeline in diffusers' layout ({source.key})."
         )
 
 

@@ -18,6 +18,7 @@ from torch import nn
 
 from simpletuner.models import imports
 from simpletuner.models.linears import pointwise_as_linear
+from simpletuner.wording import install
 
 
 class TorchaoLinear(nn.Linear):
@@ -126,7 +127,7 @@ def obstacle(name: str, device: torch.device) -> tuple[str, str] | None:
     """
     plan = PLANS[name]
     if importlib.util.find_spec(plan.package) is None:
-        return f"it needs {plan.package}, which is not installed", f"pip install './[{EXTRAS[plan.package]}]'"
+        return f"it needs {plan.package}, which is not installed", install(EXTRAS[plan.package])
     if plan.capability is not None:
         needed = ".".join(map(str, plan.capability))
         if device.type != "cuda":

@@ -21,7 +21,7 @@ from simpletuner.data.images import cut
 from simpletuner.data.sampler import shortfalls
 from simpletuner.data.survey import Picture, Survey, look_at, picture_of
 from simpletuner.data.types import Skipped
-from simpletuner.errors import DataError, ModelError
+from simpletuner.errors import DataError, ModelError, UnreachableError
 from simpletuner.models import imports
 from simpletuner.models.base import Facts, Family, LoadSource, TextSettings
 from simpletuner.models.families import FAMILIES
@@ -45,11 +45,13 @@ class Checked:
         surveys: One a dataset that could be read.
         lines: Sentences about the run.
         problems: Why training would refuse to start; empty if it would not.
+        unknown: Whether the model could not be asked for, so that nobody can tell whether training would start.
     """
 
     surveys: list[Survey]
     lines: list[str]
     problems: list[str]
+    unknown: bool = False
 
 
 def check(config: RunConfig, reporter: Reporter, page_at: Path | None = None, reconstruct: bool = False) -> bool:
@@ -62,7 +64,7 @@ def check(config: RunConfig, reporter: Reporter, page_at: Path | None = None, re
         reconstruct: Load the VAE and measure how well it reproduces each picture.
 
     Returns:
-        Whether training would start.
+        Whether nothing that was found keeps training from starting.
     """
     cannot = translate_precision.quantisation_problems(config, here())
     imports.libraries()
@@ -72,7 +74,7 @@ def check(config: RunConfig, reporter: Reporter, page_at: Path | None = None, re
     checked.problems += [str(problem) for problem in cannot]
     facts = _facts(family, source, checked)
     found = _find(config, facts, checked, reporter)
-    cut_off = _cut_off(config, family, source, checked)
+    cut_off = _cut_off(config, family, source, checked, has_model=facts is not None)
     for item, role in found:
         pictures = [picture_of(p, max((cut_off(c) for c in p.sample.captions), key=len)) for p in item.placed]
         survey = Survey(item.source.id, item.source.folder, role, pictures, item.skipped)
@@ -99,8 +101,17 @@ def check(config: RunConfig, reporter: Reporter, page_at: Path | None = None, re
         file, page(title, checked.surveys, checked.lines, checked.problems).encode("utf-8", "backslashreplace")
     )
     reporter.say(f"Page with every picture: {file}")
-    reporter.say("Training would start." if not checked.problems else "Training would not start: see above.")
+    reporter.say(_verdict(checked))
     return not checked.problems
+
+
+def _verdict(checked: Checked) -> str:
+    """The last sentence."""
+    if checked.problems:
+        return "Training would not start: see above."
+    if checked.unknown:
+        return "All that could be looked at is right; whether training would start cannot be told without the model."
+    return "Training would start."
 
 
 def _leave_out_broken(item: prepare.Found, survey: Survey) -> None:
@@ -203,12 +214,15 @@ def sizes(survey: Survey) -> list[str]:
 
 
 def _facts(family: Family, source: LoadSource, checked: Checked) -> Facts | None:
-    """The model's facts from its configuration files; None, and a line, where they cannot be read."""
+    """The model's facts from its configuration files; None, with what it means, where they cannot be read."""
     try:
         return family.peek(source)
+    except UnreachableError as error:
+        checked.unknown = True
+        checked.lines.append(f"The model cannot be looked at, so buckets are for 32 px steps: {error}")
     except ModelError as error:
-        checked.lines.append(f"The model's configuration cannot be read, so buckets are for 32 px steps: {error}")
-        return None
+        checked.problems.append(str(error))
+    return None
 
 
 def _find(
@@ -230,13 +244,18 @@ def _find(
     return found
 
 
-def _cut_off(config: RunConfig, family: Family, source: LoadSource, checked: Checked) -> Callable[[str], str]:
-    """A function that gives the end of a caption that the model never sees."""
+def _cut_off(
+    config: RunConfig, family: Family, source: LoadSource, checked: Checked, has_model: bool
+) -> Callable[[str], str]:
+    """A function that gives the end of a caption that the model never sees; without a model nothing is said of that."""
     text: TextSettings = translate.text_settings(config.options, family.default_instruction())
-    try:
-        tokenizer = family.tokenizer(source)
-    except ModelError as error:
-        checked.lines.append(f"Captions are not counted in tokens: {error}")
+    if has_model:
+        try:
+            tokenizer = family.tokenizer(source)
+        except ModelError as error:
+            checked.lines.append(f"Captions are not counted in tokens: {error}")
+            has_model = False
+    if not has_model:
         return lambda caption: ""
     return lambda caption: family.cut_off(tokenizer, caption, text)
 
@@ -280,6 +299,8 @@ def _plan(config: RunConfig, training: list[prepare.Found], checked: Checked) ->
 def _disk(config: RunConfig, found: list[tuple[prepare.Found, str]], facts: Facts | None, checked: Checked) -> None:
     """Room on the disk against what the caches will need."""
     missing = {p.key: p.placement.bucket for item, _ in found for p in item.placed}
+    if not missing:
+        return
     stride = facts.stride if facts else 32
     channels = facts.latent_channels if facts else 32
     width = 2 if config.options.precision.mixed_precision != "no" else 4

@@ -17,6 +17,7 @@ import torch
 from simpletuner.models.base import Family
 from simpletuner.training.precision import Precision
 from simpletuner.training.step import Trainee
+from simpletuner.wording import install
 
 Forward = Literal["auto", "fast", "plain", "diffusers"]
 TEXT_MULTIPLE = 64  # tokens: five lengths of text up to 300, so as many graphs for a picture size
@@ -43,7 +44,7 @@ def obstacle(device: torch.device, precision: Precision) -> str | None:
     if device.type != "cuda":
         return "it needs an NVIDIA GPU"
     if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed: pip install './[cuda]'"
+        return f"Triton is not installed: {install('cuda')}"
     if not any(shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang")):
         return "Triton needs a C compiler: install gcc"
     if torch.cuda.get_device_capability(device) < OLDEST:

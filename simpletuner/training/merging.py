@@ -36,6 +36,7 @@ def merge(
     if output.exists():
         raise TunerError(f"{output} exists already (--output). What to do: name another folder, or remove it.")
     file = adapters.read_file(adapter)
+    key = "--base" if base else f"the base model that {file.path.name} names; --base names another"
     base = base or file.base_model
     if base is None:
         raise ModelError(f"{file.path} does not tell its base model. What to do: name it with --base.")
@@ -43,7 +44,7 @@ def merge(
     load.only_download_bars()
     family = FAMILIES["sana"]
     reporter.say(f"Loading {base}")
-    parts = family.load(LoadSource(base, weight_dtype=torch.float32, text_dtype=dtype))
+    parts = family.load(LoadSource(base, key=key, weight_dtype=torch.float32, text_dtype=dtype))
     put = on_model(file, parts.transformer)
     reporter.say(put.describe()[0])
     if strength == 1.0:

@@ -16,6 +16,7 @@ from torch import nn
 from simpletuner.models import quantize
 from simpletuner.models.linears import pointwise_as_linear
 from simpletuner.models.quantize import PLANS, Settings
+from simpletuner.wording import install
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 from random_sana import transformer_config
@@ -128,4 +129,4 @@ def test_what_this_machine_cannot_do_is_said(monkeypatch: pytest.MonkeyPatch) ->
     assert "compute capability 8.9" in reason and "int8-torchao" in remedy
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # as if it were not installed
     reason, remedy = quantize.obstacle("nf4-bnb", CPU) or ("", "")
-    assert "bitsandbytes" in reason and "pip install './[bnb]'" in remedy
+    assert "bitsandbytes" in reason and remedy == install("bnb")

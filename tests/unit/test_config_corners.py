@@ -147,7 +147,7 @@ def test_examples_in_values(write: Load) -> None:
     assert pocket.datasets.eval and pocket.datasets.train[0].timestep_sampling_offset == 0.3
     assert json.loads(json.dumps(pocket.raw))["train_batch_size"] == 16
     texts = problems(lambda: write({"output_dir": "{example:nothing}/x", "seed": "x"}))
-    assert len(texts) == 2 and "packaged examples: pocket, " in texts[0] and " sana" in texts[0]
+    assert len(texts) == 2 and "take one of pocket, " in texts[0] and " sana" in texts[0]
 
 
 def test_a_nickname_cannot_be_taken_twice(write: Load, folder: Path) -> None:

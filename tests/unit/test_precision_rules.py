@@ -20,6 +20,7 @@ from simpletuner.errors import ConfigError
 from simpletuner.models.quantize import EXTRAS, PLANS
 from simpletuner.training import translate_precision
 from simpletuner.training.precision import choose
+from simpletuner.wording import install
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -43,9 +44,9 @@ def test_a_package_that_is_not_there_is_a_problem_of_the_configuration(monkeypat
         "base_model_precision",
         "nf4-bnb",
         "it needs bitsandbytes, which is not installed",
-        "pip install './[bnb]'",
+        install("bnb"),
     )
-    assert second[0] == "text_encoder_1_precision" and second[3] == "pip install './[torchao]'"
+    assert second[0] == "text_encoder_1_precision" and second[3] == install("torchao")
     assert not list(precision_problems(options()))
 
 
@@ -59,6 +60,17 @@ def test_full_rank_training_over_a_quantised_base_is_refused() -> None:
     assert (key, value) == ("base_model_precision", "int8-torchao")
     assert "changes the very weights" in reason and "model_type to lora" in remedy
     assert not list(precision_problems(options("full", text_encoder_1_precision="nf4-bnb")))
+
+
+def test_a_package_is_not_asked_for_where_it_would_not_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("simpletuner.config.precision_rules.find_spec", lambda name: None)
+    found = list(
+        precision_problems(options("full", base_model_precision="nf4-bnb", text_encoder_1_precision="nf4-bnb"))
+    )
+    assert [(key, "weights" in reason, remedy == install("bnb")) for key, _, reason, remedy in found] == [
+        ("text_encoder_1_precision", False, True),
+        ("base_model_precision", True, False),
+    ]
     assert not list(precision_problems(options("lora", base_model_precision="nf4-bnb")))
 
 
