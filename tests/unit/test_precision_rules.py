@@ -60,6 +60,7 @@ def test_full_rank_training_over_a_quantised_base_is_refused() -> None:
     assert (key, value) == ("base_model_precision", "int8-torchao")
     assert "changes the very weights" in reason and "model_type to lora" in remedy
     assert not list(precision_problems(options("full", text_encoder_1_precision="nf4-bnb")))
+    assert not list(precision_problems(options("lora", base_model_precision="nf4-bnb")))
 
 
 def test_a_package_is_not_asked_for_where_it_would_not_help(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +72,6 @@ def test_a_package_is_not_asked_for_where_it_would_not_help(monkeypatch: pytest.
         ("text_encoder_1_precision", False, True),
         ("base_model_precision", True, False),
     ]
-    assert not list(precision_problems(options("lora", base_model_precision="nf4-bnb")))
 
 
 @pytest.mark.parametrize(
