@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 import click
 
@@ -60,8 +61,15 @@ def _default(cls: type[Section], key: str) -> str:
 
 
 def _choices(cls: type[Section], key: str) -> str:
-    values = [a for a in get_args(cls.model_fields[key].annotation) if isinstance(a, str)]
+    values = _literals(cls.model_fields[key].annotation)
     return f" ({', '.join(values)})" if len(values) > 1 else ""
+
+
+def _literals(annotation: Any) -> list[str]:
+    """The words that a Literal allows, also one that may be left out."""
+    if get_origin(annotation) in (Union, UnionType):
+        return [word for part in get_args(annotation) for word in _literals(part)]
+    return [a for a in get_args(annotation) if isinstance(a, str)] if get_origin(annotation) is Literal else []
 
 
 class OptionsHelp(click.Command):

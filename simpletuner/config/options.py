@@ -209,7 +209,8 @@ class DataOptions(Section):
         None, description="Pictures above maximum_image_size are reduced to this before cropping."
     )
     caption_strategy: Literal["filename", "textfile", "instanceprompt", "parquet", "huggingface", "null"] = Field(
-        "filename", description="Captions."
+        "filename",
+        description="Captions of datasets that name no strategy; csv and webdataset are set in the dataset's own entry.",
     )
     instance_prompt: str | None = Field(None, description="Default instance prompt of datasets.")
     prepend_instance_prompt: bool = Field(False, description="Put the instance prompt before every caption.")

@@ -17,6 +17,8 @@ from typing import Literal
 from simpletuner.data.types import Size
 from simpletuner.errors import DataError
 
+_NAMED = 6  # buckets in one sentence
+
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
@@ -118,20 +120,30 @@ class BatchSpec:
 
 
 def shortfalls(buckets: Sequence[Bucket], drawing: Drawing) -> list[str]:
-    """A sentence for each bucket too small for one optimizer step.
+    """A sentence for each dataset with buckets too small for one optimizer step: the one number to set for all of them.
 
     A bucket needs batch size * ranks * accumulation draws an epoch.
     """
-    sentences = []
+    small: dict[str, list[Bucket]] = {}
     for bucket in buckets:
         needed = drawing.global_batch(bucket.dataset_id) * drawing.accumulation
-        count = len(bucket.members)
-        if count * (bucket.repeats + 1) < needed:
-            repeats = -(-needed // count) - 1
-            sentences.append(
-                f"[{bucket.dataset_id}] bucket {bucket.size} has {count}, needs {needed}: set repeats ≥ {repeats}"
-            )
-    return sentences
+        if len(bucket.members) * (bucket.repeats + 1) < needed:
+            small.setdefault(bucket.dataset_id, []).append(bucket)
+    return [_shortfall(name, theirs, drawing) for name, theirs in small.items()]
+
+
+def _shortfall(name: str, small: Sequence[Bucket], drawing: Drawing) -> str:
+    """What the too small buckets of one dataset lack, and what would be enough."""
+    needed = drawing.global_batch(name) * drawing.accumulation
+    repeats = -(-needed // min(len(bucket.members) for bucket in small)) - 1
+    draws = min(len(bucket.members) * (bucket.repeats + 1) for bucket in small)
+    fitting = draws // (drawing.accumulation * drawing.world_size)
+    remedy = f"set repeats ≥ {repeats}" + (f", or train_batch_size ≤ {fitting}" if fitting else "")
+    if len(small) == 1:
+        return f"[{name}] bucket {small[0].size} has {len(small[0].members)}, needs {needed}: {remedy}"
+    few = ", ".join(f"{bucket.size} has {len(bucket.members)}" for bucket in small[:_NAMED])
+    more = f" and {len(small) - _NAMED} more" if small[_NAMED:] else ""
+    return f"[{name}] {len(small)} buckets are too small, each needs {needed} ({few}{more}): {remedy}"
 
 
 class Plan:

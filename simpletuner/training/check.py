@@ -298,20 +298,31 @@ def _plan(config: RunConfig, training: list[prepare.Found], checked: Checked) ->
 
 def _disk(config: RunConfig, found: list[tuple[prepare.Found, str]], facts: Facts | None, checked: Checked) -> None:
     """Room on the disk against what the caches will need."""
-    missing = {p.key: p.placement.bucket for item, _ in found for p in item.placed}
+    kept = [item for item, _ in found if item.source.caching != "never"]
+    missing = {p.key: p.placement.bucket for item in kept for p in item.placed}
     if not missing:
         return
     stride = facts.stride if facts else 32
     channels = facts.latent_channels if facts else 32
     width = 2 if config.options.precision.mixed_precision != "no" else 4
     need = sum((b.width // stride) * (b.height // stride) * channels * width for b in missing.values())
-    home = Path(config.options.checkpoints.output_dir).expanduser().absolute()
+    homes = list(dict.fromkeys(item.source.latent_dir for item in kept))
+    tightest = min(homes, key=_free)
+    free = _free(tightest)
+    checked.lines.append(
+        f"The latents need about {need / 2**20:.1f} MiB in {', '.join(map(str, homes[:3]))}{' …' if homes[3:] else ''}; "
+        f"{free / 2**30:.1f} GiB are free there"
+    )
+    if need > free:
+        checked.problems.append(f"the disk of {tightest} has no room for the latents")
+
+
+def _free(folder: Path) -> int:
+    """Bytes that are free where a folder is, or would be made."""
+    home = folder.expanduser().absolute()
     while not home.exists():
         home = home.parent
-    free = shutil.disk_usage(home).free
-    checked.lines.append(f"The latents need about {need / 2**20:.1f} MiB; {free / 2**30:.1f} GiB are free at {home}")
-    if need > free:
-        checked.problems.append(f"the disk of {home} has no room for the latents")
+    return shutil.disk_usage(home).free
 
 
 @torch.no_grad()

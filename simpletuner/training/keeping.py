@@ -63,6 +63,11 @@ def keep_latents(
             reporter.say(f"{shard} was damaged and is encoded anew")
         store.dropped.clear()
         missing = missing_latents(item.placed, store)
+        distinct = len({p.key for p in item.placed})
+        if copies := len(item.placed) - distinct:
+            reporter.say(
+                f"[{item.source.id}] {counted(copies, 'picture is a copy and shares', 'pictures are copies and share')} the latents of another"
+            )
         if item.source.redraw:
             reporter.say(f"[{item.source.id}] places are drawn anew in each epoch; latents are encoded when needed")
         elif missing and item.source.caching == "ondemand":
@@ -72,7 +77,7 @@ def keep_latents(
                 skipped = encode_latents(missing, store, encode, dtype, item.source.encode_batch, bar.advance)
             _leave_out(item, skipped, reporter)
         else:
-            reporter.say(f"[{item.source.id}] all {counted(len(item.placed), 'latent is', 'latents are')} in the cache")
+            reporter.say(f"[{item.source.id}] all {counted(distinct, 'latent is', 'latents are')} in the cache")
         _refer(item, store, refs, reporter)
         if not item.placed:
             raise DataError(f"[{item.source.id}] none of its pictures could be decoded.")

@@ -91,7 +91,10 @@ def convert(adapter: Path, output: Path, reporter: Reporter) -> None:
         raise TunerError(f"{output} exists already. What to do: name another file, or remove it.")
     file = adapters.read_file(adapter)
     if file.is_lycoris:
-        raise ModelError(f"{file.path} is a LyCORIS file, which has one layout: ComfyUI reads it as it is.")
+        raise ModelError(
+            f"{file.path} is a LyCORIS file: its keys have one layout everywhere, so there is nothing to convert. It fits "
+            "programs that use diffusers' layer names for Sana."
+        )
     metadata = {key: value for key, value in file.metadata.items() if key != "format"}
     try:
         if lora_layout.is_comfyui(file.tensors):

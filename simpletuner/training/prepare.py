@@ -159,7 +159,8 @@ def _bring(source: DatasetSource, reporter: Reporter) -> list[Skipped]:
         return []
     reporter.say(
         done.note
-        or f"[{source.id}] {where}: {counted(done.fetched, 'file')} fetched, {counted(done.kept, 'was', 'were')} here, {counted(done.removed, 'is', 'are')} gone"
+        or f"[{source.id}] {where}: {counted(done.fetched, 'file')} fetched, {counted(done.kept, 'was', 'were')} here already"
+        + (f", {counted(done.removed, 'was', 'were')} removed here as no longer listed there" if done.removed else "")
     )
     return list(done.skipped)
 
@@ -283,6 +284,6 @@ def check_sizes(found: Sequence[Found], drawing: Drawing, allow: bool, reporter:
     raise DataError(
         f"too few pictures for train_batch_size {drawing.batch_size} × "
         f"gradient_accumulation_steps {drawing.accumulation}:\n  {listed}\n"
-        "What to do: set repeats in the dataloader file as named, lower train_batch_size, "
+        "What to do: set repeats in the dataloader file, or lower train_batch_size, as named; "
         "or set allow_dataset_oversubscription to true."
     )

@@ -49,7 +49,7 @@ def usage(
         *([f'pipe.to("{device}")'] if device != "cpu" else []),
         *([f'network.to("{device}")'] if device != "cpu" and lycoris else []),
         *_drawing(config, text, instruction),
-        'image.save("image.png")',
+        f"image.save({_quoted(trained.parent / 'image.png')})",
     ]
 
 

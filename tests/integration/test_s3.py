@@ -77,7 +77,10 @@ def test_only_what_changed_is_fetched_and_an_outage_is_no_loss(
     bucket.put_object(Bucket="pics", Key="sets/mine/picture_1.txt", Body=b"a new caption")
     bucket.delete_object(Bucket="pics", Key="sets/mine/picture_2.png")
     said = simpletuner("check", "--config", config).stdout
-    assert "1 file fetched, 6 were here, 1 is gone" in said and "3 pictures found, 3 used" in said
+    assert (
+        "1 file fetched, 6 were here already, 1 was removed here as no longer listed there" in said
+        and "3 pictures found, 3 used" in said
+    )
     assert "a new caption" in (tmp_path / "out" / "dataset.html").read_text()
     use_s3_again = json.loads((tmp_path / "config" / "multidatabackend.json").read_text())
     use_s3_again[0]["aws_endpoint_url"] = "http://127.0.0.1:9"

@@ -58,7 +58,7 @@ def train(pocket_run: Callable[..., Path]) -> Callable[..., str]:
 def lines_of(said: str) -> str:
     """The program within what was said."""
     _, _, rest = said.partition("import diffusers\n")
-    program, end, _ = rest.partition('image.save("image.png")\n')
+    program, end, _ = rest.partition('/out/image.png")\n')
     assert end, said
     return f"import diffusers\n{program}{end}"
 
@@ -72,7 +72,8 @@ def drawn_by(program: str, folder: Path) -> np.ndarray:
     """Run it in an empty folder, by an interpreter that knows nothing of this program."""
     elsewhere = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"CUDA_VISIBLE_DEVICES": ""}
     subprocess.run([sys.executable, "-c", program], cwd=folder, env=elsewhere, check=True)
-    return pixels(folder / "image.png")
+    assert not list(folder.glob("image.png")), "it is saved beside the model, not wherever one happens to be"
+    return pixels(Path(program.rpartition('image.save("')[2].partition('"')[0]))
 
 
 @pytest.mark.parametrize("kind", KINDS)

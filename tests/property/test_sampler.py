@@ -94,15 +94,29 @@ def test_epochs_and_seeds_differ() -> None:
 
 def test_the_shortfall_sentence() -> None:
     buckets = [Bucket("subject", Size(1024, 1024), tuple(range(5))), Bucket("subject", Size(512, 512), tuple(range(8)))]
-    assert shortfalls(buckets, Drawing(4, 2)) == ["[subject] bucket 1024x1024 has 5, needs 8: set repeats ≥ 1"]
+    assert shortfalls(buckets, Drawing(4, 2)) == [
+        "[subject] bucket 1024x1024 has 5, needs 8: set repeats ≥ 1, or train_batch_size ≤ 2"
+    ]
     assert shortfalls(buckets, Drawing(2, 2)) == []
+    (both,) = shortfalls(buckets, Drawing(16, 4))
+    assert both == (
+        "[subject] 2 buckets are too small, each needs 64 (1024x1024 has 5, 512x512 has 8): "
+        "set repeats ≥ 12, or train_batch_size ≤ 1"
+    )
+    assert shortfalls(buckets, Drawing(1, 9))[0].endswith("needs 9 (1024x1024 has 5, 512x512 has 8): set repeats ≥ 1")
 
 
 @given(st.integers(1, 40), st.integers(1, 16), st.integers(1, 4))
 def test_the_repeats_asked_for_are_enough_and_not_too_many(count: int, size: int, accumulation: int) -> None:
     bucket = Bucket("s", Size(64, 64), tuple(range(count)))
     for sentence in shortfalls([bucket], Drawing(size, accumulation)):
-        repeats = int(sentence.rsplit("≥ ", 1)[1])
+        repeats, _, smaller = sentence.rsplit("≥ ", 1)[1].partition(", or train_batch_size ≤ ")
+        repeats = int(repeats)
+        if smaller:
+            assert not shortfalls([bucket], Drawing(int(smaller), accumulation))
+            assert shortfalls([bucket], Drawing(int(smaller) + 1, accumulation))
+        else:
+            assert shortfalls([bucket], Drawing(1, accumulation))
         enough = Bucket("s", Size(64, 64), tuple(range(count)), repeats)
         fewer = Bucket("s", Size(64, 64), tuple(range(count)), repeats - 1)
         assert not shortfalls([enough], Drawing(size, accumulation))

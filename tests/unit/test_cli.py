@@ -59,7 +59,7 @@ def test_examples_can_be_listed_copied_and_are_not_overwritten(simpletuner: Comm
     assert "pocket" in simpletuner("examples", "list").stdout
     simpletuner("examples", "copy", "sana")
     written = json.loads((tmp_path / "config" / "config.json").read_text())
-    assert written["--model_type"] == "full" and "--push_to_hub" not in written
+    assert written["model_type"] == "full" and written["use_ema"] is True and "push_to_hub" not in written
     elsewhere = simpletuner("examples", "copy", "pocket", "config/mine").stdout
     assert "`simpletuner train --config config/mine`" in elsewhere
     again = simpletuner("examples", "copy", "pocket", check=False)
@@ -79,8 +79,8 @@ def test_the_sana_example_runs_with_only_its_paths_replaced(
     folder = pictures("datasets/my-pictures")  # type: ignore[operator]
     assert folder.is_dir()
     config = json.loads((tmp_path / "config" / "config.json").read_text())
-    config["--pretrained_model_name_or_path"] = str(tiny_sana)
-    config["--output_dir"] = str(tmp_path / "out")
+    config["pretrained_model_name_or_path"] = str(tiny_sana)
+    config["output_dir"] = str(tmp_path / "out")
     (tmp_path / "config" / "config.json").write_text(json.dumps(config))
     small = ("--max_train_steps=2", "--validation_resolution=64x64", "--validation_num_inference_steps=2")
     datasets = json.loads((tmp_path / "config" / "multidatabackend.json").read_text())
