@@ -137,7 +137,7 @@ def encode_trimmed(session: Session, parts: Components, captions: list[str]) -> 
 
 def build(config: RunConfig, reporter: Reporter) -> None:
     """Rooms 1 to 4 and no further: everything is cached, nothing trained. Raises TunerError as training would."""
-    session = open_session(config, reporter)
+    session = open_session(config, reporter, "encode")
     training, held_out = find_pictures(session)
     parts = session.family.load(session.source)
     parts.vae.to(session.device)
@@ -156,11 +156,11 @@ def build(config: RunConfig, reporter: Reporter) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """One folder of shards.
+    """One folder of shards, or the folder above them where there is none yet.
 
     Attributes:
         folder: Where the shards are.
-        title: The dataset it belongs to, or "captions".
+        title: The dataset it belongs to, or "captions"; of masks it says so.
         used: Keys that the configuration asks for, under any fingerprint.
         remote: The URL above its twin, or None.
     """
@@ -170,51 +170,63 @@ class Home:
     used: frozenset[str]
     remote: RemoteSource | None = None
 
+    def shards(self) -> list[Path]:
+        """Its files, whole or not."""
+        return sorted(self.folder.glob("shard-*.safetensors"))
+
 
 def homes(config: RunConfig, reporter: Reporter) -> list[Home]:
     """Every folder of shards of this configuration, also those of other fingerprints (another VAE, prefix or dtype)."""
-    session = open_session(config, reporter)
-    training, held_out = find_pictures(session)
-    latents: dict[Path, tuple[list[str], set[str], RemoteSource | None]] = {}
+    session = open_session(config, reporter, "look")
+    training, held_out = find_pictures(session, refuse_small=False)
+    latents: dict[Path, tuple[list[str], set[str], set[str], RemoteSource | None]] = {}
     captions = {text_key(DROPPED)}
     for item in (*training, *held_out):
-        ids, keys, _ = latents.setdefault(item.source.latent_dir, ([], set(), item.source.latent_remote))
+        ids, keys, masks, _ = latents.setdefault(item.source.latent_dir, ([], set(), set(), item.source.latent_remote))
         ids.append(item.source.id)
         broken = undecodable.known(item.source.latent_dir)
         wanted = [
             p for p in item.placed if p.digest not in broken
         ]  # where they are encoded on demand they stay in the plan
-        keys |= {key for p in wanted for key in (p.key, p.mask_key) if key}
+        keys |= {p.key for p in wanted}
+        masks |= {p.mask_key for p in wanted if p.mask_key}
         captions |= {text_key(c) for p in item.placed for c in p.sample.captions}
-    places = [(root, ", ".join(ids), frozenset(keys), remote) for root, (ids, keys, remote) in latents.items()]
-    text_dir, text_remote = (
-        Path(config.datasets.text_cache_dir).expanduser(),
-        translate_data.text_remote(config.datasets),
-    )
-    places.append((text_dir, "captions", frozenset(captions), text_remote))
-    return [
-        Home(f, title, keys, None if f.name == prepare.MASKS else remote)
-        for root, title, keys, remote in places
-        for f in sorted(_shard_folders(root))
-    ]
+    found: list[Home] = []
+    for root, (ids, keys, masks, remote) in latents.items():
+        title, folder = ", ".join(ids), root / prepare.MASKS
+        found += [Home(f, title, frozenset(keys), remote) for f in _shard_folders(root) if f != folder]
+        if masks or folder in _shard_folders(root):
+            found.append(Home(folder, f"{title}: masks", frozenset(masks)))
+    text_dir = Path(config.datasets.text_cache_dir).expanduser()
+    text_remote = translate_data.text_remote(config.datasets)
+    found += [Home(f, "captions", frozenset(captions), text_remote) for f in _shard_folders(text_dir)]
+    return found
 
 
-def _shard_folders(root: Path) -> set[Path]:
-    return {shard.parent for shard in root.glob("*/shard-*.safetensors")}
+def _shard_folders(root: Path) -> list[Path]:
+    """Folders with shards below ``root``; itself if there is none, so that what is missing can be told."""
+    return sorted({shard.parent for shard in root.glob("*/shard-*.safetensors")}) or [root]
 
 
 def stats(found: list[Home], reporter: Reporter) -> None:
     """Print what each folder holds and how much of it the configuration uses."""
+    if not any(home.shards() for home in found):
+        reporter.say("Nothing is cached yet.")
+        return
     for home in found:
         store = TensorStore(home.folder, read_only=True)
         used = sum(key in store for key in home.used)
-        size = sum(shard.stat().st_size for shard in home.folder.glob("shard-*.safetensors"))
+        size = sum(shard.stat().st_size for shard in home.shards())
+        damaged = sum(not TensorStore.keys_of(shard) for shard in home.shards())
         reporter.say(
             f"[{home.title}] {home.folder}: {counted(len(store), 'tensor')}, {size / 2**20:.1f} MiB; "
             f"{used} of {len(home.used)} that the configuration needs"
         )
-    if not found:
-        reporter.say("Nothing is cached yet.")
+        if damaged:
+            what = counted(damaged, "shard is", "shards are")
+            reporter.say(
+                f"[{home.title}] {what} damaged: `simpletuner cache verify` reads all and removes what is damaged"
+            )
 
 
 def verify(found: list[Home], reporter: Reporter) -> bool:
@@ -223,16 +235,39 @@ def verify(found: list[Home], reporter: Reporter) -> bool:
     Returns:
         Whether everything was whole.
     """
-    whole = True
+    damaged = tensors = shards = 0
     for home in found:
-        for shard in reporter.track(f"Reading [{home.title}]", sorted(home.folder.glob("shard-*.safetensors"))):
+        for shard in reporter.track(f"Reading [{home.title}]", home.shards()):
             problem = TensorStore.problem_with(shard)
             if problem:
-                whole = False
+                damaged += 1
                 shard.unlink()
                 reporter.say(f"{shard}: {problem}; removed, its samples are encoded anew by the next run")
-    reporter.say("Every cached tensor is whole." if whole else "Damaged shards were removed; the others are whole.")
-    return whole
+            else:
+                shards += 1
+                tensors += len(TensorStore.keys_of(shard))
+    if damaged:
+        reporter.say(f"{counted(damaged, 'damaged shard was', 'damaged shards were')} removed.")
+    if shards:
+        reporter.say(
+            f"{counted(tensors, 'cached tensor is', 'cached tensors are')} whole, in {counted(shards, 'shard')}."
+        )
+    _tell_missing(found, reporter)
+    return not damaged
+
+
+def _tell_missing(found: list[Home], reporter: Reporter) -> None:
+    """What the configuration needs and no folder holds, of any fingerprint."""
+    held: dict[tuple[str, frozenset[str]], set[str]] = {}
+    for home in found:
+        keys = held.setdefault((home.title, home.used), set())
+        keys.update(*map(TensorStore.keys_of, home.shards()))
+    for (title, used), keys in held.items():
+        if missing := len(used - keys):
+            reporter.say(
+                f"[{title}] {missing} of {len(used)} that the configuration needs {'is' if missing == 1 else 'are'} not "
+                "cached: `simpletuner cache build` or the next training makes them."
+            )
 
 
 def collect(found: list[Home], reporter: Reporter, delete: bool) -> int:
@@ -240,10 +275,13 @@ def collect(found: list[Home], reporter: Reporter, delete: bool) -> int:
 
     The twin of a removed shard behind a URL is removed too; a shard that is only there is not looked at.
     """
-    total, caches = 0, RemoteCaches(reporter.say)
+    total, kept, caches = 0, 0, RemoteCaches(reporter.say)
     for home in found:
-        for shard in sorted(home.folder.glob("shard-*.safetensors")):
-            if home.used.isdisjoint(TensorStore.keys_of(shard)):
+        for shard in home.shards():
+            held = TensorStore.keys_of(shard)
+            if not home.used.isdisjoint(held):
+                kept += len(held - home.used)
+            else:
                 total += shard.stat().st_size
                 reporter.say(f"[{home.title}] {'removed' if delete else 'unused'}: {shard}")
                 if delete:
@@ -252,4 +290,9 @@ def collect(found: list[Home], reporter: Reporter, delete: bool) -> int:
                     reporter.say(f"[{home.title}] removed as well: {home.remote.url}/{home.folder.name}/{shard.name}")
     verb = "removed" if delete else "could be removed with --delete"
     reporter.say(f"{total / 2**20:.1f} MiB {verb}")
+    if kept:
+        reporter.say(
+            f"{counted(kept, 'unused tensor stays, since it shares its shard', 'unused tensors stay, since they share their shard')} "
+            "with tensors that are used: only whole shards are removed"
+        )
     return total

@@ -38,7 +38,11 @@ class Progress:
         self._smooth: float | None = None
 
     def on_start(self, step: int) -> None:
-        """Nothing to do."""
+        """Go on with the smoothed loss of the steps that were done before."""
+        done = {line["step"]: line for line in self._metrics.read("step") if line["step"] <= step} if step else {}
+        for _, line in sorted(done.items()):  # of a step that was trained twice the later line counts
+            if not line["skipped"]:
+                self._note(line["loss"])
 
     def acts_at(self, step: int) -> bool:
         """Never: it only tells."""
@@ -49,12 +53,17 @@ class Progress:
         self._metrics.write("step", asdict(result))
         if result.skipped:
             self._reporter.say(result.skipped)
-        elif result.loss is not None:
-            before = result.loss if self._smooth is None else self._smooth
-            self._smooth = SMOOTHING * before + (1 - SMOOTHING) * result.loss
+        else:
+            self._note(result.loss)
         loss = "-" if self._smooth is None else f"{self._smooth:.3f}"
         speed = result.samples / result.seconds
         self._bar.advance(1, f"smoothed loss {loss}  lr {result.learning_rate:.2e}  {speed:.1f} pictures/s")
+
+    def _note(self, loss: float | None) -> None:
+        """One more loss in the smoothed one; None where a step had only regularisation data."""
+        if loss is not None:
+            before = loss if self._smooth is None else self._smooth
+            self._smooth = SMOOTHING * before + (1 - SMOOTHING) * loss
 
     def on_stop(self, step: int, finished: bool) -> None:
         """Nothing to do."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -20,6 +21,8 @@ from simpletuner.reporting.progress import Reporter
 from simpletuner.training import device, optimizers, prepare, translate, translate_data, translate_precision
 from simpletuner.training.check import short
 from simpletuner.training.precision import Precision, choose, choose_for_adapter
+
+Purpose = Literal["train", "encode", "look"]
 
 
 @dataclass(slots=True)
@@ -39,8 +42,14 @@ class Session:
     caches: RemoteCaches
 
 
-def open_session(config: RunConfig, reporter: Reporter) -> Session:
-    """Print what was derived, look at the model's configuration, choose dtypes and device."""
+def open_session(config: RunConfig, reporter: Reporter, purpose: Purpose = "train") -> Session:
+    """Print what was derived, look at the model's configuration, choose dtypes and device.
+
+    Args:
+        config: What ``config.read.load`` gave.
+        reporter: Where to print.
+        purpose: ``train``, ``encode`` for the caches alone, or ``look`` where the device does nothing.
+    """
     options = config.options
     for notice in config.notices:
         reporter.say(notice)
@@ -58,9 +67,13 @@ def open_session(config: RunConfig, reporter: Reporter) -> Session:
     source = translate.load_source(options, precision)
     family = FAMILIES[options.model.model_family]
     facts = family.peek(source)
-    reporter.say(
-        f"Training on {device.describe(where)}: {precision.describe()}, optimizer {options.training.optimizer}"
-    )
+    if purpose == "train":
+        reporter.say(
+            f"Training on {device.describe(where)}: {precision.describe()}, optimizer {options.training.optimizer}"
+        )
+    elif purpose == "encode":
+        dtype = str(precision.cache).removeprefix("torch.")
+        reporter.say(f"Encoding on {device.describe(where)}: the caches are {dtype}; nothing is trained")
     translate.check_validation_sizes(config, facts)
     return Session(
         config=config,
@@ -77,8 +90,11 @@ def open_session(config: RunConfig, reporter: Reporter) -> Session:
     )
 
 
-def find_pictures(session: Session) -> tuple[list[prepare.Found], list[prepare.Found]]:
-    """Rooms 1 and 2 for training and held-out sets; too small buckets are refused before any weights are loaded."""
+def find_pictures(session: Session, refuse_small: bool = True) -> tuple[list[prepare.Found], list[prepare.Found]]:
+    """Rooms 1 and 2 for training and held-out sets; too small buckets are refused before any weights are loaded.
+
+    To look after caches (``refuse_small`` false) they are no hindrance.
+    """
     alignment = translate.bucket_alignment(session.config, session.facts)
     datasets = session.config.datasets
 
@@ -87,7 +103,8 @@ def find_pictures(session: Session) -> tuple[list[prepare.Found], list[prepare.F
         return prepare.find(sources, session.reporter)
 
     training, held_out = found(datasets.train), found(datasets.eval)
-    check_sizes(session, training)
+    if refuse_small:
+        check_sizes(session, training)
     return training, held_out
 
 

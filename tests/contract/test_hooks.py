@@ -234,3 +234,28 @@ def test_what_it_works_with_may_fail_and_the_run_knows(name: str, tmp_path: Path
     with pytest.raises(OSError, match="the disk is full"):
         hook.on_step_end(result(2))
     assert torch.equal(toy.flat(world.trainee.transformer), before)
+
+
+def test_the_smoothed_loss_goes_on_when_a_run_is_resumed(tmp_path: Path) -> None:
+    class Notes:
+        def __init__(self) -> None:
+            self.said: list[str] = []
+
+        def advance(self, count: int, note: str = "") -> None:
+            self.said.append(note.partition("  ")[0])
+
+    def trained(start: int, losses: list[float | None]) -> list[str]:
+        bar = Notes()
+        hook = hooks.Progress(bar, metrics, Reporter(Console(file=StringIO())))
+        hook.on_start(start)
+        for step, loss in enumerate(losses, start + 1):
+            hook.on_step_end(StepResult(step, loss, 1.0, 1e-3, 0.1, 2, None))
+        return bar.said
+
+    losses: list[float | None] = [1.0, 0.2, None, 3.0, 0.5]
+    metrics = MetricsFile(tmp_path / "whole.jsonl")
+    whole = trained(0, losses)
+    metrics = MetricsFile(tmp_path / "parts.jsonl")
+    trained(0, [*losses[:3], 100.0])  # killed after step 4; the last checkpoint is that of step 3
+    assert trained(3, losses[3:]) == whole[3:] and whole[4] == "smoothed loss 1.065"
+    assert trained(0, losses) == whole, "a fresh run in the same folder starts afresh"

@@ -15,12 +15,16 @@ def shards(folder: Path) -> list[Path]:
 def test_build_verify_stats_and_gc(simpletuner: Command, pocket_run: Callable[..., Path], tmp_path: Path) -> None:
     config, caches = pocket_run(), tmp_path / "cache"
     assert "Nothing is cached yet" in simpletuner("cache", "stats", "--config", config).stdout
-    assert "complete" in simpletuner("cache", "build", "--config", config).stdout
+    built_said = simpletuner("cache", "build", "--config", config).stdout
+    assert "complete" in built_said and "Encoding on the CPU" in built_said and "Training on" not in built_said
     built = {shard: shard.stat().st_mtime_ns for shard in shards(caches)}
     assert len(built) == 2 and not list((tmp_path / "out").glob("checkpoint-*"))
     said = simpletuner("cache", "stats", "--config", config).stdout
     assert "4 of 4 that the configuration needs" in said and "5 of 5 that the configuration needs" in said
-    assert "whole" in simpletuner("cache", "verify", "--config", config).stdout
+    assert "Training on" not in said and "optimizer" not in said
+    # A batch size that no bucket can fill is no hindrance to looking after caches.
+    said = simpletuner("cache", "verify", "--config", config, "--train_batch_size=64").stdout
+    assert "9 cached tensors are whole, in 2 shards." in said and "not cached" not in said
     assert "all 4 latents are in the cache" in simpletuner("train", "--config", config, "--max_train_steps=1").stdout
     assert {shard: shard.stat().st_mtime_ns for shard in shards(caches)} == built, "training encoded nothing anew"
 
@@ -34,6 +38,7 @@ def test_build_verify_stats_and_gc(simpletuner: Command, pocket_run: Callable[..
     assert len(load_file(new)) == 1
     said = simpletuner("cache", "gc", "--config", config).stdout
     assert "0.0 MiB could be removed" in said, "the old shard still holds three pictures that are used"
+    assert "1 unused tensor stays, since it shares its shard" in said
 
     # Another size leaves the old latents unused.
     simpletuner("cache", "build", "--config", config, "--vae_batch_size=2")
@@ -57,5 +62,10 @@ def test_verify_removes_a_damaged_shard_and_build_mends_it(
     shard.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
     done = simpletuner("cache", "verify", "--config", config, check=False)
     assert done.returncode == 1 and "checksum" in done.stdout and not shard.exists()
+    assert "1 damaged shard was removed." in done.stdout and "5 cached tensors are whole, in 1 shard." in done.stdout
+    assert "[set] 4 of 4 that the configuration needs are not cached" in done.stdout
+    shard.write_bytes(good[: len(good) // 2])
+    said = simpletuner("cache", "stats", "--config", config).stdout
+    assert "0 of 4 that the configuration needs" in said and "[set] 1 shard is damaged" in said
     simpletuner("cache", "build", "--config", config)
     assert shard.read_bytes() == good
