@@ -73,7 +73,7 @@ class CaptionRules:
 
 
 def captions_for(path: Path, rules: CaptionRules) -> tuple[str, ...]:
-    """The captions of one picture, distinct alternatives in a stable order.
+    """The captions of one picture, distinct alternatives in a stable order. Who catches an error tells the picture's name.
 
     Raises:
         DataError: ``textfile`` and the file beside the picture is missing or is not UTF-8 text; ``filename`` and the
@@ -142,24 +142,22 @@ def _from_file(path: Path, rules: CaptionRules) -> tuple[str, ...]:
     """Non-empty lines of the text file beside the picture, or all of it; an empty file is one empty caption."""
     file = path.with_suffix(".txt")
     try:
-        text = _read_text(path, file)
+        text = _read_text(file)
     except FileNotFoundError as error:
         remedy = "write it, or set caption_strategy to filename (its name) or instanceprompt (one for all)"
-        raise DataError(f"{path.name} has no caption: {file.name} does not exist beside it; {remedy}") from error
+        raise DataError(f"it has no caption: {file.name} does not exist beside it; {remedy}") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"the caption of {path.name}, {file.name}, is not UTF-8 text: save it as UTF-8") from error
+        raise DataError(f"its caption, {file.name}, is not UTF-8 text: save it as UTF-8") from error
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise DataError(
-            f"the caption of {path.name}, {file.name}, cannot be read ({reason}): mend or replace it"
-        ) from error
+        raise DataError(f"its caption, {file.name}, cannot be read ({reason}): mend or replace it") from error
     if rules.whole_file:
         return (" ".join(text.split()),)
     # Not splitlines(): it also breaks at characters that may stand inside a caption, such as U+2028.
     return tuple(line.strip() for line in text.split("\n") if line.strip()) or ("",)
 
 
-def _read_text(path: Path, file: Path) -> str:
+def _read_text(file: Path) -> str:
     """UTF-8 with or without BOM, any line ends. Looks at the kind of file first: reading a pipe would never end.
 
     Raises:
@@ -169,14 +167,10 @@ def _read_text(path: Path, file: Path) -> str:
     """
     status = file.stat()
     if not stat.S_ISREG(status.st_mode):
-        raise DataError(
-            f"the caption of {path.name}, {file.name}, cannot be read (it is not an ordinary file): replace it"
-        )
+        raise DataError(f"its caption, {file.name}, cannot be read (it is not an ordinary file): replace it")
     if status.st_size > MAX_CAPTION_BYTES:
         size = f"{status.st_size / 1e6:.1f} MB"
-        raise DataError(
-            f"the caption of {path.name}, {file.name}, is {size} large: is that really a caption? Shorten it"
-        )
+        raise DataError(f"its caption, {file.name}, is {size} large: is that really a caption? Shorten it")
     data = file.read_bytes()
     if (at := data.find(b"\0")) >= 0:
         raise UnicodeDecodeError("utf-8", data, at, at + 1, "zeros in the text")

@@ -17,13 +17,14 @@ from PIL import Image, UnidentifiedImageError
 
 from simpletuner.data.cache import content_key, write_atomic
 from simpletuner.data.mirror import Mirrored
-from simpletuner.data.tables import TableSource
+from simpletuner.data.tables import TableSource, texts_of
 from simpletuner.data.types import Skipped
 from simpletuner.errors import DataError
 from simpletuner.wording import install
 
 TABLE = "captions.jsonl"
 STATE = ".dataset.json"
+FORMAT = 2  # raise it when other rows are taken or files are named otherwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,11 @@ class HubDataset:
 
     def table(self, folder: Path) -> TableSource:
         """The table of captions that ``bring`` writes into ``folder``."""
-        return TableSource(folder / TABLE, "file", "captions", includes_extension=True)
+        columns = " and no ".join(filter(None, (self.caption_column, self.fallback_caption_column)))
+        missing = f"has no {columns}; write one there, an empty text if there is nothing to say"
+        return TableSource(
+            folder / TABLE, "file", "captions", includes_extension=True, origin_column="from", missing=missing
+        )
 
 
 def bring(source: HubDataset, folder: Path, progress: Callable[[Sequence[int]], Iterable[int]] = iter) -> Mirrored:
@@ -65,7 +70,7 @@ def bring(source: HubDataset, folder: Path, progress: Callable[[Sequence[int]], 
         DataError: The dataset cannot be loaded, lacks a column, or a package is missing.
     """
     rows = _load(source)
-    wanted = content_key(source, getattr(rows, "_fingerprint", ""), len(rows))
+    wanted = content_key(FORMAT, source, getattr(rows, "_fingerprint", ""), len(rows))
     state = _state(folder)
     if state.get("version") == wanted:
         return Mirrored(kept=len(rows), skipped=tuple(Skipped(Path(n), why) for n, why in state["skipped"]))
@@ -83,10 +88,11 @@ def bring(source: HubDataset, folder: Path, progress: Callable[[Sequence[int]], 
                 Skipped(Path(f"row {number}"), f"its {source.image_column} holds no picture that can be read")
             )
             continue
-        name = f"{number:08}.{ending}"
+        name = f"row-{number:08}.{ending}"
         write_atomic(folder / name, data)
         files.append(name)
-        lines.append(json.dumps({"file": name, "captions": _captions(source, row)}, ensure_ascii=False))
+        told_as = {"file": name, "captions": _captions(source, row), "from": f"row {number} of {source.name}"}
+        lines.append(json.dumps(told_as, ensure_ascii=False))
     write_atomic(folder / TABLE, ("\n".join(lines) + "\n").encode("utf-8", "surrogatepass"))
     told = [(str(s.path), s.reason) for s in skipped]
     write_atomic(folder / STATE, json.dumps({"version": wanted, "files": files, "skipped": told}).encode())
@@ -133,14 +139,12 @@ def picture_ending(data: bytes | None) -> str:
 
 
 def _captions(source: HubDataset, row: Mapping[str, Any]) -> list[str]:
-    """Alternatives of one row; an empty text if the dataset has none for it."""
+    """Alternatives of one row: an empty one where its texts are empty, none where it has no text."""
+    found: list[str] = []
     for column in filter(None, (source.caption_column, source.fallback_caption_column)):
-        value = row[column]
-        values = list(value.values()) if isinstance(value, Mapping) else value if isinstance(value, list) else [value]
-        texts = [text.strip() for text in values if isinstance(text, str) and text.strip()]
-        if texts:
-            return texts
-    return []
+        if not any(found):
+            found = list(texts_of([*found, *texts_of(row[column])]))
+    return found
 
 
 def _state(folder: Path) -> dict[str, Any]:

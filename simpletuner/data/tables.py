@@ -29,7 +29,8 @@ class TableSource:
         caption_column: Its caption, or a list of alternatives.
         fallback_caption_column: Taken where the caption is empty, or None.
         includes_extension: Whether the file names have their ending.
-        missing: What to say of a picture without a caption, where the table is not the user's own; "" for the usual.
+        origin_column: Where the picture came from, where the table is not the user's own; "" for no such column.
+        missing: What to say of a picture without a caption, after where it came from; "" for the usual.
     """
 
     path: Path
@@ -37,16 +38,18 @@ class TableSource:
     caption_column: str
     fallback_caption_column: str | None = None
     includes_extension: bool = False
+    origin_column: str = ""
     missing: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class CaptionTable:
-    """Captions by picture name."""
+    """Captions by picture name, and where the pictures came from."""
 
     source: TableSource
     folder: Path
     rows: Mapping[str, tuple[str, ...]]
+    origins: Mapping[str, str]
 
     def captions(self, picture: Path) -> tuple[str, ...]:
         """The captions of a picture below ``folder``.
@@ -58,13 +61,13 @@ class CaptionTable:
         found = self.rows.get(name)
         table = self.source.path.name
         if found is None:
-            reason = f"{picture.name} has no row in {table} ({self.source.filename_column} = {name!r})"
+            reason = f"it has no row in {table} ({self.source.filename_column} = {name!r})"
             raise DataError(f"{reason}; add one, or correct filename_column")
         if not found and self.source.missing:
-            raise DataError(self.source.missing)
+            raise DataError(" ".join(filter(None, (self.origins.get(name), self.source.missing))))
         if not found:
             raise DataError(
-                f"{picture.name} has no caption in {table} ({self.source.caption_column} is empty); write one there, or name a fallback_caption_column"
+                f"it has no caption in {table} (no text in {self.source.caption_column}); write one there, or name a fallback_caption_column"
             )
         return found
 
@@ -80,16 +83,19 @@ def read_table(source: TableSource, folder: Path) -> CaptionTable:
         DataError: The file cannot be read, or lacks a column.
     """
     rows: dict[str, tuple[str, ...]] = {}
+    origins: dict[str, str] = {}
     for row in _rows(source):
         name = row.get(source.filename_column)
         if not isinstance(name, str) or not name:
             continue
         found = texts_of(row.get(source.caption_column))
-        if not found and source.fallback_caption_column:
-            found = texts_of(row.get(source.fallback_caption_column))
+        if not any(found) and source.fallback_caption_column:
+            found = texts_of([*found, *texts_of(row.get(source.fallback_caption_column))])
         key = _key(name.replace("\\", "/"), keep_ending=source.includes_extension)
-        rows[key] = tuple(dict.fromkeys((*rows.get(key, ()), *found)))  # several rows: several captions
-    return CaptionTable(source, folder, rows)
+        rows[key] = texts_of(list(dict.fromkeys((*rows.get(key, ()), *found))))  # several rows: several captions
+        if source.origin_column:
+            origins[key] = str(row.get(source.origin_column, ""))
+    return CaptionTable(source, folder, rows, origins)
 
 
 def _key(name: str, keep_ending: bool) -> str:
@@ -101,16 +107,22 @@ def _key(name: str, keep_ending: bool) -> str:
 
 
 def texts_of(value: Any) -> tuple[str, ...]:
-    """A text, or a list or mapping of texts, as alternatives; empty ones are none."""
+    """A text, or a list or mapping of texts, as alternatives.
+
+    Returns:
+        Those that say something; one empty text where there are only empty ones, as an empty file is an empty caption;
+        () where there is no text at all.
+    """
     if isinstance(value, Mapping):
         value = list(value.values())
     values = value if isinstance(value, list | tuple) else [value]
-    return tuple(text.strip() for text in values if isinstance(text, str) and text.strip())
+    texts = [text.strip() for text in values if isinstance(text, str)]
+    return tuple(text for text in texts if text) or tuple(texts[:1])
 
 
 def _rows(source: TableSource) -> Iterator[Mapping[str, Any]]:
     wanted = [source.filename_column, source.caption_column]
-    wanted += [source.fallback_caption_column] if source.fallback_caption_column else []
+    wanted += filter(None, [source.fallback_caption_column, source.origin_column])
     kind = source.path.suffix.lower()
     if kind not in ENDINGS:
         raise DataError(f"{source.path} is no table that can be read: {', '.join(ENDINGS)} can.")

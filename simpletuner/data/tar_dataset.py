@@ -30,7 +30,7 @@ from simpletuner.errors import CacheError, DataError
 
 ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 STATE = ".tar.json"
-FORMAT = 1  # raise it when tar_reader takes other members or names files otherwise
+FORMAT = 2  # raise it when tar_reader takes other members or names files otherwise
 THREADS = 4
 LISTED = 5  # names in a message
 MOST = 100_000  # tars of one brace pattern
@@ -166,7 +166,8 @@ def _captions(sample: Mapping[str, Any], source: TarSource) -> list[str]:
         name = str(sample["key"]).rpartition("/")[2].replace("_", " ")
         return [name] if name.isascii() or not re.search("[\ud800-\udfff]", name) else []
     order = ("json", "txt", "caption") if source.caption_column else ("txt", "caption", "json")
-    return next((list(sample["texts"][kind]) for kind in order if kind in sample["texts"]), [])
+    found = [list(sample["texts"][kind]) for kind in order if kind in sample["texts"]]
+    return next((texts for texts in found if any(texts)), found[0] if found else [])
 
 
 def _state(home: Path) -> dict[str, Any]:

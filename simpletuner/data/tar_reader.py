@@ -205,7 +205,7 @@ class _Reading:
         found = [" ".join(text.split())]
         if kind == "json":
             found = list(texts_of(content.get(self._column))) if isinstance(content, dict) else []
-        if any(found):
+        if found:
             self._texts.setdefault(key, {})[kind] = found
 
     def _free_name(self, key: str, ending: str) -> str:

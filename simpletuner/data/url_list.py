@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
+from urllib.parse import unquote
 
 from simpletuner.data.cache import content_key, write_atomic
 from simpletuner.data.hub_dataset import TABLE, picture_ending
 from simpletuner.data.mirror import THREADS, Mirrored
 from simpletuner.data.network import attempts, check_length, is_web, plain, request
-from simpletuner.data.tables import TableSource
+from simpletuner.data.tables import TableSource, texts_of
 from simpletuner.data.types import Skipped
 from simpletuner.errors import DataError
 
@@ -27,6 +29,7 @@ STATE = ".list.json"
 # Columns that may hold the address, the likeliest first; upper and lower case are the same.
 ADDRESS_COLUMNS = ("url", "image_url", "image", "image_path", "path", "file_name", "filename", "file")
 LARGEST = 1 << 30  # bytes of one picture
+LONGEST_STEM = 60  # characters of a file's name here that are taken from its address
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +46,10 @@ class UrlList:
 
     def table(self, folder: Path) -> TableSource:
         """The table of captions that ``fetch`` writes into ``folder``."""
-        return TableSource(folder / TABLE, "file", "captions", includes_extension=True)
+        missing = f"has no caption in {self.file.name}: its row ends before {self.caption_column!r}; write one there"
+        return TableSource(
+            folder / TABLE, "file", "captions", includes_extension=True, origin_column="from", missing=missing
+        )
 
 
 def fetch(source: UrlList, folder: Path, progress: Callable[[Sequence[str]], Iterable[str]] = iter) -> Mirrored:
@@ -72,7 +78,9 @@ def fetch(source: UrlList, folder: Path, progress: Callable[[Sequence[str]], Ite
                 skipped.append(Skipped(Path(url.rstrip("/").rpartition("/")[2] or url), f"{url}: {problem}"))
             else:
                 names[url] = name
-    rows = [{"file": names[url], "captions": texts} for url, texts in captions.items() if url in names]
+    rows = [
+        {"file": names[url], "captions": texts, "from": _shown(url)} for url, texts in captions.items() if url in names
+    ]
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     write_atomic(folder / TABLE, lines.encode("utf-8", "surrogatepass"))
     write_atomic(folder / STATE, json.dumps(names).encode())
@@ -98,10 +106,22 @@ def _read(source: UrlList) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for row in rows:
         url = (row[address] or "").strip()
-        text = (row.get(source.caption_column or "") or "").strip()
-        if url and text not in (texts := found.setdefault(url, [])) and text:
-            texts.append(text)
+        if url:
+            texts = [*found.get(url, ()), row.get(source.caption_column or "")]
+            found[url] = list(dict.fromkeys(texts_of(texts)))
     return found
+
+
+def _shown(url: str) -> str:
+    """An address as it may be printed: a query may hold a secret."""
+    return url.partition("?")[0] if "://" in url else url
+
+
+def _name(url: str, ending: str) -> str:
+    """A file name by which a person knows the address again, and that no other address has."""
+    last = unquote(_shown(url)).replace("\\", "/").rstrip("/").rpartition("/")[2]
+    stem = re.sub(r"[^\w.-]", "_", last.rpartition(".")[0] or last)[:LONGEST_STEM].strip(".")
+    return f"{stem or 'picture'}~{content_key(url)[:16]}.{ending}"
 
 
 def _bring(url: str, home: Path, folder: Path) -> tuple[str, str]:
@@ -113,7 +133,7 @@ def _bring(url: str, home: Path, folder: Path) -> tuple[str, str]:
             ending = picture_ending(data)
             if not ending:
                 return "", "what is there is no picture that can be read"
-            name = f"{content_key(url)[:20]}.{ending}"
+            name = _name(url, ending)
             write_atomic(folder / name, data)
             return name, ""
         except Exception as error:  # noqa: BLE001 - every store has errors of its own

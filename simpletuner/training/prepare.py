@@ -224,7 +224,7 @@ def find(sources: Sequence[DatasetSource], reporter: Reporter) -> list[Found]:
         if not placed:
             raise DataError(
                 f"[{source.id}] no images detected in dataset that can be used: {counted(len(skipped), 'file was skipped that is', 'files were skipped that are')} in "
-                f"{source.folder}, the first because {skipped[0].reason}."
+                f"{source.folder}, the first, {skipped[0].path.name}, because {skipped[0].reason}."
             )
     return found
 

@@ -18,7 +18,7 @@ def test_training_with_a_parquet_table(simpletuner: Command, pocket_run: Callabl
     entries[0]["parquet"] = {"path": str(tmp_path / "captions.parquet"), "width_column": "width"}
     (tmp_path / "config" / "multidatabackend.json").write_text(json.dumps(entries))
     said = simpletuner("train", "--config", config).stdout
-    assert "4 pictures found, 3 used" in said and "picture_3.png has no row in captions.parquet" in said
+    assert "4 pictures found, 3 used" in said and "picture_3.png: it has no row in captions.parquet" in said
     assert "parquet.width_column: not needed" in said and "Done: 1 step." in said
     entries[0]["parquet"]["caption_colum"] = "x"
     (tmp_path / "config" / "multidatabackend.json").write_text(json.dumps(entries))

@@ -12,6 +12,7 @@ import pytest
 from conftest import Command
 from web import Quiet, serving
 
+from simpletuner.data.tables import read_table
 from simpletuner.data.url_list import UrlList, fetch
 from simpletuner.errors import DataError
 
@@ -58,7 +59,7 @@ def test_training_from_a_list_of_addresses(
         (f"{server}/ok/picture_0.png", 'a "quoted", long\ncaption'),
         (f"{server}/flaky/picture_1.png", "second"),
         (f"{server}/ok/picture_1.png?size=1", "the same name elsewhere"),
-        ("pictures/picture_2.png", "a path beside the list"),
+        ("pictures/picture_2.png", ""),
         (f"{server}/ok/picture_0.png", "another caption"),
         (f"{server}/ok/gone.png", "gone"),
         (f"{server}/cut/picture_3.png", "cut"),
@@ -76,6 +77,7 @@ def test_training_from_a_list_of_addresses(
     assert "gone.png" in said and "404" in said and "broke off" in said and "no picture that can be read" in said
     assert len(list((tmp_path / "fetched").glob("*.png"))) == 4
     assert asked["/flaky/picture_1.png"] == 2 and asked["/ok/gone.png"] == 1
+    assert "1 picture has an empty caption: picture_2~" in said, "by its address, not by a sum of it"
     page = simpletuner("check", "--config", config)
     assert "0 files fetched, 4 were here" in page.stdout and asked["/ok/picture_0.png"] == 1
     shown = (tmp_path / "out" / "dataset.html").read_text()
@@ -101,6 +103,22 @@ def test_edits_of_the_list(tmp_path: Path, pictures: Callable[..., Path]) -> Non
     rows = [json.loads(line) for line in (folder / "captions.jsonl").read_text().splitlines()]
     assert [row["captions"] for row in rows] == [["new1"], ["new3"]]
     assert {row["file"] for row in rows} == {p.name for p in folder.glob("*.png")}
+
+
+def test_files_are_named_by_their_addresses_and_a_picture_without_a_caption_by_its_own(
+    tmp_path: Path, pictures: Callable[..., Path]
+) -> None:
+    (pictures() / "picture_1.png").rename(tmp_path / "pictures" / ".b c%?.png")
+    (tmp_path / "list.csv").write_text("url,caption\npictures/picture_0.png\npictures/.b c%?.png,text\n")
+    folder = tmp_path / "kept"
+    source = UrlList(tmp_path / "list.csv")
+    assert fetch(source, folder).fetched == 2
+    second, first = sorted(folder.glob("*.png"))
+    assert first.name.startswith("picture_0~") and second.name.startswith("b_c__~")
+    table = read_table(source.table(folder), folder)
+    assert table.captions(second) == ("text",)
+    with pytest.raises(DataError, match=r"^pictures/picture_0.png has no caption in list.csv"):
+        table.captions(first)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def test_training_from_a_hub_dataset(
 ) -> None:
     config = pocket_run(max_train_steps=1)
     files = sorted((tmp_path / "pictures").glob("*.png"))
-    write_dataset(tmp_path / "dataset", [*files, tmp_path / "no.txt"], ["one", "two", "", "four", "five"])
+    write_dataset(tmp_path / "dataset", [*files, tmp_path / "no.txt"], ["one", "", None, "four", "five"])
     entries = json.loads((tmp_path / "config" / "multidatabackend.json").read_text())
     del entries[0]["instance_data_dir"]
     entries[0] |= {"type": "huggingface", "dataset_name": str(tmp_path / "dataset"), "caption_column": "text"}
@@ -37,11 +37,12 @@ def test_training_from_a_hub_dataset(
     home = str(tmp_path / "hf home")
     said = simpletuner("train", "--config", config, HF_HOME=home).stdout
     assert "4 files fetched" in said and "5 pictures found, 3 used" in said and "Done: 1 step." in said
-    assert "row 4: its image holds no picture" in said and "has no caption" in said
+    assert "row 4: its image holds no picture" in said and "1 picture has an empty caption: row-00000001.png" in said
+    assert "skipped row-00000002.png: row 2 of " in said and "has no text; write one there" in said
     page = simpletuner("check", "--config", config, HF_HOME=home)
     assert "0 files fetched, 5 were here" in page.stdout
     kept = tmp_path / "out" / "cache" / "files" / "set"
-    assert (kept / "00000001.png").read_bytes() == files[1].read_bytes(), "the bytes are those of the dataset"
+    assert (kept / "row-00000001.png").read_bytes() == files[1].read_bytes(), "the bytes are those of the dataset"
     assert "four" in (tmp_path / "out" / "dataset.html").read_text()
 
     entries[0]["caption_column"] = "caption"

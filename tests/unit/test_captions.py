@@ -37,13 +37,13 @@ def test_lines_of_the_text_file_are_alternatives(tmp_path: Path, content: bytes,
 
 
 def test_a_missing_text_file_names_picture_and_file(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"cat\.png.*cat\.txt does not exist"):
+    with pytest.raises(DataError, match=r"^it has no caption: cat\.txt does not exist"):
         captions_for(tmp_path / "cat.png", CaptionRules("textfile"))
 
 
 def test_a_text_file_that_is_no_utf8_says_so(tmp_path: Path) -> None:
     (tmp_path / "cat.txt").write_bytes("größe".encode("latin-1"))
-    with pytest.raises(DataError, match=r"cat\.png, cat\.txt, is not UTF-8"):
+    with pytest.raises(DataError, match=r"^its caption, cat\.txt, is not UTF-8"):
         captions_for(tmp_path / "cat.png", CaptionRules("textfile"))
 
 

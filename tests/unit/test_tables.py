@@ -18,7 +18,8 @@ ROWS: list[dict[str, Any]] = [
     {"file": unicodedata.normalize("NFC", "é.png"), "text": " an accent ", "short": None},
     {"file": "v1.5 cat.png", "text": "a cat", "short": None},
     {"file": "a.png", "text": "another apple", "short": None},
-    {"file": "empty.png", "text": "", "short": ""},
+    {"file": "empty.png", "text": "", "short": None},
+    {"file": "none.png", "text": None, "short": None},
 ]
 
 
@@ -52,8 +53,10 @@ def test_every_kind_of_table_gives_the_same_captions(tmp_path: Path, ending: str
     assert captions_for(tmp_path / "v1.5 cat.png", rules) == ("a cat",)
     with pytest.raises(DataError, match="no row"):
         captions_for(tmp_path / "b.jpg", rules)  # the row is that of deep/b.jpg
-    with pytest.raises(DataError, match="no caption"):
-        captions_for(tmp_path / "empty.png", rules)
+    assert captions_for(tmp_path / "empty.png", rules) == ("",), "an empty caption is a caption"
+    if ending != ".csv":  # where there is a way to say that there is none
+        with pytest.raises(DataError, match=r"it has no caption in t.* \(no text in text\)"):
+            captions_for(tmp_path / "none.png", rules)
     if with_ending:
         with pytest.raises(DataError, match="no row"):
             captions_for(tmp_path / "a.webp", rules)
@@ -68,9 +71,12 @@ def test_names_without_ending_find_their_pictures(tmp_path: Path) -> None:
 
 def test_lists_are_alternatives(tmp_path: Path) -> None:
     rows = [{"file": "a.png", "text": ["one", "", "two", "one"]}, {"file": "b.png", "text": ["three"]}]
+    rows += [{"file": "c.png", "text": ["", " "]}, {"file": "d.png", "text": []}, {"file": "b.png", "text": [""]}]
     for ending in (".parquet", ".jsonl"):
         table = read_table(TableSource(write(tmp_path / f"t{ending}", rows), "file", "text"), tmp_path)
         assert table.captions(tmp_path / "a.png") == ("one", "two")
+        assert table.captions(tmp_path / "b.png") == ("three",) and table.captions(tmp_path / "c.png") == ("",)
+        assert table.rows["d"] == ()
 
 
 @pytest.mark.parametrize("ending", [".parquet", ".jsonl", ".json", ".csv"])

@@ -98,6 +98,15 @@ def test_members_belong_together_by_their_key(tmp_path: Path) -> None:
     assert TarSource("x", captions=None).table(folder) is None
 
 
+def test_an_empty_caption_is_a_caption(tmp_path: Path) -> None:
+    texts = [("a.txt", b""), ("b.json", b'{"caption": ""}'), ("c.txt", b" "), ("c.json", b'{"caption": "more"}')]
+    texts += [("d.json", b'{"other": "x"}')]
+    tar = make_tar(tmp_path / "a.tar", [*texts, *((f"{key}.png", picture()) for key in "abcd")])
+    source = TarSource(str(tar))
+    assert not unpack_all(source, tmp_path / "kept").skipped
+    assert by_stem(captions(source, tmp_path / "kept")) == {"a": ("",), "b": ("",), "c": ("more",), "d": ()}
+
+
 def test_nothing_a_tar_says_about_names_is_trusted(tmp_path: Path) -> None:
     good = picture()
     outside = tmp_path / "outside.png"
