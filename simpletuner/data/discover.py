@@ -7,7 +7,7 @@ its reason. Reads headers only; decodes nothing and writes nothing.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +21,10 @@ from simpletuner.wording import counted
 _PICTURE_ENDINGS = "png jpg jpeg webp bmp tif tiff gif avif jfif jpe apng avifs dib jp2 j2k ppm pgm tga ico"
 _SIDECAR_ENDINGS = "txt json jsonl csv parquet md npz safetensors caption yaml yml xml db ini"
 PICTURES = tuple(f".{ending}" for ending in _PICTURE_ENDINGS.split())
-# Files that belong beside pictures and need no remark.
+_HEIC = (".heic", ".heif", ".hif")
+# Files that belong beside pictures and need no remark where one has their name.
 SIDECARS = tuple(f".{ending}" for ending in _SIDECAR_ENDINGS.split())
+ALONE = "no picture beside it has its name"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,21 +35,32 @@ class Discovery:
     skipped: tuple[Skipped, ...]
 
 
-def find_pictures(folder: Path) -> tuple[list[Path], list[Skipped]]:
+def beside(name: str, stems: Collection[str]) -> bool:
+    """Whether a file belongs to a picture: ``a.txt`` and ``a.mask.json`` to one with the stem ``a``."""
+    return any(name[:at] in stems for at, letter in enumerate(name) if letter == ".")
+
+
+def find_pictures(folder: Path, known: Collection[Path] = ()) -> tuple[list[Path], list[Skipped]]:
     """All picture files below ``folder`` in an order that is the same on every system.
 
     Hidden files and folders are left alone. Links to folders are followed, each folder once, so loops end.
 
+    Args:
+        folder: Searched with all its subfolders.
+        known: Files that are no pictures and have their use, such as a table of captions.
+
     Returns:
-        Pictures, and what is left out: folders that cannot be read, and files that are neither pictures nor the usual
-        files beside them.
+        Pictures, and what is left out: folders that cannot be read, and files that are neither pictures nor of the
+        usual kinds beside one of the same name.
     """
+    expected = {path.resolve() for path in known}
     pictures: list[Path] = []
     skipped: list[Skipped] = []
     seen: set[Path] = set()
 
     def unreadable(error: OSError) -> None:
-        skipped.append(Skipped(Path(error.filename), f"the folder cannot be read ({error.strerror})"))
+        reason = f"the folder cannot be read ({error.strerror})"
+        skipped.append(Skipped(Path(error.filename), reason, picture=False))
 
     for root, folders, files in os.walk(folder, followlinks=True, onerror=unreadable):
         real = Path(root).resolve()
@@ -57,6 +70,7 @@ def find_pictures(folder: Path) -> tuple[list[Path], list[Skipped]]:
         seen.add(real)
         # Sorted, so that the same one of two links to a folder is taken on every system.
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        stems = {Path(name).stem for name in files if Path(name).suffix.lower() in (*PICTURES, *_HEIC)}
         for name in files:
             path = Path(root) / name
             if name.startswith("."):
@@ -64,16 +78,19 @@ def find_pictures(folder: Path) -> tuple[list[Path], list[Skipped]]:
             if path.suffix.lower() in PICTURES:
                 pictures.append(path)
             elif path.suffix.lower() not in SIDECARS:
-                skipped.append(Skipped(path, _why_no_picture(path)))
+                skipped.append(_no_picture(path))
+            elif not beside(name, stems) and path.resolve() not in expected:
+                skipped.append(Skipped(path, f"{ALONE}, so it is not used", picture=False))
     return sorted(pictures, key=lambda p: p.relative_to(folder).parts), sorted(skipped, key=lambda s: s.path.parts)
 
 
-def _why_no_picture(path: Path) -> str:
-    if path.suffix.lower() in (".heic", ".heif", ".hif"):
-        return "HEIC cannot be read here: convert it to JPEG or PNG"
+def _no_picture(path: Path) -> Skipped:
+    if path.suffix.lower() in _HEIC:
+        return Skipped(path, "HEIC cannot be read here: convert it to JPEG or PNG")
+    reason = f"{path.suffix} is not a picture format that is read here"
     if path.suffix in ("", "."):
-        return "its name has no ending: if it is a picture, add the right one (.jpg, .png …)"
-    return f"{path.suffix} is not a picture format that is read here"
+        reason = "its name has no ending: if it is a picture, add the right one (.jpg, .png …)"
+    return Skipped(path, reason, picture=False)
 
 
 def _look_at(path: Path, caption_rules: CaptionRules, placement_rules: PlacementRules) -> Sample | Skipped:
@@ -91,6 +108,7 @@ def discover(
     caption_rules: CaptionRules,
     placement_rules: PlacementRules,
     progress: Callable[[Sequence[Path]], Iterable[Path]] = iter,
+    known: Collection[Path] = (),
 ) -> Discovery:
     """Find the usable pictures of one dataset.
 
@@ -99,6 +117,7 @@ def discover(
         caption_rules: How captions are found.
         placement_rules: For the size filter.
         progress: Wraps the list of picture files while they are looked at, for a progress bar.
+        known: Files that are no pictures and have their use, such as a table of captions.
 
     Returns:
         Every file that was looked at, either used or skipped.
@@ -109,7 +128,7 @@ def discover(
     if not folder.is_dir():
         what = "it is a file" if folder.exists() else "it does not exist"
         raise DataError(f"{folder} (instance_data_dir) is no folder: {what}. Make it, or correct the path.")
-    pictures, skipped = find_pictures(folder)
+    pictures, skipped = find_pictures(folder, known)
     if not pictures:
         raise DataError(
             f"no images detected in dataset: {folder} holds no picture files ({counted(len(skipped), 'other file')}). Put pictures "

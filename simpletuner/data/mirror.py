@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from simpletuner.data.cache import write_atomic
-from simpletuner.data.discover import PICTURES, SIDECARS
+from simpletuner.data.discover import ALONE, PICTURES, SIDECARS, beside
 from simpletuner.data.network import attempts, plain
 from simpletuner.data.types import Skipped
 from simpletuner.errors import DataError
@@ -126,6 +126,9 @@ def _choose(listed: Mapping[str, dict[str, Any]], root: str) -> tuple[dict[str, 
     """(remote path, tag) by local name of what is worth fetching, and what is left."""
     wanted: dict[str, tuple[str, str]] = {}
     skipped: list[Skipped] = []
+    stems = {
+        str(PurePosixPath(path).with_suffix("")) for path in listed if PurePosixPath(path).suffix.lower() in PICTURES
+    }
     for path, facts in sorted(listed.items()):
         name = path.removeprefix(root).lstrip("/")
         parts = PurePosixPath(name).parts
@@ -135,7 +138,10 @@ def _choose(listed: Mapping[str, dict[str, Any]], root: str) -> tuple[dict[str, 
         if ending in (*PICTURES, *CAPTIONS):
             wanted[name] = (path, tag_of(facts))
         elif ending not in SIDECARS:
-            skipped.append(Skipped(Path(name), f"{ending or 'a file without ending'} is not a picture format"))
+            reason = f"{ending or 'a file without ending'} is not a picture format"
+            skipped.append(Skipped(Path(name), reason, picture=False))
+        elif not beside(path, stems):
+            skipped.append(Skipped(Path(name), f"{ALONE}, so it is not fetched", picture=False))
     return wanted, skipped
 
 

@@ -97,7 +97,7 @@ class Survey:
         folder: Its pictures.
         role: ``image`` or ``eval``.
         pictures: Used ones.
-        skipped: The others, with reasons; ``found`` is the sum of both.
+        skipped: The others, with reasons, and other files.
         looks: By path, where pictures were decoded.
         cached: Used pictures whose latents are in the cache already.
         cache_bytes: Size of the cache on disk.
@@ -114,8 +114,8 @@ class Survey:
 
     @property
     def found(self) -> int:
-        """Files that were looked at."""
-        return len(self.pictures) + len(self.skipped)
+        """Pictures that were looked at: used ones and skipped ones."""
+        return len(self.pictures) + sum(item.picture for item in self.skipped)
 
     @property
     def buckets(self) -> list[BucketLine]:

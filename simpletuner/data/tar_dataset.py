@@ -20,6 +20,7 @@ from typing import Any
 from urllib.error import HTTPError
 
 from simpletuner.data.cache import content_key, write_atomic
+from simpletuner.data.discover import PICTURES
 from simpletuner.data.hub_dataset import TABLE
 from simpletuner.data.mirror import Mirrored, RemoteSource, open_url, tag_of
 from simpletuner.data.network import attempts, check_length, is_web, plain, request
@@ -114,7 +115,7 @@ def unpack_all(source: TarSource, folder: Path, progress: Callable[[Sequence[Any
     fresh = [tar for home, tar in known.items() if home not in records]
     old = any(home not in known for home in records)
     note = "; ".join(f"{tar.name} cannot be reached ({tar.problem}): using what is here" for tar in away if old)
-    skipped = [Skipped(Path(tar.name), tar.problem) for tar in away if not old]
+    skipped = [Skipped(Path(tar.name), tar.problem, picture=False) for tar in away if not old]
     if not fresh and not records:
         raise DataError(f"{_shown(source.place)} (instance_data_dir) cannot be read: {skipped[0].reason}.")
     kept = sum(len(state["samples"]) for state in records.values())
@@ -124,12 +125,15 @@ def unpack_all(source: TarSource, folder: Path, progress: Callable[[Sequence[Any
         jobs = pool.map(lambda tar: _bring(tar, source, folder), fresh)
         for tar, (state, problem) in zip(progress(fresh), jobs, strict=True):
             if problem:
-                skipped.append(Skipped(Path(tar.name), problem))
+                skipped.append(Skipped(Path(tar.name), problem, picture=False))
             else:
                 records[tar.home] = state
     _write_table(source, folder, records)
     for home, state in sorted(records.items()):
-        skipped += [Skipped(folder / home / name, reason) for name, reason in state["skipped"]]
+        skipped += [
+            Skipped(folder / home / name, reason, Path(name).suffix.lower() in PICTURES)
+            for name, reason in state["skipped"]
+        ]
     fetched = sum(len(state["samples"]) for state in records.values()) - kept
     removed = sum(len(here[home].get("samples", ())) for home in stale)
     return Mirrored(fetched, kept, removed, tuple(skipped), note)

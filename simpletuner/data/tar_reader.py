@@ -30,6 +30,7 @@ from simpletuner.errors import CacheError
 LARGEST = 1 << 30  # bytes of one picture
 LARGEST_HEADER = 1 << 20  # bytes of names and attributes of one member
 LONGEST_NAME = 150  # bytes of a file name here, before what is added to it
+ALONE = "the tar has no picture that belongs to it"
 TEXTS = ("txt", "caption", "json")
 _EXTRA_HEADERS = (
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
@@ -127,6 +128,7 @@ class _Reading:
         self._record = TarRecord()
         self._pictures: dict[str, dict[str, Any]] = {}
         self._texts: dict[str, dict[str, list[str]]] = {}
+        self._others: list[tuple[str, str]] = []  # key and name of what may lie beside a picture and is not used
         self._taken: set[str] = set()  # names of members
         self._files: set[str] = set()  # file names here, in the form that any file system would confuse
 
@@ -154,6 +156,8 @@ class _Reading:
             self._picture(data, member, key, fields)
         elif fields.lower() in TEXTS:
             self._text(data, member, key, fields.lower())
+        else:
+            self._others.append((key, name))
 
     def _picture(self, data: IO[bytes], member: tarfile.TarInfo, key: str, fields: str) -> None:
         """The first picture of its key; one whose ending is only a picture's (``a.jpg``) before ``a.mask.png``."""
@@ -221,12 +225,15 @@ class _Reading:
         return name + ending
 
     def finish(self) -> TarRecord:
-        """Join pictures and captions; captions without a picture are told."""
+        """Join pictures and captions; captions and other files without a picture are told."""
         for key, picture in self._pictures.items():
             del picture["plain"]
             self._record.samples.append({**picture, "texts": self._texts.pop(key, {})})
         for key, kinds in self._texts.items():
-            self.problem(f"{key}.{next(iter(kinds))}", "the tar has no picture that belongs to it")
+            self.problem(f"{key}.{next(iter(kinds))}", ALONE)
+        for key, name in self._others:
+            if key not in self._pictures:
+                self.problem(name, ALONE)
         return self._record
 
 

@@ -37,10 +37,17 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """One file that is not used, and why."""
+    """One file that is not used, and why.
+
+    Attributes:
+        path: The file.
+        reason: Why.
+        picture: Whether it is, or should be, a picture; the others are named but not counted among the pictures.
+    """
 
     path: Path
     reason: str
+    picture: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,9 +63,10 @@ def _dataset(survey: Survey, room: int) -> str:
     numbers = {
         "found": survey.found,
         "used": len(survey.pictures),
-        "skipped": len(survey.skipped),
+        "skipped": survey.found - len(survey.pictures),
     }
     told = {
+        "other files": sum(not item.picture for item in survey.skipped),
         "enlarged": len(survey.enlarged),
         "empty captions": len(survey.without_caption),
         "captions cut": len(survey.cut_captions),

@@ -18,7 +18,7 @@ from simpletuner.data.captions import CaptionRules
 from simpletuner.data.digests import digests
 from simpletuner.data.discover import Discovery, discover
 from simpletuner.data.encode import PlacedSample, latent_key, mask_key
-from simpletuner.data.hub_dataset import HubDataset, bring
+from simpletuner.data.hub_dataset import TABLE, HubDataset, bring
 from simpletuner.data.masks import UNUSABLE, MaskSource, by_name, check_size, mask_of
 from simpletuner.data.mirror import RemoteSource, mirror
 from simpletuner.data.placement import PlacementRules, place, possible_buckets
@@ -210,14 +210,12 @@ def find(sources: Sequence[DatasetSource], reporter: Reporter) -> list[Found]:
     """
     found = []
     for source in sources:
-        track = partial(reporter.track, f"Looking at pictures [{source.id}]")
-        elsewhere = _bring(source, reporter)
-        captions = source.captions
-        if source.table:
-            captions = replace(captions, table=read_table(source.table, source.folder))
-        discovery = discover(source.folder, captions, source.placement, track)
+        try:
+            elsewhere, discovery = _look(source, reporter)
+        except DataError as error:
+            raise DataError(f"[{source.id}] {error}") from error
         placed, unread = _place_all(source, discovery, reporter)
-        skipped = [*elsewhere, *discovery.skipped, *unread]
+        skipped = sorted([*elsewhere, *discovery.skipped, *unread], key=lambda item: not item.picture)
         found.append(Found(source, placed, skipped))
         tell_sum(found[-1], reporter)
         tell_skipped(source.id, skipped, reporter)
@@ -229,12 +227,26 @@ def find(sources: Sequence[DatasetSource], reporter: Reporter) -> list[Found]:
     return found
 
 
+def _look(source: DatasetSource, reporter: Reporter) -> tuple[list[Skipped], Discovery]:
+    """Room 1 of one dataset: what was left elsewhere, and what is in its folder."""
+    track = partial(reporter.track, f"Looking at pictures [{source.id}]")
+    elsewhere = _bring(source, reporter)
+    captions = source.captions
+    known = [source.folder / TABLE] if source.hub or source.listed or source.tars else []
+    if source.table:
+        captions = replace(captions, table=read_table(source.table, source.folder))
+        known.append(source.table.path)
+    return elsewhere, discover(source.folder, captions, source.placement, track, known)
+
+
 def tell_sum(item: Found, reporter: Reporter) -> None:
     """Print how many pictures were found and how many of them are used: the others are skipped."""
     counts = Counter(p.placement.bucket for p in item.placed)
     buckets = ", ".join(f"{size} × {count}" for size, count in sorted(counts.items()))
-    total = len(item.placed) + len(item.skipped)
-    reporter.say(f"[{item.source.id}] {counted(total, 'picture')} found, {len(item.placed)} used ({buckets})")
+    others = sum(not skipped.picture for skipped in item.skipped)
+    total = len(item.placed) + len(item.skipped) - others
+    beside = f"; {counted(others, 'other file')}" if others else ""
+    reporter.say(f"[{item.source.id}] {counted(total, 'picture')} found, {len(item.placed)} used ({buckets}){beside}")
 
 
 def tell_skipped(dataset_id: str, skipped: Sequence[Skipped], reporter: Reporter) -> None:

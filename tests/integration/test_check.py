@@ -34,7 +34,8 @@ def test_every_file_is_accounted_for_and_the_page_shows_it(
     whole = (folder / "picture_0.png").read_bytes()
     (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
     (folder / "cut.txt").write_text("half a picture")
-    (folder / "film.mp4").write_bytes(b"1")
+    for name in ("film.mp4", "readme.md", "removed.txt"):
+        (folder / name).write_bytes(b"1")
     Image.new("RGB", (20, 16), "red").save(folder / "<b>small.png")
     (folder / "<b>small.txt").write_text("word " * 100)
     (folder / "picture_1.txt").write_text("")
@@ -43,7 +44,11 @@ def test_every_file_is_accounted_for_and_the_page_shows_it(
     done = simpletuner("check", "--config", config)
     assert hashed(folder) == before
     said = done.stdout
-    assert "7 pictures found" in said and "film.mp4: .mp4 is not a picture format" in said
+    assert (
+        "6 pictures found, 6 used" in said
+        and "; 3 other files" in said
+        and "film.mp4: .mp4 is not a picture format" in said
+    )
     assert "cut.png cannot be used" in said and "1 picture has an empty caption: picture_1.png" in said
     assert "enlarged 4.00 times: <b>small.png" in said and "too long" in said
     assert "5 steps per epoch" in said and "Training would start." in said
@@ -52,7 +57,8 @@ def test_every_file_is_accounted_for_and_the_page_shows_it(
     assert page.count("<figure>") == 5 and page.count("data:image/jpeg;base64,") == 5
     assert "<script" not in page and "&lt;script&gt;" in page and "&lt;b&gt;small.png" in page
     assert not re.search(r"(?:src|href|url)\s*[=(]\s*[\"']?(?!data:)\w+:", page)
-    assert "<b>7</b>found" in page and "<b>5</b>used" in page and "<b>2</b>skipped" in page
+    assert "<b>6</b>found" in page and "<b>5</b>used" in page and "<b>1</b>skipped" in page
+    assert "<b>3</b>other files" in page and "removed.txt" in page and "readme.md" in page
 
 
 def test_what_training_would_refuse_is_exit_code_1(

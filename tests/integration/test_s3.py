@@ -51,13 +51,15 @@ def test_training_from_a_bucket_equals_training_from_a_folder(
     config = pocket_run(max_train_steps=2, output_dir=str(tmp_path / "local"))
     upload(bucket, tmp_path / "pictures")
     bucket.put_object(Bucket="pics", Key="sets/mine/film.mp4", Body=b"1")
-    bucket.put_object(Bucket="pics", Key="sets/other/picture.png", Body=b"not ours")
+    for name in ("mine/readme.md", "mine/picture_0.json", "other/picture.png"):
+        bucket.put_object(Bucket="pics", Key=f"sets/{name}", Body=b"not ours")
     simpletuner("train", "--config", config)
     config = pocket_run(max_train_steps=2, output_dir=str(tmp_path / "remote"))
     use_s3(tmp_path / "config", server)
     done = simpletuner("train", "--config", config)
-    assert "8 files fetched, 0 were here" in done.stdout and "5 pictures found, 4 used" in done.stdout
-    assert "film.mp4: .mp4 is not a picture format" in done.stdout
+    assert "8 files fetched, 0 were here" in done.stdout and "4 pictures found, 4 used" in done.stdout
+    assert "film.mp4: .mp4 is not a picture format" in done.stdout and "; 2 other files" in done.stdout
+    assert "readme.md: no picture beside it has its name" in done.stdout and "picture_0.json" not in done.stdout
     assert "all 4 latents are in the cache" in done.stdout, "the same bytes are the same pictures wherever they lie"
     first, second = (
         tmp_path / run / "pipeline/transformer/diffusion_pytorch_model.safetensors" for run in ("local", "remote")
@@ -80,6 +82,7 @@ def test_only_what_changed_is_fetched_and_an_outage_is_no_loss(
     assert (
         "1 file fetched, 6 were here already, 1 was removed here as no longer listed there" in said
         and "3 pictures found, 3 used" in said
+        and "; 1 other file" in said
     )
     assert "a new caption" in (tmp_path / "out" / "dataset.html").read_text()
     use_s3_again = json.loads((tmp_path / "config" / "multidatabackend.json").read_text())

@@ -36,7 +36,8 @@ def test_everything_found_is_used_or_skipped_with_its_reason(tmp_path: Path) -> 
     (tmp_path / "wrong.png").write_text("<svg/>")
     (tmp_path / "movie.mp4").write_bytes(b"1")
     (tmp_path / "phone.HEIC").write_bytes(b"1")
-    (tmp_path / "notes.json").write_text("{}")
+    for name in ("notes.json", "deep/er/c.mask.json", "phone.txt", "removed.txt", "deep/a.txt", "table.csv"):
+        (tmp_path / name).write_text("{}")
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
     looked_at: list[Path] = []
 
@@ -45,7 +46,7 @@ def test_everything_found_is_used_or_skipped_with_its_reason(tmp_path: Path) -> 
             looked_at.append(file)
             yield file
 
-    found = discover(tmp_path, CaptionRules("textfile"), RULES, progress)
+    found = discover(tmp_path, CaptionRules("textfile"), RULES, progress, [tmp_path / "table.csv"])
     assert names(found, tmp_path) == ["a.JPG", "b.png", "deep/er/c.webp"]
     reasons = {s.path.name: s.reason for s in found.skipped}
     assert "minimum_image_size" in reasons["tiny.png"] and "16x16" in reasons["tiny.png"]
@@ -55,7 +56,10 @@ def test_everything_found_is_used_or_skipped_with_its_reason(tmp_path: Path) -> 
     assert "empty" in reasons["empty.png"]
     assert ".mp4" in reasons["movie.mp4"]
     assert "convert it to JPEG" in reasons["phone.HEIC"]
-    assert len(found.samples) + len(found.skipped) == 3 + 8
+    alone = {str(s.path.relative_to(tmp_path)) for s in found.skipped if s.reason.startswith("no picture beside it")}
+    assert alone == {"notes.json", "removed.txt", "deep/a.txt"}
+    assert {s.path.name for s in found.skipped if not s.picture} == {*map(os.path.basename, alone), "movie.mp4"}
+    assert len(found.samples) + len(found.skipped) == 3 + 8 + 3
     assert len(looked_at) == 9  # each file that has a picture's ending
     assert before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
 

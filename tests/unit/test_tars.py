@@ -68,6 +68,8 @@ def test_members_belong_together_by_their_key(tmp_path: Path) -> None:
             ("0001.mask.png", mask),  # before the picture, and not the picture
             ("0001.PNG", first),
             ("0001.cls", b"7"),
+            ("0001.npz", b"beside a picture"),
+            ("readme.md", b"beside none"),
             ("sub/0001.png", second),
             ("sub/0001.json", json.dumps({"caption": ["one", "two"], "prompt": "asked for"}).encode()),
             ("0002.png", second),
@@ -88,7 +90,9 @@ def test_members_belong_together_by_their_key(tmp_path: Path) -> None:
     assert reasons(done) == {
         "0001.mask.png": "0001.PNG is the picture of this sample",
         "0001.cls": ".cls is not a picture format",
+        "readme.md": "the tar has no picture that belongs to it",
     }
+    assert {s.path.name for s in done.skipped if s.picture} == {"0001.mask.png"}
     named = TarSource(str(tmp_path / "set"), caption_column="prompt")
     unpack_all(named, folder)
     assert ("asked for",) in captions(named, folder).values()
