@@ -8,7 +8,9 @@
 A step is the program's own loop: batches from a packed cache (captions of 150 tokens in the mean, 75 to 225, padded to
 the longest of the batch), noise, forward, backward, clip by the global norm, optimizer, progress and metrics. EMA is off.
 Milliseconds are from the end of one step to the end of the next, so waiting for the loader counts. Each variant runs in
-a process of its own; rows are printed as they come, and all figures lie beside in a JSON file.
+a process of its own; rows are printed as they come, and all figures lie beside in a JSON file. Ratios are of medians on a
+GPU. A CPU is shared with other programs: there they are of the fastest steps, the variants take turns in several rounds,
+and the last table has all rounds together, with the median of their ratios. "ours" is the program's transformer_forward plain, "fast" is its fast.
 
 The original, SimpleTuner 4.10.1 from PyPI, took 512 ms at batch 1 and 708 ms at batch 8 on one H100 (optimi-adamw, bf16,
 cached data); it is quoted, not run here.
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -29,6 +32,7 @@ from typing import Any
 
 from step_variants import ROOT, TOKENS, VARIANTS
 
+UNSTEADY = 1.3  # a median so many times the fastest step is that of a machine with other work
 START_S = 30  # what a process may take beyond its limit: imports, weights, the last step
 CHOSEN = {
     "1.6b": ["amp", "diffusers", "fast", "diffusers-compiled"],
@@ -97,19 +101,56 @@ class Report:
         self.path = path
         self.found: dict[str, Any] = {**about, "numerics": [], "rows": [], "profiles": []}
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._write()
+        self.write()
 
     def add(self, kind: str, line: dict[str, Any]) -> None:
         self.found[kind].append(line)
-        self._write()
+        self.write()
 
-    def _write(self) -> None:
+    def write(self) -> None:
+        """All that was found, as JSON."""
         self.path.write_text(json.dumps(self.found, indent=1) + "\n", encoding="utf-8")
 
+    @property
+    def compared(self) -> str:
+        """The figure of which ratios are made: on a CPU other programs spoil a median, seldom the fastest step."""
+        return "ms" if self.found["job"]["device"] == "cuda" else "min"
+
     def base(self, batch: int) -> float | None:
-        """Milliseconds of diffusers eager in our loop, at this batch size."""
-        rows = reversed(self.found["rows"])  # the one measured last: a shared machine drifts
-        return next((r["ms"] for r in rows if r["variant"] == "diffusers" and r["batch"] == batch and "ms" in r), None)
+        """Milliseconds of diffusers eager in our loop, at this batch size; the row measured last: machines drift."""
+        theirs = [
+            r for r in self.found["rows"] if r["variant"] == "diffusers" and r.get("batch") == batch and "ms" in r
+        ]
+        return theirs[-1][self.compared] if theirs else None
+
+    def together(self) -> list[dict[str, Any]]:
+        """All rounds as one row for each variant and batch size; what never succeeded stays as it is."""
+        groups: dict[tuple[str, int | None], list[dict[str, Any]]] = {}
+        for row in self.found["rows"]:
+            groups.setdefault((row["variant"], row.get("batch")), []).append(row)
+        merged = []
+        for (_, batch), rows in groups.items():
+            theirs = groups.get(("diffusers", batch), [])
+            good = [row for row in rows if "ms" in row]
+            pairs = [(a, b) for a, b in zip(theirs, rows, strict=False) if "ms" in a and "ms" in b]  # of the same round
+            ratios = [a[self.compared] / b[self.compared] for a, b in pairs]
+            if not good:
+                merged.append(rows[-1])
+                continue
+            ms = round(statistics.median(row["ms"] for row in good), 2)
+            merged.append(
+                {
+                    **good[-1],
+                    "ms": ms,
+                    **({"speed": round(statistics.median(ratios), 3)} if ratios else {}),
+                    "min": min(row["min"] for row in good),
+                    "pictures_per_s": round(1000 * (batch or 0) / ms, 2),
+                    "peak_gib": max(row["peak_gib"] for row in good),
+                    "first_step_s": max(row["first_step_s"] for row in good),
+                    "steps": sum(row["steps"] for row in good),
+                }
+            )
+        return merged
 
     def row(self, line: dict[str, Any]) -> str:
         """One row of the table."""
@@ -117,7 +158,8 @@ class Report:
         if "failed" in line:
             return f"| {name} | {line.get('batch', '')} | {line['failed']} |"
         base = self.base(line["batch"])
-        ratio = f"{base / line['ms']:.2f}x" if base else ""
+        speed = line.get("speed") or (base / line[self.compared] if base else None)
+        ratio = f"{speed:.2f}x" if speed else ""
         return (
             f"| {name} | {line['batch']} | {line['ms']:.1f} | {line['min']:.1f} | {ratio} | "
             f"{line['pictures_per_s']:.1f} | {line['peak_gib']:.1f} | {line['first_step_s']:.0f} | {line['steps']} |"
@@ -125,6 +167,24 @@ class Report:
 
 
 HEAD = "| variant | batch | ms/step, median | min | speed, diffusers eager = 1 | pictures/s | peak GiB | first step s | steps |"
+HEAD += "\n" + "|---" * 9 + "|"
+
+
+def conclude(report: Report) -> None:
+    """All rounds in one table, and a word about a machine that had other work."""
+    rows = report.together()
+    if len(rows) < len(report.found["rows"]):
+        print(f"\nAll rounds together:\n{HEAD}")
+        for line in rows:
+            print(report.row(line), flush=True)
+        report.found["together"] = rows
+        report.write()
+    apart = max((row["ms"] / row["min"] for row in rows if "ms" in row), default=1.0)
+    if report.compared == "min" and apart > UNSTEADY:
+        print(
+            f"\nOther programs seem to have used this machine: a median is {apart:.1f} times the fastest step. The speed "
+            "column goes by the fastest steps of each round; for better figures run it again on an idle machine, or with more --rounds."
+        )
 
 
 def check(report: Report, job: dict[str, Any], limit: float) -> bool:
@@ -160,10 +220,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, help="Which; by default those of the size.")
     parser.add_argument("--compile", action="store_true", help="With --tiny: the compiled variants as well.")
     parser.add_argument("--batch", type=int, nargs="+", help="Batch sizes; 1 8 16 on a GPU.")
-    parser.add_argument("--steps", type=int, default=30, help="Steady steps at most.")
+    parser.add_argument("--steps", type=int, help="Steady steps at most, in each round; 8 with --pocket, else 30.")
     parser.add_argument("--warm-up", type=int, default=5, help="Steps before these.")
     parser.add_argument(
-        "--rounds", type=int, default=1, help="Repeat everything, in turn: for a machine that is shared."
+        "--rounds", type=int, help="Repeat everything, in turn: for a machine that is shared; 3 with --pocket, else 1."
     )
     parser.add_argument(
         "--limit", type=float, default=130, help="Seconds of training for one variant, compiling included."
@@ -190,7 +250,7 @@ def job_of(chosen: argparse.Namespace, cache: Path) -> dict[str, Any]:
         "device": "cuda" if size == "1.6b" else "cpu",
         "variants": variants,
         "batches": batches,
-        "steps": chosen.steps,
+        "steps": chosen.steps or (8 if size == "pocket" else 30),
         "warm_up": chosen.warm_up,
         "limit": chosen.limit,
         "optimizer": chosen.optimizer,
@@ -206,8 +266,9 @@ def job_of(chosen: argparse.Namespace, cache: Path) -> dict[str, Any]:
 def run(chosen: argparse.Namespace, job: dict[str, Any], report: Report, end: float) -> bool:
     """Numerics, rows, profiles; nothing outlives ``end``. Whether the numerics are right."""
     right = chosen.no_numerics or check(report, job, min(job["limit"] + START_S, end - time.time()))
-    print(HEAD + "\n" + "|---" * 9 + "|", flush=True)
-    todo = [("times", name) for _ in range(chosen.rounds) for name in job["variants"]]
+    print(HEAD, flush=True)
+    rounds = chosen.rounds or (3 if chosen.pocket else 1)
+    todo = [("times", name) for _ in range(rounds) for name in job["variants"]]
     for work, name in todo + [("profile", name) for name in chosen.profile]:
         left = end - time.time() - START_S
         if left < 15:
@@ -224,6 +285,7 @@ def run(chosen: argparse.Namespace, job: dict[str, Any], report: Report, end: fl
                 line.setdefault("variant", name)
                 report.add("rows", line)
                 print(report.row(line), flush=True)
+    conclude(report)
     return right
 
 

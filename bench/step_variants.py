@@ -41,7 +41,7 @@ VARIANTS = {
     "amp": Variant("diffusers, float32 weights, autocast, padded text", float32=True),
     "diffusers": Variant("diffusers, eager"),
     "diffusers-compiled": Variant("diffusers, each block compiled", compiled=True),
-    "ours": Variant("ours, eager", plain=True),
+    "ours": Variant("ours, eager (transformer_forward plain)", plain=True),
     "ours-compiled": Variant("ours, each block compiled", plain=True, compiled=True),
     "ours-apart": Variant("ours, compiled, q/k/v apart", plain=True, ways="apart", compiled=True),
     "fast": Variant("ours, fast: kernels, compiled, one graph", plain=True, compiled=True, fast=True, graph=True),
