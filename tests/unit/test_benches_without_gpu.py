@@ -9,7 +9,7 @@ import torch
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 
 
-@pytest.mark.parametrize("name", ["cache_build", "kernels", "low_memory", "step", "train_1p6b"])
+@pytest.mark.parametrize("name", ["cache_build", "low_memory", "operations", "step", "train_1p6b"])
 def test_one_sentence(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.syspath_prepend(str(BENCH))
     monkeypatch.syspath_prepend(str(BENCH.parent / "tools"))
