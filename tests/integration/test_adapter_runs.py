@@ -285,5 +285,7 @@ def test_the_commands_for_finished_adapters(
     assert "does not tell its base model" in silent and "--base" in silent
     misspelt = simpletuner("merge", tmp_path, "--base", "{example:pockte}/model", "--output", tmp_path / "merged")
     assert "there is no such example" in misspelt and "pocket" in misspelt
+    short = simpletuner("merge", tmp_path, "--base", "{example:pocket}", "--output", tmp_path / "merged")
+    assert "(--base) has no model_index.json" in short and "add /model" in short and "pretrained_model" not in short
     merged = simpletuner("merge", tmp_path, "--base", "{example:pocket}/model", "--output", tmp_path / "merged")
     assert f"Loading {pocket / 'model'}" in merged and (tmp_path / "merged" / "model_index.json").is_file()
