@@ -96,3 +96,12 @@ def test_without_a_configuration_it_says_so_and_runs_the_embedded_default(simple
     assert "no config/config.json here" in done.stdout and "pocket" in done.stdout
     assert "held-out loss" in done.stdout
     assert (tmp_path / "output" / "pocket" / "before_after.png").is_file()
+
+
+def test_help_lists_the_words_of_options_that_may_be_left_out() -> None:
+    from simpletuner.cli.train import _choices
+    from simpletuner.config.noise_options import FlowOptions, LossOptions
+
+    assert _choices(FlowOptions, "flow_density") == " (logit_normal, uniform, beta, mode, cosmap)"
+    assert _choices(LossOptions, "loss_type") == " (l2, huber, smooth_l1)"
+    assert _choices(FlowOptions, "flow_schedule_shift") == _choices(FlowOptions, "flow_custom_timesteps") == ""
