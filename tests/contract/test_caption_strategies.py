@@ -38,7 +38,7 @@ def strategy(request: pytest.FixtureRequest) -> Strategy:
 @pytest.fixture
 def rules(strategy: Strategy, picture: Path) -> CaptionRules:
     source = TableSource(Path("captions.csv"), "filename", "caption")
-    table = CaptionTable(source, picture.parent, {picture.stem: EXPECTED["parquet"]})
+    table = CaptionTable(source, picture.parent, {picture.stem: EXPECTED["parquet"]}, {})
     return CaptionRules(strategy, ("sks thing",), table=table)
 
 
