@@ -39,6 +39,11 @@ class Ways:
     said: str = ""
 
 
+def text_multiple(wanted: Forward, device: torch.device) -> int:
+    """Tokens whose multiples text is padded to; 1, no padding, where no step is compiled or captured for a length."""
+    return TEXT_MULTIPLE if device.type == "cuda" and wanted in ("auto", "fast") else 1
+
+
 def obstacle(device: torch.device, precision: Precision) -> str | None:
     """Why the fast way cannot run here, None if it can."""
     if device.type != "cuda":

@@ -6,6 +6,7 @@ maths are pure functions; the mixin joins them to optimizers that keep their sta
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -92,7 +93,7 @@ def with_rest(
     return new, rest + (decayed - new.float())
 
 
-class GuardedAdam:
+class GuardedAdam(ABC):
     """Gives an optimizer ``guarded_step``; it says where its numbers and states are."""
 
     param_groups: list[dict[str, Any]]
@@ -102,25 +103,25 @@ class GuardedAdam:
     _fused: FusedUpdate | None = None
     _seed: int = 0
 
+    @abstractmethod
     def _rows(self, group: dict[str, Any]) -> list[Row]:
         """(weight, gradient, mean, square[, rest]) of every parameter that has a gradient, states made."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _mix(self, group: dict[str, Any], taken: torch.Tensor) -> Mix:
         """Of step ``taken``."""
-        raise NotImplementedError
 
     def _states(self) -> list[dict[str, Any]]:
         """Of this optimizer's own parameters: with gradient release several share one table."""
         return [self.state[p] for group in self.param_groups for p in group["params"] if self.state.get(p)]
 
+    @abstractmethod
     def _steps(self) -> int:
         """Steps taken so far, by the states."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _write_steps(self, taken: int) -> None:
         """Put the steps taken into the states."""
-        raise NotImplementedError
 
     def _update_row(self, number: int, row: Row, control: torch.Tensor, group: dict[str, Any]) -> None:
         """Update one row that the kernel does not take; ``number`` counts these."""

@@ -24,9 +24,8 @@ class OptimiAdamW(GuardedAdam, optimi.AdamW):
         group = self.param_groups[0]
         if len(self.param_groups) > 1 or group["decouple_lr"] or not _on_gpu(group):
             raise AttributeError("guarded_step")
-        if group["kahan_sum"] is False and _in_bf16(
-            group
-        ):  # the kernel would round at random where the library does not
+        # Without rests the kernel would round at random, and the library rounds to the nearest.
+        if group["kahan_sum"] is False and _in_bf16(group):
             raise AttributeError("guarded_step")
         return self._guarded_step
 

@@ -161,7 +161,7 @@ def make_loader(
         {item.source.id: item.source.timestep_offset for item in training},
         latents_of,
         translate_data.regularisation(session.config),
-        text_multiple=fast_path.TEXT_MULTIPLE if session.device.type == "cuda" else 1,
+        text_multiple=fast_path.text_multiple(options.precision.transformer_forward, session.device),
         pinned=session.device.type == "cuda",
     )
 

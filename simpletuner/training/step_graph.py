@@ -130,7 +130,7 @@ class StepGraphs:
             # Only this thread's calls are watched: the loader's goes on pinning memory, and encoding, beside it.
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 outputs = work(*places)
-        except (RuntimeError, torch.OutOfMemoryError) as error:  # a call that a capture forbids, or no memory left
+        except RuntimeError as error:  # a call that a capture forbids, or no memory left
             self._clear()
             del graph
             self.release()
