@@ -21,6 +21,7 @@ from simpletuner.models.sana.kernels import (
     cross_attention,
     cross_attention_triton,
     depthwise,
+    depthwise_programs,
     depthwise_triton,
     linear_attention,
     linear_attention_triton,
@@ -158,7 +159,7 @@ def main():
     torch.manual_seed(int(os.environ.get("SEED", "0")))
     torch.utils.deterministic.fill_uninitialized_memory = True  # an element left out shows as NaN
     torch.use_deterministic_algorithms(True)
-    depthwise_triton._tanh, depthwise_triton._has_tanh = tanh, lambda device: True
+    depthwise_programs._tanh, depthwise_triton._has_tanh = tanh, lambda device: True
     linear_attention_triton.BLOCK, linear_attention_triton.RUN = 16, 2
     results = {}
     for dtype, case, ahead in (

@@ -195,12 +195,12 @@ def test_the_compiled_loops_carry_every_tensor(
     import triton
     from triton.backends.compiler import GPUTarget
 
-    from simpletuner.models.sana.kernels import depthwise_triton
+    from simpletuner.models.sana.kernels import depthwise_programs
 
-    kernel = depthwise_triton.spread_kernel if name == "spread" else depthwise_triton.gate_kernel
+    kernel = depthwise_programs.spread_kernel if name == "spread" else depthwise_programs.gate_kernel
     constants = {"UNIT": 16, "BLOCK": 256, "FAST": True, "STAGES": 1, "AHEAD": ahead, "PAIRS": True}
     constants |= {} if name == "spread" else {"BACKWARD": name == "gate"}
-    numbers = dict.fromkeys(depthwise_triton.SIZES, "i32")
+    numbers = dict.fromkeys(depthwise_programs.SIZES, "i32")
     types = dict.fromkeys(kernel.arg_names, "*bf16") | numbers | dict.fromkeys(constants, "constexpr")
     types |= {"sums": "*fp32"} if name == "spread" else {}
     aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(types.values()) if kind.startswith("*")}

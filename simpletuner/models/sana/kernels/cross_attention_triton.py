@@ -18,7 +18,7 @@ fit 32 bits. Sizes are run-time numbers: what is compiled anew is a dtype and th
 
 The loop of the key kernel just fits the registers. What it needs of a query comes as pairs in one array, because an
 array with fewer numbers than the program has threads would be loaded by every thread for itself, in 32 pieces; and what
-is only needed after the loop is made after it, see ``_zero``. ``depthwise_triton.py`` tells what a loop may carry.
+is only needed after the loop is made after it, see ``_zero``. ``depthwise_programs.py`` tells what a loop may carry.
 
 Source: Dao et al. 2022, "FlashAttention", algorithms 1 and 4, with powers of two for exponentials.
 """

@@ -2,7 +2,7 @@
 
 The tokens are split into runs of BLOCK · RUN. A program sums over its own run and writes the sum to its own place of a
 float32 buffer [B, runs, heads, d + 1, d]; ``torch.sum`` adds the runs up. So there are no atomics, nothing depends on
-the order of programs, and the result is the same bits every run. As in ``depthwise_triton.py`` (which tells why) no
+the order of programs, and the result is the same bits every run. As in ``depthwise_programs.py`` (which tells why) no
 run-time loop carries a tensor: the RUN blocks of a run are unrolled, and their number is the same for every N.
 
 Products with sums in float32. q, k, v and the incoming gradient are factors as they are: the product of two bfloat16 is

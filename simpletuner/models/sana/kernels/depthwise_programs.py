@@ -1,0 +1,350 @@
+"""The Triton programs of ``depthwise_triton.py``: the walk of one program, every sum in float32.
+
+A program takes BLOCK channels of a strip of four rows and walks along its columns, so that six rows are loaded and six
+SiLU computed for four rows of results; its programs beside it find the shared rows in the cache. Two channels a thread
+(BLOCK = 64 · warps) leave the nine taps, running sums and the column at work in registers; no shared memory is needed.
+
+What time goes into is instructions, not bytes: a logistic function in full precision is about twelve of them. For 16-bit
+tensors it is made of one hardware tanh, with h = x/2: σ(x) = (1 + tanh h) / 2 and SiLU(x) = h + h · tanh h. The error of
+tanh.approx, 2^-11, is below what rounding to bfloat16 loses. float32 tensors keep the full form.
+Source: NVIDIA, "PTX ISA", section tanh.
+
+What time then went into was waiting for memory (77 % of it in backward, by NVIDIA's profiler on an H100), for two reasons.
+A store may be to the place of a later load for all that the compiler knows, so a load after a store waits for it: all
+loads of a column stand before its first store. And a column was loaded when it was needed: now a step issues the loads
+that the next one uses (AHEAD), whose arithmetic hides them. What is carried like that stays 16-bit, two neighbouring
+channels in one 32-bit register (PAIRS); a limit of the registers keeps four or five programs on a multiprocessor, and is
+one that needs no spills. float32, channels that 16 does not divide and tensors that begin between two words go without.
+What the profiler calls uncoalesced here are the taps, read once a program; neighbouring rows are found in the L2 already.
+
+What a loop carries. Triton (3.6 and 3.9 were looked at) decides what a run-time loop carries by comparing a name's value
+before the loop with its value after one trial pass of the body. A prototype of ours kept the last columns in shift
+registers, ``p = q; q = new``, both starting from one tensor of zeros: after ``p = q`` that was q's start, the very same
+zeros, so p was taken for a constant and stayed zero, silently; the interpreter, which runs plain Python, was right. So a
+name here either gets a computed value in every pass, or starts from a load of its own; a test counts what the compiled
+loops carry.
+
+Every load and store is masked; the start of a picture is a 64-bit offset. Sizes are run-time numbers: what is compiled
+anew is a dtype, and channels that 16 does not divide.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+ROWS = tl.constexpr(4)
+SUMS = tl.constexpr(10)
+SIZES = ["height", "width", "groups", "columns"]
+
+
+@triton.jit
+def _tanh(x):
+    return tl.inline_asm_elementwise(
+        "tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+    )  # fmt: skip
+
+
+@triton.jit
+def _sigmoid(x, FAST: tl.constexpr):
+    if FAST:
+        return tl.fma(_tanh(x * 0.5), 0.5, 0.5)
+    else:
+        return 1.0 / (1.0 + tl.exp(-x))
+
+
+@triton.jit
+def _silu(x, FAST: tl.constexpr):
+    if FAST:
+        half = x * 0.5
+        return tl.fma(half, _tanh(half), half)
+    else:
+        return x / (1.0 + tl.exp(-x))
+
+
+@triton.jit
+def _load(pointer, row, column, height, width, stride, channel, channels):
+    """One token's [BLOCK] channels as they lie in memory, zero outside the picture."""
+    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    # The place as a limit of the channels: one comparison a thread instead of two conditions.
+    limit = tl.where(inside, channels, 0)
+    at = pointer + ((channel + column * stride) + row * width * stride)
+    return tl.load(at, mask=channel < limit, other=0.0)
+
+
+@triton.jit
+def _store(pointer, value, row, column, first, height, width, stride, channel, channels):
+    """The same for a result; columns before `first` belong to another program."""
+    limit = tl.where((row < height) & (column >= first) & (column < width), channels, 0)
+    at = pointer + ((channel + column * stride) + row * width * stride)
+    tl.store(at, value.to(pointer.dtype.element_ty), mask=channel < limit)
+
+
+@triton.jit
+def _six(pointer, row, column, height, width, stride, channel, channels):
+    """The four rows of the strip and their neighbours above and below."""
+    return (
+        _load(pointer, row - 1, column, height, width, stride, channel, channels),
+        _load(pointer, row, column, height, width, stride, channel, channels),
+        _load(pointer, row + 1, column, height, width, stride, channel, channels),
+        _load(pointer, row + 2, column, height, width, stride, channel, channels),
+        _load(pointer, row + 3, column, height, width, stride, channel, channels),
+        _load(pointer, row + 4, column, height, width, stride, channel, channels),
+    )
+
+
+@triton.jit
+def _four(pointer, row, column, height, width, stride, channel, channels):
+    """The four rows of the strip alone."""
+    return (
+        _load(pointer, row, column, height, width, stride, channel, channels),
+        _load(pointer, row + 1, column, height, width, stride, channel, channels),
+        _load(pointer, row + 2, column, height, width, stride, channel, channels),
+        _load(pointer, row + 3, column, height, width, stride, channel, channels),
+    )
+
+
+@triton.jit
+def _words(pointer, PAIRS: tl.constexpr):
+    """PAIRS: two neighbouring 16-bit channels as one number, so that what is loaded ahead takes half the registers."""
+    if PAIRS:
+        return pointer.to(tl.pointer_type(tl.int32))
+    else:
+        return pointer
+
+
+@triton.jit
+def _float(raw, TYPE: tl.constexpr, PAIRS: tl.constexpr):
+    """[BLOCK] float32 of what was loaded."""
+    if PAIRS:
+        low = raw.to(tl.int16).to(TYPE, bitcast=True).to(tl.float32)
+        high = (raw >> 16).to(tl.int16).to(TYPE, bitcast=True).to(tl.float32)
+        return tl.reshape(tl.join(low, high), [2 * raw.shape[0]])
+    else:
+        return raw.to(tl.float32)
+
+
+@triton.jit
+def _six_float(x, TYPE: tl.constexpr, PAIRS: tl.constexpr):
+    return (
+        _float(x[0], TYPE, PAIRS), _float(x[1], TYPE, PAIRS), _float(x[2], TYPE, PAIRS),
+        _float(x[3], TYPE, PAIRS), _float(x[4], TYPE, PAIRS), _float(x[5], TYPE, PAIRS),
+    )  # fmt: skip
+
+
+@triton.jit
+def _six_silu(raw, TYPE: tl.constexpr, PAIRS: tl.constexpr, FAST: tl.constexpr):
+    """SiLU of them in float32; SiLU(0) = 0, so the zeros around the picture stay zeros."""
+    x = _six_float(raw, TYPE, PAIRS)
+    return (
+        _silu(x[0], FAST), _silu(x[1], FAST), _silu(x[2], FAST),
+        _silu(x[3], FAST), _silu(x[4], FAST), _silu(x[5], FAST),
+    )  # fmt: skip
+
+
+@triton.jit
+def _nine(weight, channel, valid):
+    """The nine taps of each channel, row by row, each [BLOCK] float32."""
+    at = weight + channel * 9
+    return (
+        tl.load(at, mask=valid, other=0.0).to(tl.float32),
+        tl.load(at + 1, mask=valid, other=0.0).to(tl.float32),
+        tl.load(at + 2, mask=valid, other=0.0).to(tl.float32),
+        tl.load(at + 3, mask=valid, other=0.0).to(tl.float32),
+        tl.load(at + 4, mask=valid, other=0.0).to(tl.float32),
+        tl.load(at + 5, mask=valid, other=0.0).to(tl.float32),
+        tl.load(at + 6, mask=valid, other=0.0).to(tl.float32),
+        tl.load(at + 7, mask=valid, other=0.0).to(tl.float32),
+        tl.load(at + 8, mask=valid, other=0.0).to(tl.float32),
+    )
+
+
+@triton.jit
+def _three(start, s0, s1, s2, w0, w1, w2):
+    return tl.fma(s2, w2, tl.fma(s1, w1, tl.fma(s0, w0, start)))
+
+
+@triton.jit
+def _add_column(sums, s, w0, w1, w2):
+    """Add to the four rows' sums what one column of six gives through one column of taps."""
+    return (
+        _three(sums[0], s[0], s[1], s[2], w0, w1, w2),
+        _three(sums[1], s[1], s[2], s[3], w0, w1, w2),
+        _three(sums[2], s[2], s[3], s[4], w0, w1, w2),
+        _three(sums[3], s[3], s[4], s[5], w0, w1, w2),
+    )
+
+
+@triton.jit
+def _write_gate(
+    a, g, d, out, row, column, first, height, width, channels, channel, BACKWARD: tl.constexpr, FAST: tl.constexpr
+):
+    """Write a · SiLU(g), or in backward the gradients of a and g side by side; d is that of the result."""
+    if BACKWARD:
+        sigma = _sigmoid(g, FAST)
+        silu = g * sigma
+        _store(out, d * silu, row, column, first, height, width, 2 * channels, channel, channels)
+        dg = d * a * tl.fma(silu, 1.0 - sigma, sigma)
+        _store(out + channels, dg, row, column, first, height, width, 2 * channels, channel, channels)
+    else:
+        _store(out, a * _silu(g, FAST), row, column, first, height, width, channels, channel, channels)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def gate_kernel(
+    x, weight, bias, grad, out, height, width, groups, columns,
+    UNIT: tl.constexpr, BLOCK: tl.constexpr, BACKWARD: tl.constexpr, FAST: tl.constexpr,
+    PAIRS: tl.constexpr, AHEAD: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Forward: out [B, N, C]. BACKWARD: the same up to a and g, then out [B, N, 2C] = their gradients.
+
+    A column enters three results: it completes its left neighbour's sums (al, gl), goes into its own (am, gm) and opens
+    its right neighbour's (ar, gr). C = groups · UNIT tells the compiler what divides it.
+    """
+    channels = groups * UNIT
+    channel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    valid = channel < channels
+    across = tl.cdiv(width, columns)
+    row = tl.program_id(1) // across * ROWS
+    first = tl.program_id(1) % across * columns
+    start = tl.program_id(2).to(tl.int64) * height * width * channels
+    x += 2 * start
+    grad += start
+    out += 2 * start if BACKWARD else start
+    word, words = channel, channels
+    if PAIRS:
+        word, words = tl.program_id(0) * (BLOCK // 2) + tl.arange(0, BLOCK // 2), groups * (UNIT // 2)
+    TYPE: tl.constexpr = x.dtype.element_ty
+    x, grad = _words(x, PAIRS), _words(grad, PAIRS)
+    wa, wg = _nine(weight, channel, valid), _nine(weight + 9 * channels, channel, valid)
+    a = tl.load(bias + channel, mask=valid, other=0.0).to(tl.float32)
+    g = tl.load(bias + channels + channel, mask=valid, other=0.0).to(tl.float32)
+    ba, bg = (a, a, a, a), (g, g, g, g)
+    am, ar, gm, gr = ba, ba, bg, bg
+    # The first column has no results to complete, or another program's; these are not written.
+    begin = tl.maximum(first - 1, 0)
+    if AHEAD >= 1:
+        xa = _six(x, row, begin, height, width, 2 * words, word, words)
+    if AHEAD == 2:
+        xg = _six(x + words, row, begin, height, width, 2 * words, word, words)
+    if BACKWARD and AHEAD == 2:
+        d = _four(grad, row, begin - 1, height, width, words, word, words)
+    for column in tl.range(begin, tl.minimum(first + columns, width) + 1, num_stages=STAGES):
+        # All loads before the first store; the last step loads nothing ahead, being masked there.
+        if AHEAD == 0:
+            xa = _six(x, row, column, height, width, 2 * words, word, words)
+        if AHEAD <= 1:
+            xg = _six(x + words, row, column, height, width, 2 * words, word, words)
+        if BACKWARD and AHEAD <= 1:
+            d = _four(grad, row, column - 1, height, width, words, word, words)
+        if AHEAD >= 1:
+            na = _six(x, row, column + 1, height, width, 2 * words, word, words)
+        if AHEAD == 2:
+            ng = _six(x + words, row, column + 1, height, width, 2 * words, word, words)
+        if BACKWARD and AHEAD == 2:
+            nd = _four(grad, row, column, height, width, words, word, words)
+        s = _six_silu(xa, TYPE, PAIRS, FAST)
+        al = _add_column(am, s, wa[2], wa[5], wa[8])
+        am = _add_column(ar, s, wa[1], wa[4], wa[7])
+        ar = _add_column(ba, s, wa[0], wa[3], wa[6])
+        s = _six_silu(xg, TYPE, PAIRS, FAST)
+        gl = _add_column(gm, s, wg[2], wg[5], wg[8])
+        gm = _add_column(gr, s, wg[1], wg[4], wg[7])
+        gr = _add_column(bg, s, wg[0], wg[3], wg[6])
+        for i in tl.static_range(ROWS):
+            di = _float(d[i], TYPE, PAIRS) if BACKWARD else al[i]
+            _write_gate(
+                al[i], gl[i], di, out, row + i, column - 1, first, height, width, channels, channel, BACKWARD, FAST
+            )
+        if AHEAD >= 1:
+            xa = na
+        if AHEAD == 2:
+            xg = ng
+        if BACKWARD and AHEAD == 2:
+            d = nd
+
+
+@triton.jit
+def _through_silu(x, dx, ds, row, column, height, width, channels, channel, FAST: tl.constexpr):
+    """Take ds through SiLU into dx; return SiLU(x). All are [BLOCK] float32, but dx is a pointer."""
+    sigma = _sigmoid(x, FAST)
+    silu = x * sigma
+    slope = tl.fma(silu, 1.0 - sigma, sigma)
+    _store(dx, ds * slope, row, column, 0, height, width, channels, channel, channels)
+    return silu
+
+
+@triton.jit(do_not_specialize=SIZES)
+def spread_kernel(
+    x, weight, inner, dx, sums, height, width, groups, columns,
+    UNIT: tl.constexpr, BLOCK: tl.constexpr, FAST: tl.constexpr,
+    PAIRS: tl.constexpr, AHEAD: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """From `inner`, the gradient of [a, g]: dx, and this program's sums for the nine taps and the bias.
+
+    channels = groups · UNIT counts both halves here; l, m, r are the columns of `inner` to the left, here, and to the
+    right. SiLU(x) is zero outside the picture, so it masks the sums of the taps; the sum of the bias is over columns
+    that this program owns, and zero outside the picture by the load.
+    """
+    channels = groups * UNIT
+    channel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    valid = channel < channels
+    across = tl.cdiv(width, columns)
+    row = tl.program_id(1) // across * ROWS
+    first = tl.program_id(1) % across * columns
+    start = tl.program_id(2).to(tl.int64) * height * width * channels
+    x += start
+    inner += start
+    dx += start
+    word, words = channel, channels
+    if PAIRS:
+        word, words = tl.program_id(0) * (BLOCK // 2) + tl.arange(0, BLOCK // 2), groups * (UNIT // 2)
+    TYPE: tl.constexpr = x.dtype.element_ty
+    x, inner = _words(x, PAIRS), _words(inner, PAIRS)
+    k = _nine(weight, channel, valid)
+    zero = tl.zeros((BLOCK,), tl.float32)
+    nothing = (zero, zero, zero, zero)
+    w0, w1, w2, w3, w4, w5, w6, w7, w8, b = zero, zero, zero, zero, zero, zero, zero, zero, zero, zero
+    # l and m must start from two loads: see the head of this module.
+    l = _six_float(_six(inner, row, first - 1, height, width, words, word, words), TYPE, PAIRS)  # noqa: E741
+    m = _six_float(_six(inner, row, first, height, width, words, word, words), TYPE, PAIRS)
+    if AHEAD >= 1:
+        xr = _six(inner, row, first + 1, height, width, words, word, words)
+    if AHEAD == 2:
+        v = _four(x, row, first, height, width, words, word, words)
+    for column in tl.range(first, tl.minimum(first + columns, width), num_stages=STAGES):
+        if AHEAD == 0:
+            xr = _six(inner, row, column + 1, height, width, words, word, words)
+        if AHEAD <= 1:
+            v = _four(x, row, column, height, width, words, word, words)
+        if AHEAD >= 1:
+            nr = _six(inner, row, column + 2, height, width, words, word, words)
+        if AHEAD == 2:
+            nv = _four(x, row, column + 1, height, width, words, word, words)
+        r = _six_float(xr, TYPE, PAIRS)
+        ds = _add_column(nothing, l, k[8], k[5], k[2])
+        ds = _add_column(ds, m, k[7], k[4], k[1])
+        ds = _add_column(ds, r, k[6], k[3], k[0])
+        for i in tl.static_range(ROWS):
+            xi = _float(v[i], TYPE, PAIRS)
+            s = _through_silu(xi, dx, ds[i], row + i, column, height, width, channels, channel, FAST)
+            w0 = tl.fma(s, r[i + 2], w0)
+            w1 = tl.fma(s, m[i + 2], w1)
+            w2 = tl.fma(s, l[i + 2], w2)
+            w3 = tl.fma(s, r[i + 1], w3)
+            w4 = tl.fma(s, m[i + 1], w4)
+            w5 = tl.fma(s, l[i + 1], w5)
+            w6 = tl.fma(s, r[i], w6)
+            w7 = tl.fma(s, m[i], w7)
+            w8 = tl.fma(s, l[i], w8)
+            b += m[i + 1]
+        l, m = m, r  # noqa: E741
+        if AHEAD >= 1:
+            xr = nr
+        if AHEAD == 2:
+            v = nv
+    program = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
+    at = sums + program.to(tl.int64) * SUMS * channels + channel
+    total = (w0, w1, w2, w3, w4, w5, w6, w7, w8, b)
+    for i in tl.static_range(SUMS):
+        tl.store(at + i * channels, total[i], mask=valid)
