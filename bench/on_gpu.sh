@@ -40,7 +40,7 @@ for name in "$@"; do
     cache) part cache "${CACHE_S:-130}" python3 bench/cache_build.py --pictures "${PICTURES:-240}" ${CACHE:---batch 4} ;;
     tests) part tests "${TESTS_S:-80}" python3 -m pytest -q -p no:cacheprovider tests/gpu -k "${TESTS:-gpu}" ;;
     kernels) part kernels "${KERNELS_S:-90}" python3 bench/operations.py --batch 8 --seconds 80 ;;
-    plans) part plans "${PLANS_S:-60}" python3 bench/operations.py --batch 8 --plans --seconds 45 ;;
+    plans) part plans "${PLANS_S:-60}" python3 bench/operations.py --batch 8 --plans --seconds 45 ${PLANS:-} ;;
     stalls) part stalls "${STALLS_S:-60}" ncu --clock-control none -k "regex:(gate|spread)_kernel" -c 3 --set full \
         python3 -c "$STALLS" ;;
     ladder) part ladder "${LADDER_S:-540}" python3 bench/ladder.py ${LADDER:-} ;;

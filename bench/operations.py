@@ -387,10 +387,19 @@ def check_twins() -> bool:
     return right
 
 
+SUBJECTS: dict[str, Callable[[int], Subject]] = {
+    "depthwise": lambda batch: depthwise_subject(batch, HEIGHT, WIDTH, CHANNELS, compiled=True),
+    "linear": lambda batch: attention_subject(batch, HEIGHT * WIDTH, HEADS, HEAD, compiled=True),
+    "cross": lambda batch: cross_subject(batch, HEIGHT * WIDTH, CROSS_HEADS, CROSS_HEAD, KEYS, compiled=True),
+}
+TRIALS = {"depthwise": try_plans, "linear": try_attention_plans, "cross": try_cross_plans}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 16])
     parser.add_argument("--seconds", type=float, default=240, help="after this nothing new is started")
+    parser.add_argument("--only", nargs="+", choices=SUBJECTS, default=list(SUBJECTS), help="these operations")
     parser.add_argument("--plans", action="store_true", help="only try other shapes of the programs")
     parser.add_argument("--cpu", action="store_true", help="only the tiny check of the plain twins")
     arguments = parser.parse_args()
@@ -407,13 +416,10 @@ def main() -> int:
     right = True
     for batch in arguments.batch:
         if arguments.plans:
-            right &= try_plans(batch, until)
-            right &= try_attention_plans(batch, until)
-            right &= try_cross_plans(batch, until)
+            right &= all([TRIALS[name](batch, until) for name in arguments.only])
             continue
-        right &= report(depthwise_subject(batch, HEIGHT, WIDTH, CHANNELS, compiled=True), until)
-        right &= report(attention_subject(batch, HEIGHT * WIDTH, HEADS, HEAD, compiled=True), until)
-        right &= report(cross_subject(batch, HEIGHT * WIDTH, CROSS_HEADS, CROSS_HEAD, KEYS, compiled=True), until)
+        for name in arguments.only:
+            right &= report(SUBJECTS[name](batch), until)
     print("\nall results are right" if right else "\nSOME RESULTS ARE WRONG")
     return 0 if right else 1
 

@@ -162,6 +162,7 @@ def measure(job: dict[str, Any], parts: tuple[Any, Any], batch: int, stop_at: fl
         **row,
         "ms": round(statistics.median(steady), 2),
         "min": round(min(steady), 2),
+        "mean": round(statistics.mean(steady), 2),
         "pictures_per_s": round(1000 * batch / statistics.median(steady), 2),
         "peak_gib": round(peak_gib(job["device"]), 2),
         "first_step_s": round(clock.ends[1] - began, 1),
@@ -201,7 +202,7 @@ def profile(job: dict[str, Any]) -> None:
     with torch.profiler.profile(activities=activities) as seen:
         measure({**job, "warm_up": 0, "steps": 4}, parts, batch, time.time() + job["limit"])
     order = "self_cuda_time_total" if on_gpu else "self_cpu_time_total"
-    table = seen.key_averages().table(sort_by=order, row_limit=30, max_name_column_width=90)
+    table = seen.key_averages().table(sort_by=order, row_limit=60, max_name_column_width=90)
     print(json.dumps({"profile": f"{job['variant']}, batch {batch}, 4 steps", "table": table}), flush=True)
 
 

@@ -58,7 +58,7 @@ class Plan(NamedTuple):
     stages: int
 
 
-FORWARD, QUERY, KEY = Plan(64, 64, 4, 2), Plan(64, 64, 4, 2), Plan(64, 64, 4, 2)
+FORWARD, QUERY, KEY = Plan(64, 32, 4, 3), Plan(64, 32, 4, 2), Plan(64, 64, 4, 2)
 # float32, whose products are made without the matrix units; loading ahead, or fewer warps backward, would spill.
 EXACT_FORWARD, EXACT_QUERY, EXACT_KEY = Plan(32, 32, 8, 1), Plan(32, 32, 16, 1), Plan(32, 32, 16, 1)
 

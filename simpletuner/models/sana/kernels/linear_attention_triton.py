@@ -20,7 +20,7 @@ import triton.language as tl
 
 from simpletuner.models.sana.attention import EPSILON
 
-BLOCK, RUN, WARPS = 64, 4, 4
+BLOCK, RUN, WARPS = 64, 1, 4
 LARGEST = 2**31 - 1
 
 
