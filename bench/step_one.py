@@ -24,6 +24,7 @@ from step_variants import TOKENS, VARIANTS, Variant, arrange, build
 # A compiled block is compiled for one length of text: each further one would cost a compilation within the steps, and
 # torch 2.13's compiler fails on attention with a mask of variable length (seen on a CPU, ours and diffusers' alike).
 COMPILED_MULTIPLE = 256
+SAID: list[str] = []  # by the graphs, since the last measurement
 
 
 class Clock:
@@ -108,7 +109,7 @@ def trainee_of(job: dict[str, Any], variant: Variant) -> tuple[Any, Any]:
     facts = Facts(32, 32, model.config.patch_size, 3.0, 1024, model.config.in_channels)
     trainee = Trainee(Sana(), facts, model, optimizer, None, torch.device(job["device"]), parameters=parameters)
     if variant.graph and trainee.guards_itself and job["device"] == "cuda":
-        trainee.graphs = StepGraphs(optimizer.after_capture, optimizer.zero_grad, print)
+        trainee.graphs = StepGraphs(optimizer.after_capture, optimizer.zero_grad, SAID.append)
     schedule = Schedule("constant", 1e-5, 0.0, 0, 10**6)
     return trainee, Recipe(Density(), schedule, 1, 1.0, False, 0, precision)
 
@@ -167,6 +168,7 @@ def measure(job: dict[str, Any], parts: tuple[Any, Any], batch: int, stop_at: fl
         "peak_gib": round(peak_gib(job["device"]), 2),
         "first_step_s": round(clock.ends[1] - began, 1),
         "loss": [round(losses[0], 4), round(losses[-1], 4)],
+        "said": [SAID.pop(0) for _ in range(len(SAID))],
     }
 
 

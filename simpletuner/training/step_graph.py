@@ -125,6 +125,7 @@ class StepGraphs:
         gc.collect()  # nothing of an earlier step may keep its gradients' nodes alive
         torch.cuda.synchronize()
         torch.cuda.empty_cache()  # the graph has memory of its own: give back what the plain steps had
+        before = torch.cuda.memory_reserved()
         graph = torch.cuda.CUDAGraph()
         try:
             # Only this thread's calls are watched: the loader's goes on pinning memory, and encoding, beside it.
@@ -137,7 +138,8 @@ class StepGraphs:
             self._give_up(str(error).strip().splitlines()[0])
             return None
         if not self._told:
-            self._say("From here on a step is one CUDA graph")
+            size = (torch.cuda.memory_reserved() - before) / 2**30
+            self._say(f"From here on a step is one CUDA graph, which keeps {size:.1f} GiB of memory")
             self._told = True
         self._pool = self._pool or graph.pool()
         self._after_capture()
