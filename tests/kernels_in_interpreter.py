@@ -163,13 +163,13 @@ def main():
     linear_attention_triton.BLOCK, linear_attention_triton.RUN = 16, 2
     results = {}
     for dtype, case, ahead in (
-        (torch.float32, (2, 5, 5, 12), 2),
-        (torch.float32, (1, 1, 3, 20), 2),
-        (torch.bfloat16, (1, 6, 1, 3), 2),
-        (torch.float16, (1, 2, 9, 16), 2),
-        (torch.float16, (1, 5, 3, 16), 1),
-        (torch.float16, (1, 1, 1, 16), 0),
-        (torch.bfloat16, (1, 2, 6, 16), 2),
+        (torch.float32, (2, 5, 5, 12), True),
+        (torch.float32, (1, 1, 3, 20), True),
+        (torch.bfloat16, (1, 6, 1, 3), True),
+        (torch.float16, (1, 2, 9, 16), True),
+        (torch.float16, (1, 5, 3, 16), True),
+        (torch.float16, (1, 1, 1, 16), False),
+        (torch.bfloat16, (1, 2, 6, 16), True),
     ):
         plan = depthwise_triton.Plan(channels=16, columns=4, ahead=ahead)
         depthwise_triton.FORWARD = depthwise_triton.GATE = depthwise_triton.SPREAD = plan

@@ -99,15 +99,17 @@ def check(ours: Operation, ordinary: Operation, tensors: list[torch.Tensor], out
 
 @pytest.mark.parametrize(("size", "dtype"), [*itertools.product(ODD, DTYPES), *REAL])
 def test_depthwise_output_and_every_gradient(size: tuple[int, int, int, int], dtype: torch.dtype) -> None:
+    """With a bias inside x, whose gradient the operation makes too."""
     batch, height, width, channels = size
 
-    def ours(*tensors: torch.Tensor) -> torch.Tensor:
-        return depthwise.gated_depthwise(*tensors, height, width)
+    def ours(inner: torch.Tensor, x: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        return depthwise.gated_depthwise(x + inner.detach(), *others, height, width, inner)
 
-    def ordinary(*tensors: torch.Tensor) -> torch.Tensor:
-        return diffusers_middle(*tensors, height, width)
+    def ordinary(inner: torch.Tensor, x: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        return diffusers_middle(x + inner, *others, height, width)
 
-    check(ours, ordinary, depthwise_tensors(dtype, *size), (batch, height * width, channels))
+    tensors = [random_tensor(dtype, 2 * channels), *depthwise_tensors(dtype, *size)]
+    check(ours, ordinary, tensors, (batch, height * width, channels))
 
 
 @pytest.mark.parametrize("begin", [0, 1])

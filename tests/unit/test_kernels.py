@@ -58,6 +58,21 @@ def test_depthwise_is_its_definition_and_its_gradients_are_true(size: tuple[int,
     assert torch.autograd.gradcheck(lambda *t: depthwise.gated_depthwise(*t, height, width), tensors)
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_a_bias_inside_x_gets_its_gradient_from_the_operation(size: tuple[int, int, int, int]) -> None:
+    """Added without a gradient and handed over, beside added with one."""
+    (x, *others), (height, width) = inputs(*size), size[1:3]
+    bias = torch.linspace(-1, 1, x.shape[2], dtype=torch.float64, requires_grad=True)
+    ours = depthwise.gated_depthwise(x + bias.detach(), *others, height, width, bias)
+    expected = naive(x + bias, *others, height, width)
+    torch.testing.assert_close(ours, expected)
+    grad = torch.randn(ours.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    tensors = [x, *others, bias]
+    gradients = torch.autograd.grad(ours, tensors, grad)
+    for found, wanted in zip(gradients, torch.autograd.grad(expected, tensors, grad), strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
 @pytest.mark.parametrize("size", [(1, 5, 2, 4), (2, 7, 1, 3), (1, 1, 1, 2)])
 def test_linear_attention_is_its_definition_and_its_gradient_is_true(size: tuple[int, int, int, int]) -> None:
     qkv = random_qkv(*size)
@@ -119,7 +134,9 @@ def test_the_operators_keep_torchs_rules(dtype: torch.dtype) -> None:
     """Shapes and dtypes of the compiler's stand-ins, no aliases, gradients registered: torch's own check."""
     tensors = inputs(2, 3, 4, 2, dtype)
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(depthwise.gated_depthwise, (*tensors, 3, 4), test_utils=checks)
+    inner = tensors[2].detach().float().requires_grad_()
+    for given in ((*tensors, 3, 4), (*tensors, 3, 4, inner)):
+        torch.library.opcheck(depthwise.gated_depthwise, given, test_utils=checks)
     grad = torch.randn(2, 12, 2).to(dtype)
     torch.library.opcheck(depthwise.gated_depthwise_backward, (grad, *tensors, 3, 4), test_utils=checks)
     qkv = random_qkv(1, 5, 2, 16, dtype)
@@ -153,6 +170,8 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         depthwise.gated_depthwise(x, weight, bias, 3, 5)
     with pytest.raises(ValueError, match=r"for 4 channels weight must be \[4, 1, 3, 3\]"):
         depthwise.gated_depthwise(x, weight[:2], bias, 3, 4)
+    with pytest.raises(ValueError, match=r"inner_bias must be \[4\]"):
+        depthwise.gated_depthwise(x, weight, bias, 3, 4, bias[:1])
     with pytest.raises(ValueError, match="qkv must be"):
         linear_attention.linear_attention(x)
 
@@ -184,10 +203,10 @@ def test_the_kernels_in_the_interpreter() -> None:
 @pytest.mark.skipif(not triton_found(), reason="triton is not installed: nothing to compile with")
 @pytest.mark.parametrize(
     ("name", "ahead", "carried"),
-    [("forward", 0, 16), ("forward", 2, 28), ("gate", 1, 22), ("gate", 2, 32), ("spread", 0, 22), ("spread", 2, 32)],
+    [("forward", False, 16), ("forward", True, 28), ("gate", True, 32), ("spread", False, 23), ("spread", True, 33)],
 )
 def test_the_compiled_loops_carry_every_tensor(
-    name: str, ahead: int, carried: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, ahead: bool, carried: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Compiled here for a GPU that need not be there: a carried name taken for a constant would be missing."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
@@ -198,7 +217,7 @@ def test_the_compiled_loops_carry_every_tensor(
     from simpletuner.models.sana.kernels import depthwise_programs
 
     kernel = depthwise_programs.spread_kernel if name == "spread" else depthwise_programs.gate_kernel
-    constants = {"UNIT": 16, "BLOCK": 256, "FAST": True, "STAGES": 1, "AHEAD": ahead, "PAIRS": True}
+    constants = {"UNIT": 16, "BLOCK": 256, "FAST": True, "AHEAD": ahead, "PAIRS": True}
     constants |= {} if name == "spread" else {"BACKWARD": name == "gate"}
     numbers = dict.fromkeys(depthwise_programs.SIZES, "i32")
     types = dict.fromkeys(kernel.arg_names, "*bf16") | numbers | dict.fromkeys(constants, "constexpr")
@@ -218,12 +237,12 @@ def test_two_channels_in_a_word_only_where_words_begin(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(depthwise_triton, "_has_tanh", lambda device: True)
 
-    def loads(x: torch.Tensor, channels: int) -> tuple[bool, int, int | None]:
-        plan = depthwise_triton.Plan(ahead=2, registers=120)
+    def loads(x: torch.Tensor, channels: int) -> tuple[bool, bool, int | None]:
+        plan = depthwise_triton.Plan(registers=120)
         constants = depthwise_triton._launch(plan, [x], 2, 2, channels)[2]
         return constants["PAIRS"], constants["AHEAD"], constants.get("maxnreg")
 
-    assert loads(torch.empty(1, 4, 32, dtype=torch.bfloat16), 16) == (True, 2, 120)
-    assert loads(torch.empty(129, dtype=torch.bfloat16)[1:].view(1, 4, 32), 16) == (False, 0, None)
-    assert loads(torch.empty(1, 4, 20, dtype=torch.bfloat16), 10) == (False, 0, None)
-    assert loads(torch.empty(1, 4, 32), 16) == (False, 0, None)
+    assert loads(torch.empty(1, 4, 32, dtype=torch.bfloat16), 16) == (True, True, 120)
+    assert loads(torch.empty(129, dtype=torch.bfloat16)[1:].view(1, 4, 32), 16) == (False, False, None)
+    assert loads(torch.empty(1, 4, 20, dtype=torch.bfloat16), 10) == (False, False, None)
+    assert loads(torch.empty(1, 4, 32), 16) == (False, False, None)

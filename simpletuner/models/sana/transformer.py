@@ -75,6 +75,20 @@ def pointwise(layer: nn.Module, tokens: torch.Tensor, grid: tuple[int, int], way
     return as_tokens(layer(as_picture(tokens, grid)))
 
 
+def with_inner_bias(
+    layer: nn.Module, tokens: torch.Tensor, grid: tuple[int, int], ways: Ways
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """``pointwise``, and the layer's bias where what comes next must make its gradient (None where that is done here).
+
+    So it is for a plain layer whose bias is trained: the bias is added without a gradient.
+    """
+    linear: Any = layer.pointwise if type(layer) is Pointwise and untouched(layer) else layer
+    bias = linear._parameters.get("bias") if is_plain(linear, nn.Conv2d) or is_plain(linear, nn.Linear) else None
+    if bias is None or not bias.requires_grad:
+        return pointwise(layer, tokens, grid, ways), None
+    return F.linear(tokens, linear.weight.flatten(1), bias.detach()), bias
+
+
 def projections(layers: tuple[Any, ...], tokens: torch.Tensor, ways: Ways) -> tuple[torch.Tensor, ...]:
     """Several linear layers of equal shape over the same tokens, each [B, N, I] → [B, N, O]."""
     if not (ways.joined and all(is_plain(layer, nn.Linear) for layer in layers)):
@@ -195,12 +209,13 @@ def project_out(attn: Any, tokens: torch.Tensor) -> torch.Tensor:
 
 def feed_forward(ff: Any, tokens: torch.Tensor, grid: tuple[int, int], ways: Ways) -> torch.Tensor:
     """GLUMBConv: 1x1 up, depthwise 3x3, gate, 1x1 down. [B, N, C] → [B, N, C], N the cells of the grid."""
-    wide = pointwise(ff.conv_inverted, tokens, grid, ways)
     depth = ff.conv_depth
     if ways.kernels and is_plain(depth, nn.Conv2d):
+        wide, inner_bias = with_inner_bias(ff.conv_inverted, tokens, grid, ways)
         (wide,) = in_one_dtype(wide)
-        middle = depthwise_kernel.gated_depthwise(wide, depth.weight, depth.bias, *grid)
+        middle = depthwise_kernel.gated_depthwise(wide, depth.weight, depth.bias, *grid, inner_bias)
     else:
+        wide = pointwise(ff.conv_inverted, tokens, grid, ways)
         value, gate = as_tokens(depth(as_picture(F.silu(wide), grid))).chunk(2, dim=-1)
         middle = value * F.silu(gate)
     return pointwise(ff.conv_point, middle, grid, ways)

@@ -10,6 +10,9 @@ Only x is kept for backward; s, a and g are computed again. With σ the logistic
     dbias = Σ [da, dg] over all tokens;    dweight[i, j] = Σ s[y+i−1, x+j−1] · [da, dg][y, x]
     ds[y, x] = Σ_ij [da, dg][y−i+1, x−j+1] · weight[i, j];    dx = ds · σ(x) (1 + x (1 − σ(x)))
 
+Where x is a product plus a bias of its own, that bias' gradient is Σ dx over all tokens: a column sum of a large tensor,
+which is at hand here while dx is made. ``inner_bias`` takes it, see ``gated_depthwise``.
+
 Sums are float32 (float64 for float64 tensors), results come in the dtype of what they belong to. Both paths are
 deterministic on a given machine. Source: Xie et al. 2024, "SANA", section 2.3 (Mix-FFN); gradients by the chain rule.
 """
@@ -57,8 +60,8 @@ def plain_forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, hei
 
 def plain_backward(
     grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, height: int, width: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The gradients of x, weight and bias in plain PyTorch, by the formulas at the head of this module.
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The gradients of x, weight, bias and of a bias inside x, in plain PyTorch, by the formulas at the head of this module.
 
     Args:
         grad: [B, H·W, C], the gradient of the result.
@@ -69,7 +72,7 @@ def plain_backward(
         width: W in tokens.
 
     Returns:
-        (dx, dweight, dbias), each in shape and dtype of its tensor.
+        (dx, dweight, dbias, Σ dx over all tokens), each in shape and dtype of its tensor, the last in those of bias.
     """
     with torch.autocast(x.device.type, enabled=False):
         exact, groups = _exact(x), len(weight)
@@ -82,7 +85,8 @@ def plain_backward(
         taps = [(padded[:, :, i : i + height, j : j + width] * both).sum((0, 2, 3)) for i in range(3) for j in range(3)]
         dweight = torch.stack(taps, dim=1).view(weight.shape)
         dx = as_tokens(dsilu) * _silu_slope(exact)
-        return dx.to(x.dtype).contiguous(), dweight.to(weight.dtype), both.sum((0, 2, 3)).to(bias.dtype)
+        sums = both.sum((0, 2, 3)).to(bias.dtype), dx.sum((0, 1)).to(bias.dtype)
+        return dx.to(x.dtype).contiguous(), dweight.to(weight.dtype), *sums
 
 
 def _check(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, height: int, width: int) -> None:
@@ -97,13 +101,34 @@ def _check(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, height: in
 
 
 @torch.library.custom_op("simpletuner::gated_depthwise", mutates_args=())
-def gated_depthwise(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, height: int, width: int) -> torch.Tensor:
+def gated_depthwise(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    height: int,
+    width: int,
+    inner_bias: torch.Tensor | None = None,
+) -> torch.Tensor:
     """SiLU, depthwise 3x3, gate: see the head of this module; Triton for CUDA tensors, the plain twin for others.
+
+    Args:
+        x: [B, H·W, 2C].
+        weight: [2C, 1, 3, 3].
+        bias: [2C].
+        height: H in tokens.
+        width: W in tokens.
+        inner_bias: [2C], a bias that x already contains, added without a gradient (``bias.detach()``). Its value is not
+            read here; its gradient, Σ dx over all tokens, is given to it. Adding it with a gradient too would count twice.
+
+    Returns:
+        [B, H·W, C] in the dtype of x.
 
     Raises:
         ValueError: the shapes do not belong together.
     """
     _check(x, weight, bias, height, width)
+    if inner_bias is not None and inner_bias.shape != bias.shape:
+        raise ValueError(f"inner_bias must be {list(bias.shape)}, as bias is; found {list(inner_bias.shape)}")
     if runs_in_triton(x):
         from simpletuner.models.sana.kernels import depthwise_triton
 
@@ -112,15 +137,22 @@ def gated_depthwise(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, h
 
 
 @gated_depthwise.register_fake
-def _(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, height: int, width: int) -> torch.Tensor:
+def _(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    height: int,
+    width: int,
+    inner_bias: torch.Tensor | None = None,
+) -> torch.Tensor:
     return x.new_empty(x.shape[0], x.shape[1], x.shape[2] // 2)
 
 
 @torch.library.custom_op("simpletuner::gated_depthwise_backward", mutates_args=())
 def gated_depthwise_backward(
     grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, height: int, width: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(dx, dweight, dbias); an operator of its own, so that the compiler keeps it whole too."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(dx, dweight, dbias, Σ dx); an operator of its own, so that the compiler keeps it whole too."""
     if runs_in_triton(x):
         from simpletuner.models.sana.kernels import depthwise_triton
 
@@ -131,17 +163,20 @@ def gated_depthwise_backward(
 @gated_depthwise_backward.register_fake
 def _(
     grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, height: int, width: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return x.new_empty(x.shape), weight.new_empty(weight.shape), bias.new_empty(bias.shape)
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    biases = bias.new_empty(bias.shape), bias.new_empty(bias.shape)
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), *biases
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-    x, weight, bias, ctx.height, ctx.width = inputs
+    x, weight, bias, ctx.height, ctx.width, inner_bias = inputs
+    ctx.inner = None if inner_bias is None else inner_bias.dtype
     ctx.save_for_backward(x, weight, bias)
 
 
 def _gradients(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    return (*gated_depthwise_backward(grad, *ctx.saved_tensors, ctx.height, ctx.width), None, None)
+    dx, dweight, dbias, inner = gated_depthwise_backward(grad, *ctx.saved_tensors, ctx.height, ctx.width)
+    return dx, dweight, dbias, None, None, None if ctx.inner is None else inner.to(ctx.inner)
 
 
 gated_depthwise.register_autograd(_gradients, setup_context=_keep)

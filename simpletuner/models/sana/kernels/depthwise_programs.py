@@ -12,7 +12,8 @@ Source: NVIDIA, "PTX ISA", section tanh.
 What time then went into was waiting for memory (77 % of it in backward, by NVIDIA's profiler on an H100), for two reasons.
 A store may be to the place of a later load for all that the compiler knows, so a load after a store waits for it: all
 loads of a column stand before its first store. And a column was loaded when it was needed: now a step issues the loads
-that the next one uses (AHEAD), whose arithmetic hides them. What is carried like that stays 16-bit, two neighbouring
+that the next one uses (AHEAD), whose arithmetic hides them; Triton's own pipeline through shared memory, and a half of
+the loads ahead, were never faster. What is carried like that stays 16-bit, two neighbouring
 channels in one 32-bit register (PAIRS); a limit of the registers keeps four or five programs on a multiprocessor, and is
 one that needs no spills. float32, channels that 16 does not divide and tensors that begin between two words go without.
 What the profiler calls uncoalesced here are the taps, read once a program; neighbouring rows are found in the L2 already.
@@ -34,7 +35,7 @@ import triton
 import triton.language as tl
 
 ROWS = tl.constexpr(4)
-SUMS = tl.constexpr(10)
+SUMS = tl.constexpr(11)
 SIZES = ["height", "width", "groups", "columns"]
 
 
@@ -194,7 +195,7 @@ def _write_gate(
 def gate_kernel(
     x, weight, bias, grad, out, height, width, groups, columns,
     UNIT: tl.constexpr, BLOCK: tl.constexpr, BACKWARD: tl.constexpr, FAST: tl.constexpr,
-    PAIRS: tl.constexpr, AHEAD: tl.constexpr, STAGES: tl.constexpr,
+    PAIRS: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """Forward: out [B, N, C]. BACKWARD: the same up to a and g, then out [B, N, 2C] = their gradients.
 
@@ -223,26 +224,23 @@ def gate_kernel(
     am, ar, gm, gr = ba, ba, bg, bg
     # The first column has no results to complete, or another program's; these are not written.
     begin = tl.maximum(first - 1, 0)
-    if AHEAD >= 1:
+    if AHEAD:
         xa = _six(x, row, begin, height, width, 2 * words, word, words)
-    if AHEAD == 2:
         xg = _six(x + words, row, begin, height, width, 2 * words, word, words)
-    if BACKWARD and AHEAD == 2:
-        d = _four(grad, row, begin - 1, height, width, words, word, words)
-    for column in tl.range(begin, tl.minimum(first + columns, width) + 1, num_stages=STAGES):
+        if BACKWARD:
+            d = _four(grad, row, begin - 1, height, width, words, word, words)
+    for column in range(begin, tl.minimum(first + columns, width) + 1):
         # All loads before the first store; the last step loads nothing ahead, being masked there.
-        if AHEAD == 0:
-            xa = _six(x, row, column, height, width, 2 * words, word, words)
-        if AHEAD <= 1:
-            xg = _six(x + words, row, column, height, width, 2 * words, word, words)
-        if BACKWARD and AHEAD <= 1:
-            d = _four(grad, row, column - 1, height, width, words, word, words)
-        if AHEAD >= 1:
+        if AHEAD:
             na = _six(x, row, column + 1, height, width, 2 * words, word, words)
-        if AHEAD == 2:
             ng = _six(x + words, row, column + 1, height, width, 2 * words, word, words)
-        if BACKWARD and AHEAD == 2:
-            nd = _four(grad, row, column, height, width, words, word, words)
+            if BACKWARD:
+                nd = _four(grad, row, column, height, width, words, word, words)
+        else:
+            xa = _six(x, row, column, height, width, 2 * words, word, words)
+            xg = _six(x + words, row, column, height, width, 2 * words, word, words)
+            if BACKWARD:
+                d = _four(grad, row, column - 1, height, width, words, word, words)
         s = _six_silu(xa, TYPE, PAIRS, FAST)
         al = _add_column(am, s, wa[2], wa[5], wa[8])
         am = _add_column(ar, s, wa[1], wa[4], wa[7])
@@ -256,35 +254,34 @@ def gate_kernel(
             _write_gate(
                 al[i], gl[i], di, out, row + i, column - 1, first, height, width, channels, channel, BACKWARD, FAST
             )
-        if AHEAD >= 1:
-            xa = na
-        if AHEAD == 2:
-            xg = ng
-        if BACKWARD and AHEAD == 2:
-            d = nd
+        if AHEAD:
+            xa, xg = na, ng
+            if BACKWARD:
+                d = nd
 
 
 @triton.jit
 def _through_silu(x, dx, ds, row, column, height, width, channels, channel, FAST: tl.constexpr):
-    """Take ds through SiLU into dx; return SiLU(x). All are [BLOCK] float32, but dx is a pointer."""
+    """Take ds through SiLU into dx; return SiLU(x) and what went to dx. All are [BLOCK] float32, but dx is a pointer."""
     sigma = _sigmoid(x, FAST)
     silu = x * sigma
-    slope = tl.fma(silu, 1.0 - sigma, sigma)
-    _store(dx, ds * slope, row, column, 0, height, width, channels, channel, channels)
-    return silu
+    through = ds * tl.fma(silu, 1.0 - sigma, sigma)
+    _store(dx, through, row, column, 0, height, width, channels, channel, channels)
+    return silu, through
 
 
 @triton.jit(do_not_specialize=SIZES)
 def spread_kernel(
     x, weight, inner, dx, sums, height, width, groups, columns,
     UNIT: tl.constexpr, BLOCK: tl.constexpr, FAST: tl.constexpr,
-    PAIRS: tl.constexpr, AHEAD: tl.constexpr, STAGES: tl.constexpr,
+    PAIRS: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
-    """From `inner`, the gradient of [a, g]: dx, and this program's sums for the nine taps and the bias.
+    """From `inner`, the gradient of [a, g]: dx, and this program's sums for the nine taps, the bias and all of dx.
 
     channels = groups · UNIT counts both halves here; l, m, r are the columns of `inner` to the left, here, and to the
     right. SiLU(x) is zero outside the picture, so it masks the sums of the taps; the sum of the bias is over columns
-    that this program owns, and zero outside the picture by the load.
+    that this program owns, and zero outside the picture by the load. dx is not zero in rows below the picture (SiLU's
+    slope at 0 is 1/2), so they are taken zero times.
     """
     channels = groups * UNIT
     channel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -304,30 +301,27 @@ def spread_kernel(
     k = _nine(weight, channel, valid)
     zero = tl.zeros((BLOCK,), tl.float32)
     nothing = (zero, zero, zero, zero)
-    w0, w1, w2, w3, w4, w5, w6, w7, w8, b = zero, zero, zero, zero, zero, zero, zero, zero, zero, zero
+    w0, w1, w2, w3, w4, w5, w6, w7, w8, b, all_dx = zero, zero, zero, zero, zero, zero, zero, zero, zero, zero, zero
     # l and m must start from two loads: see the head of this module.
     l = _six_float(_six(inner, row, first - 1, height, width, words, word, words), TYPE, PAIRS)  # noqa: E741
     m = _six_float(_six(inner, row, first, height, width, words, word, words), TYPE, PAIRS)
-    if AHEAD >= 1:
+    if AHEAD:
         xr = _six(inner, row, first + 1, height, width, words, word, words)
-    if AHEAD == 2:
         v = _four(x, row, first, height, width, words, word, words)
-    for column in tl.range(first, tl.minimum(first + columns, width), num_stages=STAGES):
-        if AHEAD == 0:
-            xr = _six(inner, row, column + 1, height, width, words, word, words)
-        if AHEAD <= 1:
-            v = _four(x, row, column, height, width, words, word, words)
-        if AHEAD >= 1:
+    for column in range(first, tl.minimum(first + columns, width)):
+        if AHEAD:
             nr = _six(inner, row, column + 2, height, width, words, word, words)
-        if AHEAD == 2:
             nv = _four(x, row, column + 1, height, width, words, word, words)
+        else:
+            xr = _six(inner, row, column + 1, height, width, words, word, words)
+            v = _four(x, row, column, height, width, words, word, words)
         r = _six_float(xr, TYPE, PAIRS)
         ds = _add_column(nothing, l, k[8], k[5], k[2])
         ds = _add_column(ds, m, k[7], k[4], k[1])
         ds = _add_column(ds, r, k[6], k[3], k[0])
         for i in tl.static_range(ROWS):
             xi = _float(v[i], TYPE, PAIRS)
-            s = _through_silu(xi, dx, ds[i], row + i, column, height, width, channels, channel, FAST)
+            s, di = _through_silu(xi, dx, ds[i], row + i, column, height, width, channels, channel, FAST)
             w0 = tl.fma(s, r[i + 2], w0)
             w1 = tl.fma(s, m[i + 2], w1)
             w2 = tl.fma(s, l[i + 2], w2)
@@ -338,13 +332,12 @@ def spread_kernel(
             w7 = tl.fma(s, m[i], w7)
             w8 = tl.fma(s, l[i], w8)
             b += m[i + 1]
+            all_dx += di * tl.where(row + i < height, 1.0, 0.0)
         l, m = m, r  # noqa: E741
-        if AHEAD >= 1:
-            xr = nr
-        if AHEAD == 2:
-            v = nv
+        if AHEAD:
+            xr, v = nr, nv
     program = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
     at = sums + program.to(tl.int64) * SUMS * channels + channel
-    total = (w0, w1, w2, w3, w4, w5, w6, w7, w8, b)
+    total = (w0, w1, w2, w3, w4, w5, w6, w7, w8, b, all_dx)
     for i in tl.static_range(SUMS):
         tl.store(at + i * channels, total[i], mask=valid)

@@ -1,7 +1,7 @@
 """The Triton kernels behind ``depthwise.py``: three launches of the programs in ``depthwise_programs.py``.
 
 There are no atomics and no autotuning: a program writes only what it alone owns, and its sums go to its own row of a
-float32 buffer [programs, 10, 2C] that ``torch.sum`` adds up: the same bits every run. Offsets inside one picture are
+float32 buffer [programs, 11, 2C] that ``torch.sum`` adds up: the same bits every run. Offsets inside one picture are
 checked to fit 32 bits; incoming tensors are made contiguous.
 """
 
@@ -27,16 +27,14 @@ class Plan(NamedTuple):
         channels: BLOCK, a power of two.
         warps: of 32 threads.
         columns: the most it walks along.
-        stages: 3 or more load ahead through shared memory where the compiler can (2 is one buffer, which hides nothing).
-        ahead: what a step loads for the next one: 0 nothing, 1 what that uses first, 2 everything.
+        ahead: a step loads what the next one uses.
         registers: the most of a thread; 0 leaves it to the compiler.
     """
 
     channels: int = 256
     warps: int = 4
     columns: int = 64
-    stages: int = 1
-    ahead: int = 2
+    ahead: bool = True
     registers: int = 128
 
 
@@ -71,9 +69,9 @@ def _launch(plan: Plan, read: Sequence[torch.Tensor], height: int, width: int, c
         "BLOCK": plan.channels,
         "FAST": fast,
         "PAIRS": pairs,
-        "AHEAD": plan.ahead if pairs else 0,
+        "AHEAD": plan.ahead and pairs,
     }
-    options = {"STAGES": plan.stages, "num_warps": plan.warps}
+    options = {"num_warps": plan.warps}
     if pairs and fast and plan.registers:  # what float32 needs was not looked at, and AMD's compiler has no such option
         options["maxnreg"] = plan.registers
     grid = (blocks, strips * triton.cdiv(width, columns), len(x))
@@ -102,13 +100,13 @@ def forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, height: i
 
 def backward(
     grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, height: int, width: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """As ``depthwise.plain_backward``; the gradient of [a, g] passes through memory in the dtype of x."""
     _check_size(x)
     grad, x, weight, bias = _contiguous(grad, x, weight, bias)
     both = x.shape[2]
     if not x.numel():
-        return torch.empty_like(x), torch.zeros_like(weight), torch.zeros_like(bias)
+        return torch.empty_like(x), torch.zeros_like(weight), torch.zeros_like(bias), torch.zeros_like(bias)
     inner, dx = torch.empty_like(x), torch.empty_like(x)
     grid, numbers, constants = _launch(GATE, [x, grad], height, width, both // 2)
     gate_kernel[grid](x, weight, bias, grad, inner, *numbers, BACKWARD=True, **constants)
@@ -117,4 +115,4 @@ def backward(
     spread_kernel[grid](x, weight, inner, dx, sums, *numbers, **constants)
     total = sums.sum(0)
     dweight = total[:9].t().contiguous().view(weight.shape)
-    return dx, dweight.to(weight.dtype), total[9].to(bias.dtype)
+    return dx, dweight.to(weight.dtype), *(row.to(bias.dtype, copy=True) for row in total[9:])
