@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from simpletuner.errors import TunerError
+from simpletuner.reporting.events import Event, Figures
 
 
 class MetricsFile:
     """Appends to ``metrics.jsonl``."""
 
-    def __init__(self, path: Path) -> None:
-        """Append to ``path``, made if missing."""
+    def __init__(self, path: Path, emit: Callable[[Event], None] | None = None) -> None:
+        """Append to ``path``, made if missing; ``emit`` is told of every line as well, which is how trackers learn it."""
+        self._emit = emit
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -27,6 +30,8 @@ class MetricsFile:
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         with open(self._path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"kind": kind, "time": round(time.time(), 3), **clean}) + "\n")
+        if self._emit:
+            self._emit(Figures(kind=kind, values=clean))
 
     def read(self, kind: str) -> list[dict[str, Any]]:
         """All lines of one kind, in order; a line cut off by a kill is passed over."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from simpletuner.errors import printable
+from simpletuner.reporting.stages import Stages
 
 PLAIN_INTERVAL_S = 10.0
 Item = TypeVar("Item")
@@ -49,16 +50,34 @@ class _PlainBar:
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
+class _MirroredBar:
+    """A bar whose moves somebody else hears of as well."""
+
+    def __init__(self, shown: Bar, mirror: Callable[[int], None]) -> None:
+        self._shown, self._mirror = shown, mirror
+
+    def advance(self, count: int, note: str = "") -> None:
+        self._shown.advance(count, note)
+        self._mirror(count)
+
+
 class Reporter:
     """Bars and sentences on one console."""
 
     def __init__(self, console: Console | None = None) -> None:
         """Print on ``console`` (standard output by default)."""
         self.console = console or Console()
+        self._stages: Stages | None = None
+
+    def tell(self, stages: Stages | None) -> None:
+        """From now on ``stages`` hears of every sentence, and of every bar inside a phase; None ends that."""
+        self._stages = stages
 
     def say(self, text: str = "") -> None:
         """Print a sentence: captions and file names are read neither as markup nor as commands to the terminal."""
         self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
+        if self._stages:
+            self._stages.line(text)
 
     @contextmanager
     def bar(self, label: str, total: int, done: int = 0, quiet_s: float = 0.0) -> Iterator[Bar]:
@@ -66,6 +85,12 @@ class Reporter:
 
         Without a terminal, work of less than ``quiet_s`` seconds leaves no line.
         """
+        mirror = self._stages.progress(label, total, done) if self._stages else None
+        with self._shown(label, total, done, quiet_s) as bar:
+            yield _MirroredBar(bar, mirror.advance) if mirror else bar
+
+    @contextmanager
+    def _shown(self, label: str, total: int, done: int, quiet_s: float) -> Iterator[Bar]:
         if not self.console.is_terminal:
             yield _PlainBar(self.console, label, total, done, quiet_s)
             return

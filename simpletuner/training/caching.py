@@ -38,15 +38,17 @@ def fill_caches(session: Session, parts: Components, found: list[prepare.Found])
         *("latents", weights_digest(parts.vae), json.dumps(dict(parts.vae.config), default=str), dtype),
         *([session.facts.vae_tile_rules] if in_tiles(session, found) else []),
     )
-    refs = keeping.keep_latents(
-        found,
-        vae_print[:16],
-        lambda pixels: family.encode_pixels(parts.vae, pixels.to(session.device)),
-        dtype,
-        session.reporter,
-        session.caches,
-    )
-    return refs, _fill_texts(session, parts, found)
+    with session.stages.stage("init_vae_cache", "Latents"):
+        refs = keeping.keep_latents(
+            found,
+            vae_print[:16],
+            lambda pixels: family.encode_pixels(parts.vae, pixels.to(session.device)),
+            dtype,
+            session.reporter,
+            session.caches,
+        )
+    with session.stages.stage("init_cache_text_embeds_status_update", "Text embeds"):
+        return refs, _fill_texts(session, parts, found)
 
 
 def _fill_texts(session: Session, parts: Components, found: list[prepare.Found]) -> Texts:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -13,8 +13,10 @@ from simpletuner.evaluation.eval_loss import EvalResult
 from simpletuner.evaluation.grid import grid
 from simpletuner.evaluation.validation import Picture, Validator
 from simpletuner.models.adapters import Adapter
+from simpletuner.reporting.events import CheckpointSaved, PromptValidated
 from simpletuner.reporting.metrics import MetricsFile
 from simpletuner.reporting.progress import Bar, Reporter
+from simpletuner.reporting.stages import Stages
 from simpletuner.training.ema import Ema
 from simpletuner.training.loop import StepResult
 from simpletuner.training.optimizers import evaluation_weights
@@ -82,6 +84,7 @@ class Checkpointing:
     interval: int | None
     save: Callable[[int], Path]
     reporter: Reporter
+    stages: Stages = field(default_factory=Stages)
     saved_at: int = -1
 
     def on_start(self, step: int) -> None:
@@ -100,12 +103,15 @@ class Checkpointing:
     def on_stop(self, step: int, finished: bool) -> None:
         """Save the end, wherever it is."""
         if step != self.saved_at:
-            self._save(step)
+            self._save(step, finished)
 
-    def _save(self, step: int) -> None:
-        folder = self.save(step)
+    def _save(self, step: int, is_final: bool = False) -> None:
+        with self.stages.stage("checkpoint_save", f"Saving a checkpoint at step {step}"):
+            folder = self.save(step)
         self.saved_at = step
         self.reporter.say(f"step {step}: saved {folder.name}")
+        message = f"Checkpoint of step {step}"
+        self.stages.emit(CheckpointSaved(message=message, path=folder, step=step, is_final=is_final))
 
 
 @dataclass(slots=True)
@@ -199,6 +205,7 @@ class ValidationPictures:
         continued: Whether the adapter goes on from a file, and so acts in the first pictures as well.
         strength: Of the adapter where it acts.
         optimizer: Whose weights for use are drawn, where they differ from those it trains.
+        stages: Told of every prompt that is drawn.
     """
 
     interval: int | None
@@ -213,6 +220,7 @@ class ValidationPictures:
     strength: float = 1.0
     optimizer: torch.optim.Optimizer | None = None
     continued: bool = False
+    stages: Stages = field(default_factory=Stages)
 
     def on_start(self, step: int) -> None:
         """The pictures of what training starts from, once."""
@@ -250,6 +258,11 @@ class ValidationPictures:
         return evaluation_weights(self.optimizer) if self.optimizer else nullcontext()
 
     def _draw(self, step: int) -> None:
+        key, what = ("validation", f"Validation at step {step}") if step else ("benchmark_base_model", "The base model")
+        with self.stages.stage(key, what):
+            self._draw_all(step)
+
+    def _draw_all(self, step: int) -> None:
         variants = self.variants(step)
         rows: list[tuple[str, list[Picture]]] = []
         if step:
@@ -258,6 +271,7 @@ class ValidationPictures:
             for label in variants:
                 with self._weights(label), self._adapted(step):
                     pictures = self.validator.render(step, label, bar.advance)
+                self._tell(step, label, pictures)
                 rows.append((f"step {step}" + (" EMA" if label else ""), pictures))
         self.drawn_at = step
         captions = [f"{p.prompt or 'no prompt'} ({p.size})" for p in rows[-1][1]]
@@ -265,3 +279,16 @@ class ValidationPictures:
         grid(paths, captions, rows[-1][1][0].path.parent / f"step_{step}_grid.png")
         if step:
             grid([paths[0], paths[-1]], captions, self.output_dir / "before_after.png")
+
+    def _tell(self, step: int, label: str, pictures: list[Picture]) -> None:
+        for nickname, prompt in self.validator.settings.prompts:
+            self.stages.emit(
+                PromptValidated(
+                    message=f"Validation: {nickname}",
+                    step=step,
+                    nickname=nickname,
+                    prompt=prompt,
+                    label=label,
+                    pictures=tuple(p.path for p in pictures if p.nickname == nickname),
+                )
+            )

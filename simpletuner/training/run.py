@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -32,6 +33,7 @@ from simpletuner.training import (
     translate_data,
     translate_noise,
     translate_precision,
+    translate_reporting,
 )
 from simpletuner.training.assemble import make_adapter, make_ema, make_trainee, make_validator
 from simpletuner.training.caching import Texts, fill_caches, on_demand
@@ -43,6 +45,7 @@ from simpletuner.training.loop import train as train_loop
 from simpletuner.training.redraw import Samples
 from simpletuner.training.session import Session, check_sizes, find_pictures, open_session, tell_data
 from simpletuner.training.step import Recipe, Trainee, plain_score
+from simpletuner.training.telling import StepStatus, told
 from simpletuner.wording import counted
 
 
@@ -58,29 +61,35 @@ def train(config: RunConfig, reporter: Reporter | None = None) -> None:
         KeyboardInterrupt: Interrupted; a checkpoint has been written.
     """
     session = open_session(config, reporter or Reporter())
-    with resuming.only_run_in(session.output_dir):
-        try:
-            _train(session)
-        finally:
-            session.caches.close()
+    listeners = partial(translate_reporting.listeners, config, session.output_dir)
+    title = translate_reporting.title(config.options)
+    with (
+        resuming.only_run_in(session.output_dir),
+        told(session.stages, session.reporter, listeners, title),
+        closing(session.caches),
+    ):
+        _train(session)
 
 
 def _train(session: Session) -> None:
     """All rooms in order; the output folder is ours alone."""
-    config, options = session.config, session.config.options
+    config, options, stage = session.config, session.config.options, session.stages.stage
     record = json.dumps(config.raw, indent=2, default=str)
     write_atomic(session.output_dir / "config.resolved.json", record.encode())
     translate.check_optimizer(config, session.precision, session.device)
-    training, held_out = find_pictures(session)
+    with stage("init_data_backend", "Looking at the pictures"):
+        training, held_out = find_pictures(session)
     resume_from, notes = checkpoint.find(session.output_dir, options.checkpoints.resume_from_checkpoint)
     for note in notes:
         session.reporter.say(note)
-    parts, model = load_model(session)
+    with stage("init_load_base_model", "Loading the model"):
+        parts, model = load_model(session)
     adapter = make_adapter(session, parts)
     tell_data(session, parts, training)
     refs, texts = fill_caches(session, parts, [*training, *held_out])
     check_sizes(session, training)  # again: pictures that could not be decoded are out now
-    validator = make_validator(session, parts)
+    with stage("validation_prompt_encoding", "Encoding the validation prompts"):
+        validator = make_validator(session, parts)
     make_room(session, parts, training, texts, validator)
 
     latents_of = on_demand(session, parts)
@@ -97,20 +106,26 @@ def _train(session: Session) -> None:
         session.reporter.say(line)
     drawn = translate_noise.density(options, session.facts)
     recipe = translate.recipe(options, drawn, total, session.precision)
-    trainee = make_trainee(session, parts, adapter)
+    with stage("init_prepare_models", "Preparing the model for training"):
+        trainee = make_trainee(session, parts, adapter)
     shape = adapter.shape() if adapter else {}
     identity = translate.identity(config, samples.placed, session.precision, session.text, drawn, model, shape)
-    start = resume(session, trainee, resume_from, identity, total)
+    with stage("init_resume_checkpoint", "Looking for a checkpoint to go on from"):
+        start = resume(session, trainee, resume_from, identity, total)
+    session.stages.phase = "training"
+    session.stages.record(start_step=start, total_steps=total, phase="training")
     if start < total:
         for line in translate_noise.describe(recipe, training, session.facts):
             session.reporter.say(line)
+    status = StepStatus(session.stages, total, *translate_reporting.course(options, plan))
     hooks = make_hooks(session, trainee, recipe, validator, held_out, refs, texts, latents_of, identity)
     try:
-        done = run_steps(session, trainee, recipe, loader, start, total, hooks)
+        done = run_steps(session, trainee, recipe, loader, start, total, [status, *hooks])
     finally:
         latents_of.close()
         texts.close()
-    finish(session, parts, trainee, hooks, done, total)
+    with stage("model_save", "Exporting the model"):
+        finish(session, parts, trainee, hooks, done, total)
 
 
 def load_model(session: Session) -> tuple[Components, str]:
@@ -209,7 +224,8 @@ def make_hooks(
 
     keep = options.checkpoints.checkpoints_total_limit or None
     save = resuming.saver(trainee, session.output_dir, identity, keep)
-    hooks: list[Hook] = [Checkpointing(options.checkpoints.checkpoint_step_interval, save, session.reporter)]
+    often = options.checkpoints.checkpoint_step_interval
+    hooks: list[Hook] = [Checkpointing(often, save, session.reporter, session.stages)]
     wanted = [refs[item.source.id, p.sample.path] for item in held_out for p in item.placed]
     wanted = wanted[: options.evaluation.num_eval_images or None]
     if wanted and not options.evaluation.eval_loss_disable:
@@ -240,6 +256,7 @@ def make_hooks(
                 strength=options.adapter.validation_lycoris_strength,
                 optimizer=trainee.optimizer,
                 continued=options.adapter.init_lora is not None,
+                stages=session.stages,
             )
         )
     return hooks

@@ -18,6 +18,7 @@ from simpletuner.models.base import Components, Facts, Family, LoadSource, TextS
 from simpletuner.models.families import FAMILIES
 from simpletuner.reporting.metrics import MetricsFile
 from simpletuner.reporting.progress import Reporter
+from simpletuner.reporting.stages import RunFile, Stages
 from simpletuner.training import device, optimizers, prepare, translate, translate_data, translate_precision
 from simpletuner.training.check import short
 from simpletuner.training.precision import Precision, choose, choose_for_adapter
@@ -33,6 +34,7 @@ class Session:
     reporter: Reporter
     output_dir: Path
     metrics: MetricsFile
+    stages: Stages
     family: Family
     facts: Facts
     source: LoadSource
@@ -75,11 +77,13 @@ def open_session(config: RunConfig, reporter: Reporter, purpose: Purpose = "trai
         dtype = str(precision.cache).removeprefix("torch.")
         reporter.say(f"Encoding on {device.describe(where)}: the caches are {dtype}; nothing is trained")
     translate.check_validation_sizes(config, facts)
+    stages = Stages(run_file=RunFile(output_dir / "run.json") if purpose == "train" else None)
     return Session(
         config=config,
         reporter=reporter,
         output_dir=output_dir,
-        metrics=MetricsFile(output_dir / "metrics.jsonl"),
+        metrics=MetricsFile(output_dir / "metrics.jsonl", stages.emit),
+        stages=stages,
         family=family,
         facts=facts,
         source=source,

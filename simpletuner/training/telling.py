@@ -1,0 +1,108 @@
+"""What of a run is told to its listeners: its start and end, every step, and why it stopped. Acts on nothing."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from simpletuner.errors import TunerError
+from simpletuner.reporting.events import Done, Listener, Notification, Severity, Status
+from simpletuner.reporting.progress import Reporter
+from simpletuner.reporting.stages import Stages
+from simpletuner.training.loop import StepResult
+
+SMOOTHING = 0.9
+TRACEBACK_CHARACTERS = 6000
+
+
+class StepStatus:
+    """A ``training.status`` event after each step."""
+
+    def __init__(self, stages: Stages, total: int, steps_per_epoch: float, batch: dict[str, int]) -> None:
+        """Tell ``stages``.
+
+        Args:
+            stages: Of the run.
+            total: Optimizer steps of the run.
+            steps_per_epoch: Optimizer steps in one pass over the data.
+            batch: Sizes that are told with each step, by name.
+        """
+        self._stages, self._total, self._steps_per_epoch, self._batch = stages, total, steps_per_epoch, batch
+        self._speed: float | None = None
+
+    def on_start(self, step: int) -> None:
+        """Nothing to tell: ``told`` has done it."""
+
+    def acts_at(self, step: int) -> bool:
+        """Never: it only tells."""
+        return False
+
+    def on_step_end(self, result: StepResult) -> None:
+        """Where training is and how it goes."""
+        speed = 1 / result.seconds if result.seconds > 0 else 0.0
+        self._speed = speed if self._speed is None else SMOOTHING * self._speed + (1 - SMOOTHING) * speed
+        epoch = round(result.step / self._steps_per_epoch, 4)
+        metrics = {
+            "loss": result.loss,
+            "learning_rate": result.learning_rate,
+            "grad_norm": result.grad_norm,
+            "epoch": epoch,
+            "steps_per_second": round(self._speed, 4),
+            **self._batch,
+        }
+        left = (self._total - result.step) / self._speed if self._speed else None
+        state: dict[str, Any] = {"global_step": result.step, "epoch": epoch, "total_num_steps": self._total}
+        if result.skipped:
+            state["skipped"] = result.skipped
+        progress = Done("Training", result.step, self._total, left, metrics)
+        self._stages.emit(Status(status="running", state=state, progress=progress))
+
+    def on_stop(self, step: int, finished: bool) -> None:
+        """Nothing to tell: ``told`` does it."""
+
+
+@contextmanager
+def told(stages: Stages, reporter: Reporter, listeners: Callable[[], Sequence[Listener]], title: str) -> Iterator[None]:
+    """A run from start to end: run.json and the listeners know how it ended, whatever happens.
+
+    Args:
+        stages: Of the run.
+        reporter: Says what listeners lost.
+        listeners: Makes them.
+        title: A few words on what is trained.
+    """
+    stages.listeners.start(listeners(), reporter.say)
+    reporter.tell(stages)
+    stages.record(status="running")
+    stages.emit(Status(status="starting", title=title, message=f"Starting: {title}"))
+    try:
+        yield
+    except KeyboardInterrupt:
+        stages.record(status="interrupted")
+        stages.mark("training_abort", "Training was stopped", "cancelled", ends_run=True)
+        stages.emit(Status(status="interrupted", message="Training was stopped; it goes on from its last checkpoint."))
+        raise
+    except TunerError as error:
+        _failed(stages, str(error), "Error", "error")
+        raise
+    except Exception as error:
+        lines = traceback.format_exc()[-TRACEBACK_CHARACTERS:]
+        _failed(stages, f"{type(error).__name__}: {error}", "Fatal Error", "critical", {"traceback": lines})
+        raise
+    else:
+        stages.record(status="finished")
+        stages.mark("training_complete", "Training is complete", "completed", ends_run=True)
+        stages.emit(Status(status="completed", message="Training is complete."))
+    finally:
+        reporter.tell(None)
+        for sentence in stages.listeners.close():
+            reporter.say(sentence)
+
+
+def _failed(stages: Stages, reason: str, title: str, severity: Severity, more: dict[str, str] | None = None) -> None:
+    stages.record(status="failed", error=reason)
+    stages.emit(Notification(title=title, message=reason, severity=severity))
+    stages.mark("training_abort", "Training failed", "failed", ends_run=True)
+    stages.emit(Status(status="failed", severity=severity, message=reason, state={"error": reason, **(more or {})}))
