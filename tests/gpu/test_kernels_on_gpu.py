@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from simpletuner.models.sana import joined
 from simpletuner.models.sana.kernels import cross_attention, depthwise, linear_attention, runs_in_triton
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -298,3 +299,30 @@ def test_in_a_cuda_graph() -> None:
     torch.cuda.synchronize()
     for a, b in zip(captured, results(operation, tensors, grad), strict=True):
         assert torch.equal(a, b)
+
+
+def test_weights_that_lie_together_compiled_and_in_a_cuda_graph() -> None:
+    """Captured, replayed after the weights changed in place: as the layers one after the other."""
+    torch._dynamo.reset()
+    weights = [torch.nn.Parameter(torch.randn(64, 48, device=DEVICE).bfloat16()) for _ in range(3)]
+    assert joined.lay_together(weights)
+    tokens, grad = random_tensor(torch.bfloat16, 2, 40, 48), torch.randn(2, 40, 192, device=DEVICE).bfloat16()
+    compiled = torch.compile(lambda *t: joined.joined_linear(t[0] * 2, t[1:], []), fullgraph=True)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            results(compiled, [tokens, *weights], grad)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = results(compiled, [tokens, *weights], grad)
+    with torch.no_grad():
+        for weight in weights:
+            weight.copy_(torch.randn_like(weight))
+    graph.replay()
+    torch.cuda.synchronize()
+    wide = [t.detach().double().requires_grad_() for t in (tokens, *weights)]
+    exact = results(lambda *t: torch.cat([F.linear(t[0] * 2, w) for w in t[1:]], -1), wide, grad.double())
+    assert max(errors(captured, exact)) < 1e-2 and joined.lie_together(weights)
+    torch._dynamo.reset()

@@ -25,7 +25,7 @@ from simpletuner.evaluation.validation import ValidationSettings, Validator
 from simpletuner.models import adapters, checkpointing, quantize
 from simpletuner.models.adapters import LoraSettings, LycorisSettings
 from simpletuner.models.base import LoadSource, TextSettings
-from simpletuner.models.sana import attention
+from simpletuner.models.sana import attention, joined
 from simpletuner.models.sana import transformer as ours
 from simpletuner.models.sana.family import Sana
 
@@ -220,6 +220,20 @@ def test_bfloat16_is_no_less_exact_than_diffusers(weights: torch.dtype, ways: st
     no_less_exact(beside_diffusers(model, copy.deepcopy(model).to(weights), model, ways, context))
 
 
+@pytest.mark.filterwarnings(r"ignore:The \.grad attribute of a Tensor that is not a leaf")  # see compiled_block
+@pytest.mark.parametrize("name", ["real", "norms-and-biases"])
+def test_compiled_whole_the_block_with_kernels_has_the_same_gradients(name: str) -> None:
+    torch._dynamo.reset()
+    model = MODELS[name]().train()
+    assert ours.use_plain(model, ours.KERNELS) is None
+    asked = question(model, "ragged")
+    expected = answer(model, asked)
+    run = torch.compile(ours.run_block, backend="aot_eager", fullgraph=True)
+    assert ours.use_plain(model, ours.KERNELS, run) is None
+    agree(answer(model, asked), expected, zero_by_algebra(model))
+    torch._dynamo.reset()
+
+
 @pytest.mark.parametrize("interval", [1, 2])
 def test_recomputed_blocks_give_the_same_bits(interval: int) -> None:
     model = real_shape().train()
@@ -270,11 +284,15 @@ def test_adapters_act_as_in_diffusers_forward(kind: str, quantised: str, ways: s
     assert float((without - expected[0]).norm()) > 1e-3 * float(expected[0].norm())
 
 
-def test_state_dict_files_and_copies_are_diffusers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ways", [None, ours.KERNELS], ids=["plain", "kernels"])
+def test_state_dict_files_and_copies_are_diffusers(ways: ours.Ways | None, tmp_path: Path) -> None:
+    """With kernels weights lie together in memory, which files do not know."""
     model = real_shape()
     names, layers = list(model.state_dict()), [name for name, _ in model.named_modules()]
     model.save_pretrained(tmp_path / "theirs")
-    assert ours.use_plain(model) is None and ours.use_plain(model) is None
+    assert ours.use_plain(model, ways) is None and ours.use_plain(model, ways) is None
+    query, key = model.transformer_blocks[1].attn1.to_q.weight, model.transformer_blocks[1].attn1.to_k.weight
+    assert joined.lie_together([query, key]) == (ways is not None)
     assert list(model.state_dict()) == names and [name for name, _ in model.named_modules()] == layers
     model.save_pretrained(tmp_path / "ours")
     for file in sorted((tmp_path / "theirs").iterdir()):

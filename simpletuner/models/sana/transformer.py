@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from simpletuner.models.linears import Pointwise
+from simpletuner.models.sana import joined
 from simpletuner.models.sana.attention import EPSILON, LinearAttention
 from simpletuner.models.sana.kernels import cross_attention as cross_attention_kernel
 from simpletuner.models.sana.kernels import depthwise as depthwise_kernel
@@ -37,7 +38,7 @@ class Ways:
 
     Attributes:
         products: 1x1 convolutions are matrix products over tokens; False leaves them to the convolution library.
-        joined: Linear layers over the same tokens are one product, of their weights put together each time.
+        joined: Linear layers over the same tokens are one product; where all are trained their weights are laid together.
         kernels: The operations of ``sana.kernels`` in place of chains of PyTorch's; where a layer is not plain, the chain.
     """
 
@@ -98,8 +99,12 @@ def projections(layers: tuple[Any, ...], tokens: torch.Tensor, ways: Ways) -> tu
 
 def side_by_side(layers: tuple[Any, ...], tokens: torch.Tensor) -> torch.Tensor:
     """Plain linear layers over the same tokens as one product: [B, N, I] → [B, N, layers * O]."""
-    bias = None if layers[0].bias is None else torch.cat([layer.bias for layer in layers])
-    return F.linear(tokens, torch.cat([layer.weight for layer in layers]), bias)
+    weights = [layer.weight for layer in layers]
+    biases = [] if layers[0].bias is None else [layer.bias for layer in layers]
+    same = all(tensor.dtype == tokens.dtype and tensor.requires_grad for tensor in (*weights, *biases))
+    if same and tokens.requires_grad and not torch.is_autocast_enabled(tokens.device.type):
+        return joined.joined_linear(tokens, weights, biases)
+    return F.linear(tokens, torch.cat(weights), torch.cat(biases) if biases else None)
 
 
 def packed(
@@ -324,9 +329,23 @@ def use_plain(transformer: Any, ways: Ways | None = None, run: Callable[..., tor
     found = obstacle(transformer)
     if found is None:
         for block in transformer.transformer_blocks:
+            if ways and ways.joined:
+                lay_weights_together(block)
             # On the object, not by another class: saving, moving and counting weights stay diffusers' own.
             vars(block)["forward"] = BlockForward(block, ways, run)
     return found
+
+
+def lay_weights_together(block: Any) -> None:
+    """Let the trained weights that ``side_by_side`` takes share one stretch of memory; before anybody keeps addresses."""
+    own, text = block.attn1, block.attn2
+    for layers in ((own.to_q, own.to_k, own.to_v), (text.to_k, text.to_v)):
+        if not all(is_plain(layer, nn.Linear) for layer in layers):
+            continue
+        for name in ("weight", "bias"):
+            parameters = [getattr(layer, name) for layer in layers]
+            if all(parameter is not None and parameter.requires_grad for parameter in parameters):
+                joined.lay_together(parameters)
 
 
 def compiled_block() -> Callable[..., torch.Tensor]:
