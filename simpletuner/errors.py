@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,33 @@ def printable(text: str) -> str:
     """
     whole = text.encode("utf-8", "backslashreplace").decode("utf-8")
     return "".join(c if (c >= " " and c != "\x7f") or c in "\n\t" else f"\\x{ord(c):02x}" for c in whole)
+
+
+# Of webhook_config these hold no secret; everything else in it may, a mistyped key included.
+_PLAIN = {
+    *("webhook_type", "log_level", "message_prefix", "ssl_no_verify", "allow_redirects", "allow_private_addresses"),
+}
+
+
+def masked(key: str, value: object) -> object:
+    """A value as it may be shown: of what may be secret the host of an address, the name of a file, and nothing else.
+
+    Args:
+        key: The option, however it is written: ``--webhook-config``, ``webhook_config[0].auth_token``, a variable.
+        value: What was given.
+    """
+    name = key.lower().replace("-", "_")
+    if "webhook_config" not in name or value in (None, "", ()):
+        return value
+    if isinstance(value, Mapping):
+        return {str(inner): masked(f"webhook_config.{inner}", item) for inner, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [masked(key, item) for item in value]
+    address = re.match(r"(https?://)(?:[^/@\s]*@)?([\w.:\[\]-]+)", str(value))
+    if address:
+        return f"{address[1]}{address[2]}/…"
+    is_file = name.endswith("webhook_config") and not str(value).lstrip().startswith(("{", "["))
+    return value if is_file or name.rpartition(".")[2] in _PLAIN else "…"
 
 
 class TunerError(Exception):
@@ -40,7 +68,7 @@ class Problem:
     remedy: str = ""
 
     def __str__(self) -> str:
-        found = "" if self.value == "" else f" = {self.value!r}"
+        found = "" if self.value == "" else f" = {masked(self.key, self.value)!r}"
         text = ": ".join(filter(None, (self.file, f"{self.key}{found}" if self.key else "", self.reason)))
         return f"{text} → {self.remedy}" if self.remedy else text
 

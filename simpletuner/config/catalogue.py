@@ -106,7 +106,7 @@ _SATISFIED = {
     **_satisfied("validation noise is drawn on the CPU: the same pictures on every card", "validation_seed_source"),
     **_satisfied("it acts only together with other options that are off",
                  "hub_model_id model_card_private model_card_safe_for_work model_card_note "
-                 "webhook_reporting_interval validation_image_quality checkpoints_rolling_total_limit "
+                 "validation_image_quality checkpoints_rolling_total_limit "
                  "dynamo_mode sageattention_usage "
                  "scheduled_sampling_reflexflow_alpha "
                  "scheduled_sampling_reflexflow_beta1 scheduled_sampling_reflexflow_beta2 quantize_activations "
@@ -121,7 +121,6 @@ _NOT_YET = {
     "vae_cache_preprocess": Known("refused", "its newer name is vae_cache_ondemand: set that to true", (True, "true")),
     **_satisfied("it acts only with validation_preview", "validation_preview_steps"),
     **_not_yet("trackers come with the live page; metrics.jsonl is always written", "report_to"),
-    **_not_yet("the webhook comes with the live page", "webhook_config"),
     **_not_yet("publishing comes later; the exported folder uploads with `hf upload`", "push_to_hub "
                "push_checkpoints_to_hub post_upload_script publishing_config"),
     **_not_yet("CLIP scores come with validation scores", "evaluation_type"),

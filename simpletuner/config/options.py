@@ -1,6 +1,6 @@
 """Every supported option: name, type, range, default and one sentence. The only list; help and checks come from it.
 
-Those of noise, loss and rollout stand in ``noise_options``.
+Those of noise, loss and rollout stand in ``noise_options``, those of webhooks and trackers in ``reporting_options``.
 
 Field names are the keys of config.json. Sections are for the reader; in files and on the command line keys are flat.
 """
@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field
 
 from simpletuner.config.noise_options import FlowOptions, LossOptions, RolloutOptions
 from simpletuner.config.optimizer_names import OWN_RATE, OptimizerName, parse
+from simpletuner.config.reporting_options import ReportingOptions
 from simpletuner.config.section import Positive, Probability, Section
 from simpletuner.config.values import (
     parse_instruction,
@@ -293,6 +294,7 @@ class Options(Section):
     validation: ValidationOptions = ValidationOptions()
     evaluation: EvaluationOptions = EvaluationOptions()
     checkpoints: CheckpointOptions = CheckpointOptions()
+    reporting: ReportingOptions = ReportingOptions()
 
 
 def sections() -> dict[str, type[Section]]:

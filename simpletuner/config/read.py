@@ -12,7 +12,7 @@ import random
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,13 @@ from simpletuner.config.json_hints import hint
 from simpletuner.config.options import Options, section_of, sections
 from simpletuner.config.rules import check, without_effect
 from simpletuner.config.section import Section
-from simpletuner.errors import ConfigError, Problem, TunerError
+from simpletuner.config.webhooks import EXAMPLE, WebhookEntry, webhooks
+from simpletuner.errors import ConfigError, Problem, TunerError, masked
 
 ENVIRONMENT_PREFIX = "SIMPLETUNER_"
-# Which configuration is used; and variables of the original program that are no options.
-_OURS = {"SIMPLETUNER_ENVIRONMENT", "SIMPLETUNER_ENV"}
-_THEIRS = {
-    f"SIMPLETUNER_{name}" for name in ("CONFIG_BACKEND", "JOB_ID", "SSL_NO_VERIFY", "ALLOW_MODIFYING_BSZ", "LOG_LEVEL")
-}
+# Which configuration is used, and what events say and how they are sent; then variables of the original program that are no options.
+_OURS = {f"SIMPLETUNER_{name}" for name in ("ENVIRONMENT", "ENV", "JOB_ID", "SSL_NO_VERIFY")}
+_THEIRS = {f"SIMPLETUNER_{name}" for name in ("CONFIG_BACKEND", "ALLOW_MODIFYING_BSZ", "LOG_LEVEL")}
 _NO_RESUME = ("false", "none", "no", "off", "0")
 _VARIABLE = re.compile(r"\{(env|example):([^{}]+)\}")
 
@@ -48,6 +47,7 @@ class RunConfig:
         prompts: (nickname, prompt) of the validation pictures; the main prompt first, as ``validation``.
         notices: Sentences to print: satisfied keys, derived values.
         config_file: Where most of it came from.
+        webhooks: Who is sent events; their secrets are nowhere else in here.
         raw: The effective options, flat and JSON-able, for the record.
         where: The file, "environment" or "command line" that each given key came from.
     """
@@ -58,6 +58,7 @@ class RunConfig:
     notices: tuple[str, ...]
     config_file: str
     raw: dict[str, Any] = field(default_factory=dict)
+    webhooks: tuple[WebhookEntry, ...] = ()
     where: Mapping[str, str] = field(default_factory=dict)
 
     def place(self, key: str) -> str:
@@ -183,7 +184,7 @@ def normalise(values: Mapping[str, Any], file: str, findings: Findings) -> dict[
         elif value is None or value == "":
             continue
         if key in result and result[key] != value:
-            reason = f"it is given twice, also as {result[key]!r}"
+            reason = f"it is given twice, also as {masked(key, result[key])!r}"
             findings.problems.append(Problem(file, raw, value, reason, "keep one of them"))
         result[key] = value
     return result
@@ -350,13 +351,37 @@ def load(
     options = _options(values, where, findings)
     options = _complete(options, where, str(path), findings)
     options = _lycoris(options, path, where, environ, findings)
+    receivers = _webhooks(options, where, environ, findings)
     _rules(options, where, str(path), findings)
     prompts = _prompts(options, where, findings)
     datasets = _datasets(options, path, where, environ, findings)
     if findings.problems or datasets is None:
         raise ConfigError(findings.problems)
-    raw = {k: v for section in options.model_dump(mode="json").values() for k, v in section.items()}
-    return RunConfig(options, datasets, prompts, tuple(findings.notices), str(path), raw, where)
+    flat = {k: v for section in options.model_dump(mode="json").values() for k, v in section.items()}
+    raw = {key: masked(key, value) for key, value in flat.items()}
+    return RunConfig(options, datasets, prompts, tuple(findings.notices), str(path), raw, receivers, where)
+
+
+def _webhooks(
+    options: Options, where: Mapping[str, str], environ: Mapping[str, str], findings: Findings
+) -> tuple[WebhookEntry, ...]:
+    """Who is sent events: ``webhook_config``, inline or in its file."""
+    content: Any = options.reporting.webhook_config
+    if content is None:
+        return ()
+    file = where["webhook_config"]
+    if isinstance(content, Path):
+        named = content.expanduser()
+        if not named.is_file():
+            remedy = f"write into that file, or as the value itself: {EXAMPLE}"
+            findings.problems.append(Problem(file, "webhook_config", str(content), "there is no such file", remedy))
+            return ()
+        try:
+            content, file = substitute(read_file(named), environ, str(named), findings), str(named)
+        except ConfigError as error:  # the line that JSON broke off in may hold a token
+            findings.problems += [replace(problem, value="") for problem in error.problems]
+            return ()
+    return webhooks(content, file, findings)
 
 
 def _lycoris(

@@ -133,6 +133,19 @@ def parse_object(value: Any) -> Any:
     return value
 
 
+def parse_json(value: Any) -> Any:
+    """A JSON object or list written inline → that; an off value → unset; anything else is a file's name.
+
+    Raises:
+        ValueError: It looks like one and is not valid JSON.
+    """
+    if value is False or (isinstance(value, str) and value.lower() in ("none", "false")):
+        return None
+    if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
+        return json.loads(value)
+    return value
+
+
 def parse_aspects(value: Any) -> Any:
     """``[1.0, {"aspect": 0.75, "weight": 2}]`` → ((aspect, weight), …); a plain number has weight 1.
 

@@ -6,6 +6,7 @@ pictures, only names of files; nothing here can reach the model.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -16,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
+from simpletuner.errors import TunerError
 from simpletuner.wording import counted
 
 Severity = Literal["debug", "info", "warning", "error", "critical"]
@@ -28,6 +30,15 @@ CLOSING_S = 10.0
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _finite(value: Any) -> Any:
+    """NaN and infinity become null: no JSON reader has to take them."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _job_id() -> str | None:
@@ -103,7 +114,8 @@ class Event:
         """
         words = {name: value for name in ("title", "message") if (value := getattr(self, name))}
         head = {"type": self.type, "severity": self.severity, "timestamp": self.timestamp, "job_id": self.job_id}
-        return {**head, **words, **self.extra(path)}
+        whole: dict[str, Any] = _finite({**head, **words, **self.extra(path)})
+        return whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -359,7 +371,8 @@ class Channel:
             self.failed += 1
             if self.failed == 1:
                 reason = (str(error).strip().splitlines() or [""])[0][:300]
-                self._say(f"{self.listener.name}: {type(error).__name__}: {reason} (said once; training goes on)")
+                what = reason if isinstance(error, TunerError) else f"{type(error).__name__}: {reason}"
+                self._say(f"{self.listener.name}: {what} (said once; training goes on)")
 
 
 class Listeners:

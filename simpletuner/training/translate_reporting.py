@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from simpletuner.config.options import Options
 from simpletuner.config.read import RunConfig
+from simpletuner.config.values import to_bool
 from simpletuner.data.sampler import Plan
+from simpletuner.reporting import webhook
+from simpletuner.reporting.delivery import Receiver
 from simpletuner.reporting.events import Listener
 from simpletuner.reporting.events_file import EventsFile
 
@@ -27,4 +31,27 @@ def course(options: Options, plan: Plan) -> tuple[float, dict[str, int]]:
 
 def listeners(config: RunConfig, output_dir: Path) -> Sequence[Listener]:
     """Everybody who hears of a run."""
-    return [EventsFile(output_dir / "events.jsonl")]
+    return [EventsFile(output_dir / "events.jsonl"), *map(webhook.listener, webhooks(config))]
+
+
+def webhooks(config: RunConfig) -> list[webhook.Webhook]:
+    """Who is sent events, and which."""
+    every = config.options.reporting.webhook_reporting_interval
+    unverified = bool(to_bool(os.environ.get("SIMPLETUNER_SSL_NO_VERIFY", "")) is True)
+    name = config.options.checkpoints.output_dir.name
+    return [
+        webhook.Webhook(
+            kind=entry.webhook_type,
+            receiver=Receiver(
+                url=entry.address,
+                auth_token=entry.auth_token.get_secret_value() if entry.auth_token else None,
+                verify=not (entry.ssl_no_verify or unverified),
+                allow_redirects=entry.allow_redirects,
+                allow_private=entry.allow_private_addresses,
+            ),
+            log_level=entry.log_level,
+            prefix=f"(`{name}`) " if entry.message_prefix is None else f"{entry.message_prefix} ".lstrip(),
+            every=every,
+        )
+        for entry in config.webhooks
+    ]

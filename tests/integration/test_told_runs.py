@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from conftest import Command, has_recorded, stopped_when
+from receiver import receiving
 
 
 def events(output: Path) -> list[dict[str, Any]]:
@@ -53,3 +54,23 @@ def test_an_interrupted_run_and_a_failed_one_say_so(pocket_run: Callable[..., Pa
     assert code == 1 and run_json(output)["status"] == "failed" and "optimizer" in run_json(output)["error"]
     error = next(e for e in events(output) if e["type"] == "notification" and e["severity"] == "error")
     assert error["title"] == "Error" and events(output)[-1]["data"]["status"] == "failed"
+
+
+def test_a_receiver_hears_of_a_run_and_a_dead_one_costs_it_nothing(
+    pocket_run: Callable[..., Path], simpletuner: Command, tmp_path: Path
+) -> None:
+    with receiving() as receiver:
+        hooks = [
+            {"webhook_type": "raw", "callback_url": f"{receiver.url}/ok", "auth_token": "s3cr3t"},
+            {"webhook_type": "raw", "callback_url": "http://127.0.0.1:9/s3cr3t"},
+        ]
+        done = simpletuner("train", "--config", pocket_run(webhook_config=hooks, webhook_reporting_interval=1))
+        kinds = [body["type"] for body in receiver.json()]
+        statuses = [body["data"]["status"] for body in receiver.json() if body["type"] == "training.status"]
+    assert statuses == ["starting", *["running"] * 4, "completed"] and "training.checkpoint" in kinds
+    assert (
+        "webhook http://127.0.0.1:9: it cannot be reached" in done.stdout and "Training was not affected" in done.stdout
+    )
+    assert "s3cr3t" not in done.stdout + done.stderr
+    written = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert len(written) > 5 and not any(b"s3cr3t" in path.read_bytes() for path in written)

@@ -25,7 +25,13 @@ PACKAGE = Path(simpletuner.__file__).parent
 
 # These become datasets, prompts and folders while the configuration is read, and are spent with that.
 SPENT_IN_READING = {
-    "config/read.py": {"data_backend_config", "validation_prompt", "user_prompt_library", "model_flavour"},
+    "config/read.py": {
+        "webhook_config",
+        "data_backend_config",
+        "validation_prompt",
+        "user_prompt_library",
+        "model_flavour",
+    },
     "config/dataloader.py": {
         *("cache_dir", "cache_dir_vae", "cache_dir_text", "default"),
         *("text_cache_ondemand", "text_cache_disable"),  # test_texts_on_demand.py
