@@ -32,13 +32,13 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """NaN and infinity become null: no JSON reader has to take them."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _job_id() -> str | None:
@@ -114,7 +114,7 @@ class Event:
         """
         words = {name: value for name in ("title", "message") if (value := getattr(self, name))}
         head = {"type": self.type, "severity": self.severity, "timestamp": self.timestamp, "job_id": self.job_id}
-        whole: dict[str, Any] = _finite({**head, **words, **self.extra(path)})
+        whole: dict[str, Any] = finite({**head, **words, **self.extra(path)})
         return whole
 
 

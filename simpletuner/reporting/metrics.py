@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from simpletuner.errors import TunerError
-from simpletuner.reporting.events import Event, Figures
+from simpletuner.reporting.events import Event, Figures, finite
 
 
 class MetricsFile:
@@ -27,7 +26,7 @@ class MetricsFile:
 
     def write(self, kind: str, values: dict[str, Any]) -> None:
         """Append one line; NaN and infinity become null, so that every JSON reader takes it."""
-        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        clean = finite(values)
         with open(self._path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"kind": kind, "time": round(time.time(), 3), **clean}) + "\n")
         if self._emit:

@@ -105,6 +105,11 @@ class Checkpointing:
         if step != self.saved_at:
             self._save(step, finished)
 
+    def now(self, step: int) -> None:
+        """Save, unless this step is saved."""
+        if step != self.saved_at:
+            self._save(step)
+
     def _save(self, step: int, is_final: bool = False) -> None:
         with self.stages.stage("checkpoint_save", f"Saving a checkpoint at step {step}"):
             folder = self.save(step)
@@ -239,6 +244,11 @@ class ValidationPictures:
     def on_stop(self, step: int, finished: bool) -> None:
         """Draw the end; not when stopped on the way."""
         if finished and step and step != self.drawn_at:
+            self._draw(step)
+
+    def now(self, step: int) -> None:
+        """Draw, unless this step is drawn."""
+        if step != self.drawn_at:
             self._draw(step)
 
     def variants(self, step: int) -> list[str]:

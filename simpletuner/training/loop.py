@@ -22,6 +22,7 @@ from simpletuner.training.guard import Guard
 from simpletuner.training.step import Outcome, Recipe, Trainee, one_step
 
 LATE = 2
+BANDS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,9 @@ class StepResult:
         skipped: The sentence of a skipped step, or None.
         regularisation_loss: Mean loss of the step's regularisation samples, or None without any.
         regularisation_samples: How many of ``samples`` these are.
+        by_sigma: Mean loss of the ordinary samples in each of ``BANDS`` equal bands of sigma from 0 to 1, None without
+            any: one step has few samples, so their means over many steps are what tells something.
+        samples_by_sigma: How many samples these are.
     """
 
     step: int
@@ -49,6 +53,8 @@ class StepResult:
     skipped: str | None = None
     regularisation_loss: float | None = None
     regularisation_samples: int = 0
+    by_sigma: tuple[float | None, ...] = ()
+    samples_by_sigma: tuple[int, ...] = ()
 
 
 class Hook(Protocol):
@@ -74,7 +80,8 @@ class Figures:
         """Start the copy; ``step`` counts from 1, ``began`` is when the step was begun."""
         self.step, self.outcome, self.learning_rate, self.began = step, outcome, learning_rate, began
         self.ready: torch.cuda.Event | None = None
-        together = torch.cat([outcome.losses.float(), outcome.grad_norm.to(outcome.losses.device).float().view(1)])
+        losses, norm = outcome.losses.float(), outcome.grad_norm.to(outcome.losses.device).float().view(1)
+        together = torch.cat([losses, outcome.sigmas.float(), norm])
         if together.is_cuda:
             self.numbers = torch.empty(together.shape, pin_memory=True)
             self.numbers.copy_(together, non_blocking=True)
@@ -95,10 +102,12 @@ class Figures:
         """
         if self.ready:
             self.ready.synchronize()
-        *losses, grad_norm = self.numbers.tolist()
+        *both, grad_norm = self.numbers.tolist()
+        losses, sigmas = both[: len(both) // 2], both[len(both) // 2 :]
         outcome = self.outcome
         if not outcome.decided:
             outcome.skipped = guard.verdict(self.step, losses, outcome.names, grad_norm)
+        means, counts = by_sigma(losses, sigmas, outcome.regularisation)
         return StepResult(
             step=self.step,
             loss=_mean(losses, outcome.regularisation, False),
@@ -109,6 +118,8 @@ class Figures:
             skipped=outcome.skipped,
             regularisation_loss=_mean(losses, outcome.regularisation, True),
             regularisation_samples=sum(outcome.regularisation),
+            by_sigma=means,
+            samples_by_sigma=counts,
         )
 
 
@@ -162,6 +173,17 @@ def _mean(losses: list[float], regularisation: list[bool], kind: bool) -> float 
     """Mean over one kind of samples, None without any."""
     chosen = [loss for loss, is_kept in zip(losses, regularisation, strict=True) if is_kept is kind]
     return sum(chosen) / len(chosen) if chosen else None
+
+
+def by_sigma(
+    losses: Sequence[float], sigmas: Sequence[float], regularisation: Sequence[bool]
+) -> tuple[tuple[float | None, ...], tuple[int, ...]]:
+    """Mean loss of the ordinary samples in each band of sigma, None without any, and how many they are."""
+    bands: list[list[float]] = [[] for _ in range(BANDS)]
+    for loss, sigma, is_kept in zip(losses, sigmas, regularisation, strict=True):
+        if not is_kept:
+            bands[min(int(sigma * BANDS), BANDS - 1)].append(loss)
+    return tuple(sum(band) / len(band) if band else None for band in bands), tuple(map(len, bands))
 
 
 def train(

@@ -5,6 +5,7 @@ With ``session``, ``assemble``, ``finish``, ``caching``, ``check`` and ``transla
 
 from __future__ import annotations
 
+import contextlib
 import json
 from contextlib import closing
 from functools import partial
@@ -37,6 +38,7 @@ from simpletuner.training import (
 )
 from simpletuner.training.assemble import make_adapter, make_ema, make_trainee, make_validator
 from simpletuner.training.caching import Texts, fill_caches, on_demand
+from simpletuner.training.control import FOLDER, Control, StoppedOnRequest, forget
 from simpletuner.training.finish import finish
 from simpletuner.training.hooks import Checkpointing, HeldOutLoss, Progress, ValidationPictures
 from simpletuner.training.interrupt import stop_on_interrupt
@@ -64,10 +66,12 @@ def train(config: RunConfig, reporter: Reporter | None = None) -> None:
     listeners = partial(translate_reporting.listeners, config, session.output_dir)
     title = translate_reporting.title(config.options)
     with (
+        contextlib.suppress(StoppedOnRequest),
         resuming.only_run_in(session.output_dir),
         told(session.stages, session.reporter, listeners, title),
         closing(session.caches),
     ):
+        forget(session.output_dir / FOLDER)
         _train(session)
 
 
@@ -225,7 +229,9 @@ def make_hooks(
     keep = options.checkpoints.checkpoints_total_limit or None
     save = resuming.saver(trainee, session.output_dir, identity, keep)
     often = options.checkpoints.checkpoint_step_interval
-    hooks: list[Hook] = [Checkpointing(often, save, session.reporter, session.stages)]
+    checkpointing = Checkpointing(often, save, session.reporter, session.stages)
+    hooks: list[Hook] = [checkpointing]
+    drawing: ValidationPictures | None = None
     wanted = [refs[item.source.id, p.sample.path] for item in held_out for p in item.placed]
     wanted = wanted[: options.evaluation.num_eval_images or None]
     if wanted and not options.evaluation.eval_loss_disable:
@@ -243,23 +249,23 @@ def make_hooks(
             )
         )
     if validator:
-        hooks.append(
-            ValidationPictures(
-                options.validation.validation_step_interval,
-                options.validation.validation_on_startup,
-                validator,
-                trainee.ema,
-                options.ema.ema_validation,
-                session.output_dir,
-                session.reporter,
-                adapter=trainee.adapter,
-                strength=options.adapter.validation_lycoris_strength,
-                optimizer=trainee.optimizer,
-                continued=options.adapter.init_lora is not None,
-                stages=session.stages,
-            )
+        drawing = ValidationPictures(
+            options.validation.validation_step_interval,
+            options.validation.validation_on_startup,
+            validator,
+            trainee.ema,
+            options.ema.ema_validation,
+            session.output_dir,
+            session.reporter,
+            adapter=trainee.adapter,
+            strength=options.adapter.validation_lycoris_strength,
+            optimizer=trainee.optimizer,
+            continued=options.adapter.init_lora is not None,
+            stages=session.stages,
         )
-    return hooks
+        hooks.append(drawing)
+    folder, draw = session.output_dir / FOLDER, drawing.now if drawing else None
+    return [*hooks, Control(folder, checkpointing.now, draw, session.reporter, session.stages)]
 
 
 def run_steps(
@@ -275,6 +281,7 @@ def run_steps(
 
     Raises:
         KeyboardInterrupt: Stopped by the user; the checkpoint is on disk.
+        StoppedOnRequest: The same, by a file in ``control``.
     """
     if start >= total:
         session.reporter.say(
@@ -287,8 +294,13 @@ def run_steps(
     stream = closing(loader.stream(start * accumulation, total * accumulation))
     with stop_on_interrupt(reporter) as asked, reporter.bar("Training", total, start) as bar, stream as batches:
         progress: list[Hook] = [Progress(bar, session.metrics, reporter)]
-        done = train_loop(trainee, recipe, batches, start, total, [*progress, *hooks], asked.is_set)
+        control = next((hook for hook in hooks if isinstance(hook, Control)), None)
+
+        def should_stop() -> bool:
+            return asked.is_set() or (control is not None and control.stopping)
+
+        done = train_loop(trainee, recipe, batches, start, total, [*progress, *hooks], should_stop)
     if done < total:
         reporter.say(f"Stopped at step {done} of {total}; the same command goes on from here.")
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt if asked.is_set() else StoppedOnRequest
     return done

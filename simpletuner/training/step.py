@@ -191,6 +191,7 @@ class Outcome:
         decided: The host has read the figures, and knows what became of the step.
         skipped: The sentence of a skipped step, if ``decided``.
         averaged: Updates that the EMA counted, before it is known whether the device took the step.
+        sigmas: [samples] float32 sigma of each sample, on the device.
     """
 
     losses: torch.Tensor
@@ -201,6 +202,7 @@ class Outcome:
     decided: bool = False
     skipped: str | None = None
     averaged: int = 0
+    sigmas: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
 
 
 def one_step(trainee: Trainee, recipe: Recipe, batches: Iterator[Batch], step: int, guard: Guard) -> Outcome:
@@ -223,6 +225,7 @@ def one_step(trainee: Trainee, recipe: Recipe, batches: Iterator[Batch], step: i
 def gradients(trainee: Trainee, recipe: Recipe, batches: Iterator[Batch], step: int) -> Outcome:
     """Forward and backward of every micro-batch of a step: the mean over its samples ends in ``.grad``."""
     losses: list[torch.Tensor] = []
+    sigmas: list[torch.Tensor] = []
     names: list[str] = []
     regularisation: list[bool] = []
     norm, good = torch.zeros(()), None
@@ -243,9 +246,10 @@ def gradients(trainee: Trainee, recipe: Recipe, batches: Iterator[Batch], step: 
             per_sample = score(trainee, recipe, batch, shown)
             backward(trainee, per_sample.mean() / recipe.accumulation)
         losses.append(per_sample.detach())
+        sigmas.append(shown.sigmas)
         names += batch.sample_ids
         regularisation += [batch.regularisation] * len(batch.sample_ids)
-    return Outcome(torch.cat(losses), names, regularisation, norm, good)
+    return Outcome(torch.cat(losses), names, regularisation, norm, good, sigmas=torch.cat(sigmas))
 
 
 def finish(trainee: Trainee, recipe: Recipe, outcome: Outcome, step: int, guard: Guard) -> None:

@@ -11,6 +11,7 @@ from simpletuner.errors import TunerError
 from simpletuner.reporting.events import Done, Listener, Notification, Severity, Status
 from simpletuner.reporting.progress import Reporter
 from simpletuner.reporting.stages import Stages
+from simpletuner.training.control import StoppedOnRequest
 from simpletuner.training.loop import StepResult
 
 SMOOTHING = 0.9
@@ -79,7 +80,7 @@ def told(stages: Stages, reporter: Reporter, listeners: Callable[[], Sequence[Li
     stages.emit(Status(status="starting", title=title, message=f"Starting: {title}"))
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, StoppedOnRequest):
         stages.record(status="interrupted")
         stages.mark("training_abort", "Training was stopped", "cancelled", ends_run=True)
         stages.emit(Status(status="interrupted", message="Training was stopped; it goes on from its last checkpoint."))
