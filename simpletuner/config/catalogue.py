@@ -125,11 +125,8 @@ _NOT_YET = {
                "push_checkpoints_to_hub post_upload_script publishing_config"),
     **_not_yet("CLIP scores come with validation scores", "evaluation_type"),
     **_not_yet("use eval_steps_interval", "eval_epoch_interval"),
-    **_not_yet("use validation_step_interval", "validation_epoch_interval"),
     **_not_yet("use checkpoint_step_interval", "checkpoint_epoch_interval"),
-    **_not_yet("it comes with validation scores", "eval_dataset_pooling eval_dataset_id validation_prompt_library "
-               "validation_randomize validate_after_step validate_after_epoch validation_guidance_rescale "
-               "validation_using_datasets validation_torch_compile"),
+    **_not_yet("it comes with validation scores", "eval_dataset_pooling eval_dataset_id"),
     **_not_yet("PNG is written", "validation_image_format", ("png",)),
     **_not_yet("ReflexFlow changes target and weighting of rolled-out samples; plain rollout works "
                "(scheduled_sampling_max_step_offset)", "scheduled_sampling_reflexflow"),
@@ -159,10 +156,14 @@ _REFUSED = {
                "pretrained_vae_model_name_or_path", ("madebyollin/sdxl-vae-fp16-fix",)),
     **_refused("held-out loss is measured at five fixed sigmas from 0.1 to 0.9; leave it out",
                "eval_timesteps", (28,)),
-    **_refused("Sana samples with the scheduler of its own folder", "validation_noise_scheduler "
+    **_refused("flow-matching samplers have one spacing, that of sigmas; leave it out",
                "inference_scheduler_timestep_spacing"),
-    **_refused("the empty prompt is not drawn; leave it out", "validation_disable_unconditional", (True,)),
-    **_refused("the base model's pictures are drawn by validation_on_startup", "disable_benchmark"),
+    **_refused("diffusers' SanaPipeline cannot rescale guidance, and pictures are drawn by it, so that anybody can draw "
+               "them again; use a lower validation_guidance", "validation_guidance_rescale"),
+    **_refused("it would start from pictures of the dataset (image to image), for which diffusers' Sana has no pipeline; "
+               "prompts are drawn from noise", "validation_using_datasets"),
+    **_refused("pictures are drawn by diffusers' own forward, to the bit as anybody draws them; "
+               "validation_batch_size makes it faster", "validation_torch_compile"),
     **_refused("buckets that are too small are listed; use allow_dataset_oversubscription", "disable_bucket_pruning"),
     **_refused("only plain fine-tuning is done, from pictures and not from another model", "distillation_config"),
     **_refused("Sana has no ControlNet training here", "controlnet"),
@@ -238,6 +239,13 @@ OTHER_VALUES: Mapping[str, Mapping[str, str]] = {
     "base_model_precision": _OTHER_PRECISIONS,
     "text_encoder_1_precision": _OTHER_PRECISIONS,
     "optimizer": OTHER_OPTIMIZERS,
+    "validation_noise_scheduler": {
+        **dict.fromkeys(
+            ("ddim", "ddpm", "euler", "euler-a", "pndm", "lcm", "perflow"),
+            "it is no sampler of flow matching: use flow_match, dpm++ or unipc, or leave it out for the model's own",
+        ),
+        "sana": "this name means the model's own sampler: leave validation_noise_scheduler out",
+    },
     "weighting_scheme": {
         "logit_normal": "this names a density, not a weighting: it is the default one, leave weighting_scheme out",
         "mode": "this names a density, not a weighting: set flow_density to mode",

@@ -1,6 +1,7 @@
 """Every supported option: name, type, range, default and one sentence. The only list; help and checks come from it.
 
-Those of noise, loss and rollout stand in ``noise_options``, those of webhooks and trackers in ``reporting_options``.
+Those of noise, loss and rollout stand in ``noise_options``, those of webhooks and trackers in ``reporting_options``,
+those of pictures and held-out loss in ``validation_options``.
 
 Field names are the keys of config.json. Sections are for the reader; in files and on the command line keys are flat.
 """
@@ -16,11 +17,11 @@ from simpletuner.config.noise_options import FlowOptions, LossOptions, RolloutOp
 from simpletuner.config.optimizer_names import OWN_RATE, OptimizerName, parse
 from simpletuner.config.reporting_options import ReportingOptions
 from simpletuner.config.section import Positive, Probability, Section
+from simpletuner.config.validation_options import EvaluationOptions, ValidationOptions
 from simpletuner.config.values import (
     parse_instruction,
     parse_names,
     parse_object,
-    parse_resolutions,
 )
 
 Quantisation = Literal["no_change", "nf4-bnb", "int8-torchao", "int8dq-torchao", "fp8wo-torchao", "fp8-torchao"]
@@ -236,36 +237,6 @@ class DataOptions(Section):
         False, description="Encode captions when first needed, and keep them; the text encoder stays on the device."
     )
     text_cache_disable: bool = Field(False, description="Encode captions whenever needed, and keep none on disk.")
-
-
-class ValidationOptions(Section):
-    """Validation pictures."""
-
-    validation_disable: bool = Field(False, description="Draw nothing.")
-    validation_prompt: str | None = Field(None, description="Main prompt.")
-    user_prompt_library: Path | None = Field(None, description="JSON file: nickname → prompt.")
-    validation_negative_prompt: str = Field("", description="Negative prompt.")
-    validation_guidance: Annotated[float, Field(ge=0.0)] = Field(4.5, description="Guidance; 1 or less is off.")
-    validation_num_inference_steps: Positive = Field(20, description="Sampler steps.")
-    validation_resolution: Annotated[tuple[tuple[int, int], ...], BeforeValidator(parse_resolutions)] = Field(
-        ((1024, 1024),), description="WxH, several with commas."
-    )
-    validation_seed: Annotated[int, Field(ge=0)] | None = Field(None, description="Seed of the pictures; else seed.")
-    validation_step_interval: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="Every n steps; start and end always."
-    )
-    validation_on_startup: bool = Field(True, description="Also draw the base model, for the before/after grid.")
-    num_validation_images: Positive = Field(1, description="Pictures per prompt and size.")
-
-
-class EvaluationOptions(Section):
-    """Held-out loss."""
-
-    eval_steps_interval: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="Every n steps; start and end always."
-    )
-    num_eval_images: Positive | None = Field(None, description="At most this many held-out pictures; all.")
-    eval_loss_disable: bool = Field(False, description="Do not measure it.")
 
 
 class CheckpointOptions(Section):

@@ -24,6 +24,7 @@ from simpletuner.config.datasets import Datasets
 from simpletuner.config.examples import EXAMPLES, example_folder, instead_of
 from simpletuner.config.json_hints import hint
 from simpletuner.config.options import Options, section_of, sections
+from simpletuner.config.prompts import gather
 from simpletuner.config.rules import check, without_effect
 from simpletuner.config.section import Section
 from simpletuner.config.webhooks import EXAMPLE, WebhookEntry, webhooks
@@ -50,6 +51,7 @@ class RunConfig:
         webhooks: Who is sent events; their secrets are nowhere else in here.
         raw: The effective options, flat and JSON-able, for the record.
         where: The file, "environment" or "command line" that each given key came from.
+        strengths: The adapter's strength for nicknames that have one of their own.
     """
 
     options: Options
@@ -60,6 +62,7 @@ class RunConfig:
     raw: dict[str, Any] = field(default_factory=dict)
     webhooks: tuple[WebhookEntry, ...] = ()
     where: Mapping[str, str] = field(default_factory=dict)
+    strengths: Mapping[str, float] = field(default_factory=dict)
 
     def place(self, key: str) -> str:
         """Where a key came from; for one that nobody gave, the file it would stand in."""
@@ -264,46 +267,6 @@ def _complete(options: Options, where: Mapping[str, str], file: str, findings: F
     return options.model_copy(update={"model": model, "training": training})
 
 
-def _prompts(options: Options, where: Mapping[str, str], findings: Findings) -> tuple[tuple[str, str], ...]:
-    """The main prompt and the library."""
-    prompts: list[tuple[str, str]] = []
-    if options.validation.validation_prompt:
-        prompts.append(("validation", options.validation.validation_prompt))
-    library = options.validation.user_prompt_library
-    if library is None:
-        return tuple(prompts)
-    file = where["user_prompt_library"]
-    if not library.expanduser().is_file():
-        findings.problems.append(
-            Problem(
-                file,
-                "user_prompt_library",
-                str(library),
-                "there is no such file",
-                "`simpletuner examples copy sana FOLDER` writes one to start from",
-            )
-        )
-        return tuple(prompts)
-    try:
-        content = read_file(library.expanduser())
-    except ConfigError as error:
-        findings.problems.extend(error.problems)
-        return tuple(prompts)
-    if not isinstance(content, Mapping):
-        findings.problems.append(Problem(str(library), "", type(content).__name__, 'it must be {"nickname": "prompt"}'))
-        return tuple(prompts)
-    for nickname, value in content.items():
-        prompt = value.get("prompt") if isinstance(value, Mapping) else value
-        if not isinstance(prompt, str):
-            findings.problems.append(Problem(str(library), nickname, value, "a prompt must be text"))
-        elif nickname in dict(prompts):
-            reason = "this nickname is taken by validation_prompt"
-            findings.problems.append(Problem(str(library), nickname, value, reason, "rename it"))
-        else:
-            prompts.append((nickname, prompt))
-    return tuple(prompts)
-
-
 def load(
     config: str | None = None,
     env: str | None = None,
@@ -353,13 +316,14 @@ def load(
     options = _lycoris(options, path, where, environ, findings)
     receivers = _webhooks(options, where, environ, findings)
     _rules(options, where, str(path), findings)
-    prompts = _prompts(options, where, findings)
+    prompts = gather(options, where, read_file, findings)
     datasets = _datasets(options, path, where, environ, findings)
     if findings.problems or datasets is None:
         raise ConfigError(findings.problems)
     flat = {k: v for section in options.model_dump(mode="json").values() for k, v in section.items()}
     raw = {key: masked(key, value) for key, value in flat.items()}
-    return RunConfig(options, datasets, prompts, tuple(findings.notices), str(path), raw, receivers, where)
+    drawn, notices = tuple(prompts.texts.items()), tuple(findings.notices)
+    return RunConfig(options, datasets, drawn, notices, str(path), raw, receivers, where, prompts.strengths)
 
 
 def _webhooks(

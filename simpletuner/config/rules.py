@@ -12,6 +12,7 @@ from simpletuner.config.optimizer_rules import optimizer_problems, optimizer_wit
 from simpletuner.config.options import Options
 from simpletuner.config.precision_rules import precision_problems, precision_without_effect
 from simpletuner.config.reporting_rules import reporting_without_effect
+from simpletuner.config.validation_rules import validation_without_effect
 from simpletuner.errors import Problem, Row
 
 
@@ -45,6 +46,7 @@ def without_effect(options: Options, where: Mapping[str, str]) -> list[str]:
         *adapter_without_effect(options, where),
         *precision_without_effect(options, where),
         *reporting_without_effect(options, where),
+        *validation_without_effect(options, where),
     ]
 
 

@@ -39,6 +39,20 @@ def parse_resolutions(value: Any) -> Any:
     return tuple(sizes)
 
 
+def parse_library(value: Any) -> Any:
+    """``validation_prompt_library``: true, "default" and "image" name the one library there is.
+
+    Raises:
+        ValueError: The name of another.
+    """
+    if isinstance(value, bool):
+        return value
+    word = str(value).strip().lower()
+    if word not in ("default", "image"):
+        raise ValueError(f"there is no built-in library {word!r}: a library of your own is user_prompt_library")
+    return True
+
+
 def parse_numbers(value: Any) -> Any:
     """``0, 0.3, 0.7, 1`` or a list of numbers → a tuple; "none" and an off value stay unset.
 

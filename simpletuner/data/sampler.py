@@ -8,8 +8,10 @@ from one bucket, and each rank takes its slice, so shapes and step counts agree 
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import lru_cache
 from itertools import accumulate
 from typing import Literal
@@ -174,6 +176,7 @@ class Plan:
         self._drawing = drawing
         self._seed = seed
         self._always = buckets_in is None and all(drawing.turn(b.dataset_id).always for b in self._buckets)
+        self._lock = threading.RLock()  # batches are drawn ahead in a thread, while a hook asks how far a step is
         self._starts = [0]  # position of each epoch's first micro-batch, as far as known
         self._pictures = [0]  # drawn before that
         self._epoch = lru_cache(maxsize=2)(self._plan_epoch)
@@ -205,6 +208,14 @@ class Plan:
             epoch += 1
         return epoch
 
+    def epochs_before(self, position: int) -> Fraction:
+        """Epochs done when ``position`` micro-batches have been drawn, and the part of the one begun."""
+        if not position:
+            return Fraction(0)
+        epoch = self.epoch_of(position - 1)
+        first, end = self._starts_at(epoch), self._starts_at(epoch + 1)
+        return epoch + Fraction(position - first, end - first)
+
     def micro_batches(self, epochs: int) -> int:
         """Global micro-batches of the first ``epochs`` epochs."""
         return self._starts_at(epochs)
@@ -218,6 +229,10 @@ class Plan:
         """Position of an epoch's first micro-batch. Epochs differ in length where windows or buckets change."""
         if self._always:
             return epoch * len(self._epoch(0))
+        with self._lock:
+            return self._found(epoch)
+
+    def _found(self, epoch: int) -> int:
         while len(self._starts) <= epoch:
             length = len(self._epoch(len(self._starts) - 1))
             if not length:

@@ -4,43 +4,54 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-_CELL_MIN, _CELL_MAX, _PAD, _LABEL = 160, 384, 8, 46
+CELL = 384  # largest side of a cell
+_CELL_MIN, _PAD, _LABEL, _TITLE = 160, 8, 46, 24
 _BACKGROUND, _INK = (250, 250, 250), (30, 30, 30)
 
 
-def grid(rows: Sequence[tuple[str, Sequence[Path]]], captions: Sequence[str], out: Path) -> Path:
+def grid(
+    rows: Sequence[tuple[str, Sequence[Path | None]]],
+    captions: Sequence[str],
+    out: Path,
+    title: str = "",
+    largest: int = CELL,
+) -> Path:
     """Draw rows of pictures under a common line of captions.
 
     Args:
         rows: (row label, one picture file per column); a missing file leaves an empty cell.
         captions: One per column.
         out: PNG to write, atomically.
+        title: A line above everything, cut at the sheet's width; none if empty.
+        largest: Largest side of a cell in pixels.
 
     Returns:
         ``out``.
     """
-    pictures = [[_open(path) for path in paths] for _, paths in rows]
-    largest = max((max(p.size) for row in pictures for p in row if p), default=_CELL_MIN)
-    cell = min(max(largest, _CELL_MIN), _CELL_MAX)
-    label_width = 110
+    sides = [side for _, paths in rows for path in paths if (side := _longest_side(path))]
+    cell = min(max(max(sides, default=_CELL_MIN), _CELL_MIN), largest)
+    label_width, above = 110, _TITLE if title else 0
     width = label_width + len(captions) * (cell + _PAD) + _PAD
-    height = _LABEL + len(rows) * (cell + _PAD) + _PAD
-    sheet = Image.new("RGB", (width, height), _BACKGROUND)
+    sheet = Image.new("RGB", (width, above + _LABEL + len(rows) * (cell + _PAD) + _PAD), _BACKGROUND)
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(13)
+    if title:
+        draw.text((6, 4), textwrap.shorten(title, max(20, width // 7), placeholder=" …"), fill=_INK, font=font)
     for column, caption in enumerate(captions):
         lines = textwrap.wrap(caption, max(10, cell // 7))[:3]
-        draw.multiline_text((label_width + column * (cell + _PAD), 4), "\n".join(lines), fill=_INK, font=font)
-    for number, (label, _) in enumerate(rows):
-        top = _LABEL + number * (cell + _PAD)
+        draw.multiline_text((label_width + column * (cell + _PAD), above + 4), "\n".join(lines), fill=_INK, font=font)
+    for number, (label, paths) in enumerate(rows):
+        top = above + _LABEL + number * (cell + _PAD)
         draw.multiline_text((6, top + cell // 2 - 10), "\n".join(textwrap.wrap(label, 14)), fill=_INK, font=font)
-        for column, picture in enumerate(pictures[number]):
-            if picture:
-                sheet.paste(_fit(picture, cell), (label_width + column * (cell + _PAD), top))
+        for column, path in enumerate(paths):
+            if path and _longest_side(path):
+                small = _thumbnail(path, path.stat().st_mtime_ns, cell)
+                sheet.paste(small, (label_width + column * (cell + _PAD), top))
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_suffix(".tmp")
     sheet.save(temporary, format="PNG")
@@ -48,11 +59,22 @@ def grid(rows: Sequence[tuple[str, Sequence[Path]]], captions: Sequence[str], ou
     return out
 
 
-def _open(path: Path) -> Image.Image | None:
-    if not path.is_file():
-        return None
+def _longest_side(path: Path | None) -> int:
+    """In pixels, by the header alone; 0 for a file that is missing or no picture."""
+    if path is None or not path.is_file():
+        return 0
+    try:
+        with Image.open(path) as picture:
+            return max(picture.size)
+    except OSError:
+        return 0
+
+
+@lru_cache(maxsize=256)  # a grid over time shows the same pictures again and again
+def _thumbnail(path: Path, stamp: int, cell: int) -> Image.Image:
+    """The picture in a cell. ``stamp`` tells a picture from one that was drawn anew under its name."""
     with Image.open(path) as picture:
-        return picture.convert("RGB")
+        return _fit(picture.convert("RGB"), cell)
 
 
 def _fit(picture: Image.Image, cell: int) -> Image.Image:

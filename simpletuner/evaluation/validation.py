@@ -1,16 +1,17 @@
 """Validation pictures: the reference pipeline itself, over the very weights in training.
 
-In: encoded prompts and settings. Out: PNG files, named so that every file system takes them. One prompt and one size
-per call of the pipeline with its own seed, so that anybody can make the same pixels from the exported folder.
+In: encoded prompts and settings. Out: PNG files, named so that every file system takes them. Every picture has its own
+seed, so that anybody can make the same pixels from the exported folder. What is drawn when is said in ``pictures``.
 """
 
 from __future__ import annotations
 
-import re
-import unicodedata
+import gc
+import time
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,66 +19,34 @@ import torch
 from PIL import Image
 
 from simpletuner.data.types import Size
+from simpletuner.evaluation.naming import file_names
+from simpletuner.evaluation.pictures import BASE, Picture, ValidationSettings, groups
 from simpletuner.models.base import EncodedText
 
-NAME_BYTES = 100  # of the 255 that file systems give a name; step, size and label come beside it
-_RESERVED = {"con", "prn", "aux", "nul", *(f"{d}{i}" for d in ("com", "lpt") for i in range(1, 10))}
+# diffusers turns a decoder's lack of memory into this warning, and then fails for another reason.
+_HIDDEN_MEMORY = r"(?s).*VAE tiling for large images"
 
 
 @dataclass(frozen=True, slots=True)
-class ValidationSettings:
-    """What to draw.
+class Failure:
+    """A picture that could not be drawn: what the pipeline or the disk said, and whether memory was short."""
 
-    Attributes:
-        prompts: (nickname, prompt) pairs.
-        negative_prompt: For classifier-free guidance; never has the instruction prefix.
-        guidance: Guidance scale; 1 or less draws without guidance.
-        steps: Sampler steps.
-        sizes: Picture sizes.
-        images_per_prompt: Pictures per prompt and size; picture i has seed + i.
-        seed: Seed of the first picture of every prompt.
-    """
-
-    prompts: tuple[tuple[str, str], ...]
-    negative_prompt: str
-    guidance: float
-    steps: int
-    sizes: tuple[Size, ...]
-    images_per_prompt: int
-    seed: int
+    picture: Picture
+    reason: str
+    out_of_memory: bool
 
 
-def file_names(nicknames: Sequence[str]) -> dict[str, str]:
-    """A file-system-safe, distinct name for each nickname (``anime_<token>`` → ``anime_token``)."""
-    names: dict[str, str] = {}
-    taken: set[str] = set()
-    for nickname in nicknames:
-        composed = unicodedata.normalize("NFC", nickname)  # macOS takes both spellings of a letter for one name
-        base = re.sub(r"[^\w.-]+", "_", composed).strip("._-").encode()[:NAME_BYTES].decode(errors="ignore") or "prompt"
-        base = re.sub(r"_{2,}", "_", base)
-        if base.split(".")[0].lower() in _RESERVED:
-            base = f"prompt_{base}"
-        name, number = base, 2
-        while name.lower() in taken:  # Windows and macOS do not tell Cat from cat
-            name, number = f"{base}_{number}", number + 1
-        taken.add(name.lower())
-        names[nickname] = name
-    return names
+@dataclass(slots=True)
+class Rendering:
+    """What became of the pictures that were asked for: each is in one of the three lists."""
 
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """One validation picture on disk."""
-
-    nickname: str
-    prompt: str
-    size: Size
-    index: int
-    path: Path
+    drawn: list[Picture] = field(default_factory=list)
+    failed: list[Failure] = field(default_factory=list)
+    left: list[Picture] = field(default_factory=list)
 
 
 class Validator:
-    """Draws all validation pictures of one state of the weights."""
+    """Draws validation pictures."""
 
     def __init__(
         self,
@@ -87,6 +56,7 @@ class Validator:
         folder: Path,
         device: torch.device,
         precision: Callable[[], AbstractContextManager[object]] = nullcontext,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Encode the prompts once.
 
@@ -97,15 +67,18 @@ class Validator:
             folder: Where the PNG files go.
             device: Where the pipeline's modules are.
             precision: Around every drawing: autocast where the transformer's weights are of two dtypes.
+            clock: Seconds, for the time budget.
         """
         self._pipeline = pipeline
         self.settings = settings
         self._folder = folder
         self._device = device
         self._precision = precision
+        self._clock = clock
         self._negative = encode(settings.negative_prompt, False)
-        self._prompts = {nick: encode(prompt, True) for nick, prompt in settings.prompts}
-        self._names = file_names([nick for nick, _ in settings.prompts])
+        # The empty prompt is the empty caption of training, which has no prefix.
+        self._prompts = {nick: encode(prompt, bool(prompt.strip())) for nick, prompt in settings.prompts}
+        self.names = file_names([nick for nick, _ in settings.prompts])
 
     @property
     def count(self) -> int:
@@ -113,54 +86,119 @@ class Validator:
         return len(self.settings.prompts) * len(self.settings.sizes) * self.settings.images_per_prompt
 
     def expected(self, step: int, label: str = "") -> list[Picture]:
-        """The pictures ``render`` makes for this step, in order."""
-        suffix = f"_{label}" if label else ""
+        """All pictures of this step and label, prompt by prompt."""
+        seed = self.settings.first_seed(step)
         return [
-            Picture(nick, prompt, size, i, self._folder / f"step_{step}_{self._names[nick]}_{i}_{size}{suffix}.png")
+            Picture(step, label, nick, prompt, size, i, seed + i, self._path(step, label, nick, size, i))
             for nick, prompt in self.settings.prompts
             for size in self.settings.sizes
             for i in range(self.settings.images_per_prompt)
         ]
 
-    def render(self, step: int, label: str, on_picture: Callable[[int], None]) -> list[Picture]:
-        """Draw and write every picture.
+    def _path(self, step: int, label: str, nickname: str, size: Size, index: int) -> Path:
+        name = f"{self.names[nickname]}_{index}_{size}"
+        if label == BASE:
+            return self._folder.with_name("benchmarks") / "base_model" / f"{name}.png"
+        return self._folder / f"step_{step}_{name}{f'_{label}' if label else ''}.png"
+
+    def render(
+        self,
+        pictures: Sequence[Picture],
+        told: Callable[[Picture, Failure | None], None],
+        seconds: float | None = None,
+        strength: Callable[[float | None], AbstractContextManager[object]] = lambda own: nullcontext(),
+    ) -> Rendering:
+        """Draw and write pictures until all are done or time is up; the first is drawn whatever the time.
+
+        One that fails is no reason to lose the others, or the training: it is among the failures.
 
         Args:
-            step: Optimizer steps done; part of the file name.
-            label: ``ema`` or empty; part of the file name.
-            on_picture: Called with 1 after each picture.
+            pictures: In the order of drawing.
+            told: Called after each, with the failure if there was one.
+            seconds: How long it may take, judged by the pictures so far; None is without end.
+            strength: Around the drawing of prompts: the adapter at their own strength, or at the usual one for None.
         """
-        pictures = self.expected(step, label)
+        result = Rendering()
+        own, most = self.settings.strengths, self.settings.batch_size
         transformer = self._pipeline.transformer
         was_training = transformer.training
         transformer.eval()
+        began = self._clock()
         try:
-            for picture in pictures:
-                image = self._draw(self._prompts[picture.nickname], picture.size, self.settings.seed + picture.index)
-                picture.path.parent.mkdir(parents=True, exist_ok=True)
-                temporary = picture.path.with_suffix(".tmp")
-                image.save(temporary, format="PNG")
-                temporary.replace(picture.path)
-                on_picture(1)
+            for group in groups(pictures, most, lambda p: (p.size, own.get(p.nickname))):
+                done, elapsed = len(result.drawn) + len(result.failed), self._clock() - began
+                if seconds is not None and done and elapsed * (done + len(group)) / done > seconds:
+                    break
+                with strength(own.get(group[0].nickname)):
+                    failures = self._try(group)
+                for picture in group:
+                    failure = failures.get(picture.path)
+                    if failure:
+                        result.failed.append(failure)
+                    else:
+                        result.drawn.append(picture)
+                    told(picture, failure)
         finally:
             transformer.train(was_training)
-        return pictures
+        result.left = list(pictures[len(result.drawn) + len(result.failed) :])
+        return result
 
-    def _draw(self, prompt: EncodedText, size: Size, seed: int) -> Image.Image:
-        with self._precision():
+    def _try(self, group: list[Picture]) -> dict[Path, Failure]:
+        """Draw a group; what failed, by path. A group that memory has no room for is drawn one by one."""
+        reason, short = "", False
+        try:
+            for picture, image in zip(group, self._draw(group), strict=True):
+                _write(image, picture.path)
+            return {}
+        except Exception as error:  # noqa: BLE001 - a picture is worth less than the run; it is told, never silent
+            reason, short = _first_line(error), _memory_was_short(error)
+        if short:  # only now: the error held the tensors that are to be freed
+            gc.collect()
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
+        if len(group) == 1:
+            return {group[0].path: Failure(group[0], reason, short)}
+        return {path: failure for picture in group for path, failure in self._try([picture]).items()}
+
+    def _draw(self, group: Sequence[Picture]) -> list[Image.Image]:
+        """The pictures of one group, in one call of the pipeline."""
+        prompts = [self._prompts[picture.nickname] for picture in group]
+        with self._precision(), warnings.catch_warnings():
+            warnings.filterwarnings("error", message=_HIDDEN_MEMORY)
             result = self._pipeline(
                 prompt=None,
                 negative_prompt=None,
-                prompt_embeds=prompt.embeds.to(self._device),
-                prompt_attention_mask=prompt.mask.to(self._device),
-                negative_prompt_embeds=self._negative.embeds.to(self._device),
-                negative_prompt_attention_mask=self._negative.mask.to(self._device),
-                height=size.height,
-                width=size.width,
+                prompt_embeds=torch.cat([prompt.embeds for prompt in prompts]).to(self._device),
+                prompt_attention_mask=torch.cat([prompt.mask for prompt in prompts]).to(self._device),
+                negative_prompt_embeds=self._negative.embeds.repeat(len(group), 1, 1).to(self._device),
+                negative_prompt_attention_mask=self._negative.mask.repeat(len(group), 1).to(self._device),
+                height=group[0].size.height,
+                width=group[0].size.width,
                 num_inference_steps=self.settings.steps,
                 guidance_scale=self.settings.guidance,
-                generator=torch.Generator("cpu").manual_seed(seed),
+                generator=[torch.Generator("cpu").manual_seed(picture.seed) for picture in group],
                 use_resolution_binning=False,
             )
-        image: Image.Image = result.images[0]
-        return image
+        images: list[Image.Image] = result.images
+        return images
+
+
+def _write(image: Image.Image, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    image.save(temporary, format="PNG")
+    temporary.replace(path)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
+
+
+def _memory_was_short(error: BaseException | None) -> bool:
+    """Whether this error, or one that it came from, is a lack of memory."""
+    while error is not None:
+        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -145,6 +145,12 @@ class Family(Protocol):
     def pipeline(self, parts: Components, with_text: bool) -> Any:
         """The reference pipeline over these very parts (no copies)."""
 
+    def sampler(self, name: str, own: Any, shift: float) -> Any:
+        """Another sampler for the pipeline than the model's ``own``: ``flow_match``, ``dpm++`` or ``unipc``."""
+
+    def sampler_line(self, name: str, shift: float) -> tuple[str, dict[str, Any]]:
+        """The class of that sampler in diffusers, and what its ``from_config`` is given besides the own settings."""
+
 
 @dataclass(frozen=True, slots=True)
 class LoadSource:

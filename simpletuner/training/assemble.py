@@ -14,7 +14,7 @@ from simpletuner.evaluation.validation import Validator
 from simpletuner.models.adapters import Adapter
 from simpletuner.models.base import Components, EncodedText
 from simpletuner.models.freezing import bias_and_norms_only
-from simpletuner.training import adapting, fast_path, optimizers, translate, translate_adapter
+from simpletuner.training import adapting, fast_path, optimizers, translate, translate_adapter, translate_validation
 from simpletuner.training.ema import Ema
 from simpletuner.training.gradient_release import GradientRelease, PerParameter
 from simpletuner.training.gradient_sums import Float32Sums
@@ -34,9 +34,13 @@ def make_validator(session: Session, parts: Components) -> Validator | None:
         text = session.family.encode_captions(parts, [prompt], session.text, with_instruction)
         return EncodedText(text.embeds.cpu(), text.mask.cpu())
 
+    pipeline = session.family.pipeline(parts, with_text=False)
+    if options.validation_noise_scheduler:
+        name = options.validation_noise_scheduler
+        pipeline.scheduler = session.family.sampler(name, parts.scheduler, session.facts.shift)
     return Validator(
-        session.family.pipeline(parts, with_text=False),
-        translate.validation_settings(session.config),
+        pipeline,
+        translate_validation.settings(session.config),
         encode,
         session.output_dir / "validation_images",
         session.device,

@@ -152,7 +152,7 @@ def save(
     return final
 
 
-SET_ASIDE = ("metrics.jsonl", "validation_images", "before_after.png")
+SET_ASIDE = ("metrics.jsonl", "validation_images", "benchmarks", "grids", "before_after.png")
 
 
 def set_aside(output_dir: Path, after: int) -> Path | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,7 +14,7 @@ from simpletuner.training.hooks import HeldOutLoss
 from simpletuner.training.loop import Hook
 from simpletuner.training.session import Session
 from simpletuner.training.step import Trainee
-from simpletuner.training.translate_usage import usage
+from simpletuner.training.translate_usage import Sampling, usage
 from simpletuner.wording import counted
 
 
@@ -45,10 +47,17 @@ def finish(session: Session, parts: Components, trainee: Trainee, hooks: list[Ho
     say(f"Next: {look if drawn else 'use the model. These lines draw with it'}:")
     say()
     instruction, where = session.family.default_instruction(), session.device.type
-    for line in usage(session.config, session.text, instruction, session.precision, where, final):
+    sampling = Sampling(done, *_sampler(session))
+    for line in usage(session.config, session.text, instruction, session.precision, where, final, sampling):
         say(line)
     say()
     say("Or train on: raise max_train_steps and start again, it resumes from the last checkpoint.")
+
+
+def _sampler(session: Session) -> tuple[str, Mapping[str, Any]]:
+    """Diffusers' class and arguments of the sampler that was asked for; nothing for the model's own."""
+    name = session.config.options.validation.validation_noise_scheduler
+    return session.family.sampler_line(name, session.facts.shift) if name else ("", {})
 
 
 def _weights(trainee: Trainee) -> str:

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import torch
-
 from simpletuner.evaluation.eval_loss import EvalResult
-from simpletuner.evaluation.grid import grid
-from simpletuner.evaluation.validation import Picture, Validator
-from simpletuner.models.adapters import Adapter
-from simpletuner.reporting.events import CheckpointSaved, PromptValidated
+from simpletuner.reporting.events import CheckpointSaved
 from simpletuner.reporting.metrics import MetricsFile
 from simpletuner.reporting.progress import Bar, Reporter
 from simpletuner.reporting.stages import Stages
-from simpletuner.training.ema import Ema
 from simpletuner.training.loop import StepResult
 from simpletuner.training.optimizers import evaluation_weights
 from simpletuner.training.step import Trainee
@@ -193,112 +187,3 @@ class HeldOutLoss:
             f"step {step}: held-out loss {result.loss:.4f} ({kind}{beside}, {counted(result.samples, 'picture')}; "
             f"a model that has learned nothing scores {result.zero_predictor:.2f})"
         )
-
-
-@dataclass(slots=True)
-class ValidationPictures:
-    """Draws before, every ``interval`` steps and after.
-
-    Attributes:
-        interval: Optimizer steps, or None for before and after only.
-        on_startup: Whether to draw before the first step.
-        validator: Draws.
-        ema: The EMA, if any.
-        mode: ``none`` live weights only, ``ema_only``, or ``comparison`` for both.
-        output_dir: Where ``before_after.png`` goes.
-        adapter: The adapter, if one is trained; it is off in the base model's pictures.
-        continued: Whether the adapter goes on from a file, and so acts in the first pictures as well.
-        strength: Of the adapter where it acts.
-        optimizer: Whose weights for use are drawn, where they differ from those it trains.
-        stages: Told of every prompt that is drawn.
-    """
-
-    interval: int | None
-    on_startup: bool
-    validator: Validator
-    ema: Ema | None
-    mode: str
-    output_dir: Path
-    reporter: Reporter
-    drawn_at: int = -1
-    adapter: Adapter | None = None
-    strength: float = 1.0
-    optimizer: torch.optim.Optimizer | None = None
-    continued: bool = False
-    stages: Stages = field(default_factory=Stages)
-
-    def on_start(self, step: int) -> None:
-        """The pictures of what training starts from, once."""
-        if step == 0 and self.on_startup:
-            self._draw(0)
-
-    def acts_at(self, step: int) -> bool:
-        """On the interval."""
-        return due(self.interval, step)
-
-    def on_step_end(self, result: StepResult) -> None:
-        """Draw on the interval."""
-        if self.acts_at(result.step):
-            self._draw(result.step)
-
-    def on_stop(self, step: int, finished: bool) -> None:
-        """Draw the end; not when stopped on the way."""
-        if finished and step and step != self.drawn_at:
-            self._draw(step)
-
-    def now(self, step: int) -> None:
-        """Draw, unless this step is drawn."""
-        if step != self.drawn_at:
-            self._draw(step)
-
-    def variants(self, step: int) -> list[str]:
-        """Labels drawn at this step: "" for live weights, "ema"."""
-        if step == 0 or self.ema is None or self.mode == "none":
-            return [""]
-        return ["ema"] if self.mode == "ema_only" else ["", "ema"]
-
-    def _adapted(self, step: int) -> AbstractContextManager[None]:
-        if self.adapter is None:
-            return nullcontext()
-        return self.adapter.scaled(self.strength) if step or self.continued else self.adapter.disabled()
-
-    def _weights(self, label: str) -> AbstractContextManager[object]:
-        if label and self.ema:
-            return self.ema.applied()
-        return evaluation_weights(self.optimizer) if self.optimizer else nullcontext()
-
-    def _draw(self, step: int) -> None:
-        key, what = ("validation", f"Validation at step {step}") if step else ("benchmark_base_model", "The base model")
-        with self.stages.stage(key, what):
-            self._draw_all(step)
-
-    def _draw_all(self, step: int) -> None:
-        variants = self.variants(step)
-        rows: list[tuple[str, list[Picture]]] = []
-        if step:
-            rows.append(("before", self.validator.expected(0)))
-        with self.reporter.bar(f"Validation at step {step}", self.validator.count * len(variants)) as bar:
-            for label in variants:
-                with self._weights(label), self._adapted(step):
-                    pictures = self.validator.render(step, label, bar.advance)
-                self._tell(step, label, pictures)
-                rows.append((f"step {step}" + (" EMA" if label else ""), pictures))
-        self.drawn_at = step
-        captions = [f"{p.prompt or 'no prompt'} ({p.size})" for p in rows[-1][1]]
-        paths = [(label, [p.path for p in pictures]) for label, pictures in rows]
-        grid(paths, captions, rows[-1][1][0].path.parent / f"step_{step}_grid.png")
-        if step:
-            grid([paths[0], paths[-1]], captions, self.output_dir / "before_after.png")
-
-    def _tell(self, step: int, label: str, pictures: list[Picture]) -> None:
-        for nickname, prompt in self.validator.settings.prompts:
-            self.stages.emit(
-                PromptValidated(
-                    message=f"Validation: {nickname}",
-                    step=step,
-                    nickname=nickname,
-                    prompt=prompt,
-                    label=label,
-                    pictures=tuple(p.path for p in pictures if p.nickname == nickname),
-                )
-            )

@@ -35,12 +35,13 @@ from simpletuner.training import (
     translate_noise,
     translate_precision,
     translate_reporting,
+    translate_validation,
 )
 from simpletuner.training.assemble import make_adapter, make_ema, make_trainee, make_validator
 from simpletuner.training.caching import Texts, fill_caches, on_demand
 from simpletuner.training.control import FOLDER, Control, StoppedOnRequest, forget
 from simpletuner.training.finish import finish
-from simpletuner.training.hooks import Checkpointing, HeldOutLoss, Progress, ValidationPictures
+from simpletuner.training.hooks import Checkpointing, HeldOutLoss, Progress
 from simpletuner.training.interrupt import stop_on_interrupt
 from simpletuner.training.loop import Hook
 from simpletuner.training.loop import train as train_loop
@@ -48,6 +49,7 @@ from simpletuner.training.redraw import Samples
 from simpletuner.training.session import Session, check_sizes, find_pictures, open_session, tell_data
 from simpletuner.training.step import Recipe, Trainee, plain_score
 from simpletuner.training.telling import StepStatus, told
+from simpletuner.training.validating import ValidationPictures
 from simpletuner.wording import counted
 
 
@@ -122,7 +124,7 @@ def _train(session: Session) -> None:
         for line in translate_noise.describe(recipe, training, session.facts):
             session.reporter.say(line)
     status = StepStatus(session.stages, total, *translate_reporting.course(options, plan))
-    hooks = make_hooks(session, trainee, recipe, validator, held_out, refs, texts, latents_of, identity)
+    hooks = make_hooks(session, trainee, recipe, plan, validator, held_out, refs, texts, latents_of, identity)
     try:
         done = run_steps(session, trainee, recipe, loader, start, total, [status, *hooks])
     finally:
@@ -216,6 +218,7 @@ def make_hooks(
     session: Session,
     trainee: Trainee,
     recipe: Recipe,
+    plan: Plan,
     validator: Validator | None,
     held_out: list[prepare.Found],
     refs: keeping.Refs,
@@ -250,17 +253,13 @@ def make_hooks(
         )
     if validator:
         drawing = ValidationPictures(
-            options.validation.validation_step_interval,
-            options.validation.validation_on_startup,
+            translate_validation.interval(options, plan),
+            translate_validation.draws_at_start(options),
             validator,
-            trainee.ema,
-            options.ema.ema_validation,
+            translate_validation.shown(options, trainee),
             session.output_dir,
+            session.metrics,
             session.reporter,
-            adapter=trainee.adapter,
-            strength=options.adapter.validation_lycoris_strength,
-            optimizer=trainee.optimizer,
-            continued=options.adapter.init_lora is not None,
             stages=session.stages,
         )
         hooks.append(drawing)

@@ -15,9 +15,7 @@ from simpletuner.config.read import RunConfig
 from simpletuner.data.cache import content_key
 from simpletuner.data.encode import PlacedSample
 from simpletuner.data.sampler import Plan
-from simpletuner.data.types import Size
 from simpletuner.errors import ConfigError, Problem
-from simpletuner.evaluation.validation import ValidationSettings
 from simpletuner.flow.schedules import Density
 from simpletuner.models.base import Facts, LoadSource, TextSettings
 from simpletuner.training import optimizers, translate_adapter, translate_data, translate_noise, translate_precision
@@ -64,21 +62,6 @@ def bucket_alignment(config: RunConfig, facts: Facts) -> int:
         key = "aspect_bucket_alignment"
         raise ConfigError([Problem(config.place(key), key, alignment, reason, "leave it out")])
     return alignment
-
-
-def validation_settings(config: RunConfig) -> ValidationSettings:
-    """What is drawn."""
-    options = config.options.validation
-    seed = options.validation_seed
-    return ValidationSettings(
-        prompts=config.prompts,
-        negative_prompt=options.validation_negative_prompt,
-        guidance=options.validation_guidance,
-        steps=options.validation_num_inference_steps,
-        sizes=tuple(Size(*size) for size in options.validation_resolution),
-        images_per_prompt=options.num_validation_images,
-        seed=config.options.training.seed if seed is None else seed,
-    )
 
 
 def recipe(options: Options, drawn: Density, total: int, precision: Precision) -> Recipe:

@@ -7,6 +7,8 @@ picture again: the same prompt, size, steps, guidance, seed and dtypes. In float
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from simpletuner.config.options import Options
 from simpletuner.config.read import RunConfig
 from simpletuner.models.base import TextSettings
 from simpletuner.training.precision import Precision
+from simpletuner.training.translate_validation import settings as validation_settings
 
 _PUBLISHED_TOKENS = 300  # SanaPipeline's own max_sequence_length
 
@@ -27,6 +30,7 @@ def usage(
     precision: Precision,
     device: str,
     trained: Path,
+    sampling: Sampling | None = None,
 ) -> list[str]:
     """Python lines that draw with what was exported as validation does.
 
@@ -37,7 +41,9 @@ def usage(
         precision: Dtypes in force.
         device: ``cpu`` or ``cuda``.
         trained: The pipeline's folder, or the adapter's file.
+        sampling: How the picture was drawn where the options alone do not tell; None where they do.
     """
+    sampling = sampling or Sampling()
     lycoris = config.options.model.model_type == "lora" and config.options.adapter.lora_type == "lycoris"
     return [
         "import diffusers",
@@ -45,12 +51,35 @@ def usage(
         "import torch",
         "",
         *_notes(config.options),
-        *_loading(config.options, precision, trained),
+        *_loading(config, precision, trained),
+        *sampling.lines(),
         *([f'pipe.to("{device}")'] if device != "cpu" else []),
         *([f'network.to("{device}")'] if device != "cpu" and lycoris else []),
-        *_drawing(config, text, instruction),
+        *_drawing(config, text, instruction, sampling.step),
         f"image.save({_quoted(trained.parent / 'image.png')})",
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the last pictures were drawn.
+
+    Attributes:
+        step: Optimizer steps done: a seed may depend on it.
+        sampler: diffusers' class of the sampler, empty for that of the pipeline's own folder.
+        arguments: What its ``from_config`` is given besides the folder's settings.
+    """
+
+    step: int = 0
+    sampler: str = ""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def lines(self) -> list[str]:
+        """Python that puts the sampler into ``pipe``."""
+        if not self.sampler:
+            return []
+        given = ", ".join(f"{key}={value!r}" for key, value in self.arguments.items())
+        return [f"pipe.scheduler = diffusers.{self.sampler}.from_config(pipe.scheduler.config, {given})"]
 
 
 def _quoted(value: object) -> str:
@@ -89,14 +118,16 @@ def _pipeline(place: object, more: str, dtypes: dict[str, torch.dtype]) -> str:
     return f"pipe = diffusers.SanaPipeline.from_pretrained({_quoted(place)}{more}, dtype={dtype})"
 
 
-def _loading(options: Options, precision: Precision, trained: Path) -> list[str]:
+def _loading(config: RunConfig, precision: Precision, trained: Path) -> list[str]:
     """Lines that make ``pipe``."""
+    options = config.options
     model, adapter = options.model, options.adapter
     dtypes = _dtypes(options, precision)
     if model.model_type == "full":
         return [_pipeline(trained, "", dtypes)]
     lines = _base(model, dtypes)
-    strength = adapter.validation_lycoris_strength
+    first = config.prompts[0][0] if config.prompts else ""
+    strength = config.strengths.get(first, adapter.validation_lycoris_strength)
     if adapter.lora_type == "lycoris":
         settings: Any = adapter.lycoris_config
         strength *= float(settings.get("multiplier", 1.0))
@@ -133,12 +164,12 @@ def _base(model: Any, dtypes: dict[str, torch.dtype]) -> list[str]:
     ]
 
 
-def _drawing(config: RunConfig, text: TextSettings, instruction: tuple[str, ...]) -> list[str]:
+def _drawing(config: RunConfig, text: TextSettings, instruction: tuple[str, ...], step: int) -> list[str]:
     """Lines that make ``image``, the first validation picture."""
     options = config.options.validation
     width, height = options.validation_resolution[0]
-    seed = config.options.training.seed if options.validation_seed is None else options.validation_seed
-    words = [_quoted(config.prompts[0][1] if config.prompts else "a prompt")]
+    prompt = config.prompts[0][1] if config.prompts else "a prompt"
+    words = [_quoted(prompt)]
     if options.validation_negative_prompt:
         words.append(f"negative_prompt={_quoted(options.validation_negative_prompt)}")
     settings = [
@@ -148,7 +179,7 @@ def _drawing(config: RunConfig, text: TextSettings, instruction: tuple[str, ...]
         f"guidance_scale={options.validation_guidance}",
     ]
     tokens = ["use_resolution_binning=False"]
-    if not text.instruction:
+    if not text.instruction or not prompt.strip():  # the empty prompt has no prefix
         tokens.append("complex_human_instruction=None")
     elif text.instruction != instruction:
         tokens.append(f"complex_human_instruction=[{', '.join(map(_quoted, text.instruction))}]")
@@ -158,6 +189,6 @@ def _drawing(config: RunConfig, text: TextSettings, instruction: tuple[str, ...]
         *words,
         *settings,
         *tokens,
-        f'generator=torch.Generator("cpu").manual_seed({seed})',
+        f'generator=torch.Generator("cpu").manual_seed({validation_settings(config).first_seed(step)})',
     ]
     return ["image = pipe(", *(f"    {argument}," for argument in arguments), ").images[0]"]

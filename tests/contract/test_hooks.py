@@ -13,20 +13,23 @@ from rich.console import Console
 
 from simpletuner.data.types import Size
 from simpletuner.evaluation.eval_loss import EvalResult
-from simpletuner.evaluation.validation import ValidationSettings, Validator
+from simpletuner.evaluation.pictures import ValidationSettings
+from simpletuner.evaluation.validation import Validator
 from simpletuner.models.base import EncodedText
 from simpletuner.reporting.metrics import MetricsFile
 from simpletuner.reporting.progress import Reporter
-from simpletuner.training import hooks, optimizers
+from simpletuner.training import hooks, optimizers, validating
+from simpletuner.training.interval import Interval
 from simpletuner.training.loop import Hook, StepResult, train
 from simpletuner.training.step import Trainee
 
 MOMENTS = [name for name, _ in inspect.getmembers(Hook, inspect.isfunction) if name.startswith("on_")]
-CLASSES = [
-    cls
-    for _, cls in inspect.getmembers(hooks, inspect.isclass)
-    if cls.__module__ == hooks.__name__ and any(name.startswith("on_") for name in dir(cls))
-]
+CLASSES = {
+    name: cls
+    for module in (hooks, validating)
+    for name, cls in inspect.getmembers(module, inspect.isclass)
+    if cls.__module__ == module.__name__ and any(attribute in MOMENTS for attribute in dir(cls))
+}
 
 
 class World:
@@ -88,8 +91,9 @@ def validation_pictures(world: World, interval: int | None) -> Hook:
     settings = ValidationSettings((("a", "a fox"),), "", 1.0, 1, (Size(8, 8),), 1, 0)
     nothing = EncodedText(torch.zeros(1, 1, 1), torch.ones(1, 1))
     validator = Validator(Pipeline(), settings, lambda *_: nothing, world.folder / "pictures", torch.device("cpu"))
-    return hooks.ValidationPictures(
-        interval, True, validator, world.trainee.ema, "comparison", world.folder, world.reporter
+    shown = validating.Shown(world.trainee.ema, benchmark=False)
+    return validating.ValidationPictures(
+        Interval(interval), True, validator, shown, world.folder, world.metrics, world.reporter
     )
 
 
@@ -105,7 +109,7 @@ WHOLE_RUN = {"Checkpointing": [2, 4, 5], "HeldOutLoss": [0, 2, 4, 5], "Validatio
 EVERY = {"Progress": [1, 2, 3, 4, 5]}
 
 
-@pytest.fixture(params=[cls.__name__ for cls in CLASSES])
+@pytest.fixture(params=list(CLASSES))
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -127,14 +131,14 @@ def drive(world: World, hook: Hook, start: int, last: int, finished: bool = True
 
 def test_every_hook_class_is_found_and_can_be_made() -> None:
     assert len(CLASSES) >= 4 and MOMENTS == ["on_start", "on_step_end", "on_stop"]
-    assert {cls.__name__ for cls in CLASSES} == set(MAKERS), "a new hook needs a maker here"
+    assert set(CLASSES) == set(MAKERS), "a new hook needs a maker here"
 
 
 def test_it_has_the_three_moments_of_the_protocol(name: str) -> None:
     for moment in MOMENTS:
         expected = inspect.signature(getattr(Hook, moment)).parameters
-        assert list(inspect.signature(getattr(getattr(hooks, name), moment)).parameters) == list(expected)
-    own = {attribute for attribute in dir(getattr(hooks, name)) if attribute.startswith("on_")}
+        assert list(inspect.signature(getattr(CLASSES[name], moment)).parameters) == list(expected)
+    own = {attribute for attribute in dir(CLASSES[name]) if attribute.startswith("on_")}
     assert own - {"on_startup"} == set(MOMENTS), "a moment that nobody calls"
 
 
@@ -220,8 +224,9 @@ class Clock:
 
 
 def test_what_it_works_with_may_fail_and_the_run_knows(name: str, tmp_path: Path) -> None:
-    """An error is not swallowed, and the live weights are back in the model."""
+    """An error is not swallowed, and the live weights are back in the model; a picture is worth less than the run."""
     world = World(tmp_path)
+    world.reporter = Reporter(Console(file=(said := StringIO()), width=300))
     hook = MAKERS[name](world, 1)
     hook.on_start(1)
     before = toy.flat(world.trainee.transformer)
@@ -231,8 +236,13 @@ def test_what_it_works_with_may_fail_and_the_run_knows(name: str, tmp_path: Path
 
     world.act = fail  # type: ignore[method-assign]
     world.now = 2
-    with pytest.raises(OSError, match="the disk is full"):
+    if name == "ValidationPictures":
         hook.on_step_end(result(2))
+        assert said.getvalue().count("2 validation pictures could not be drawn") == 1
+        assert "OSError: the disk is full" in said.getvalue() and not world.metrics.read("picture")
+    else:
+        with pytest.raises(OSError, match="the disk is full"):
+            hook.on_step_end(result(2))
     assert torch.equal(toy.flat(world.trainee.transformer), before)
 
 

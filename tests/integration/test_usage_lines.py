@@ -34,10 +34,16 @@ KINDS: dict[str, dict[str, Any]] = {
     "full": {"optimizer": "adamw_schedulefree", "lr_scheduler": "constant"},
     "lora": {
         **{"model_type": "lora", "peft_lora_target_modules": ["all"], "lora_rank": 4, "use_ema": True},
-        **{"lora_format": "comfyui", "validation_lycoris_strength": 0.75},
+        **{"lora_format": "comfyui", "validation_lycoris_strength": 0.75, "validation_noise_scheduler": "unipc"},
     },
-    "dora": {"model_type": "lora", "use_dora": True, "lora_rank": 4, "sana_complex_human_instruction": ["Draw:", ""]},
-    "lokr": {"model_type": "lora", "lora_type": "lycoris", "lycoris_config": LOKR},
+    "dora": {
+        **{"model_type": "lora", "use_dora": True, "lora_rank": 4, "sana_complex_human_instruction": ["Draw:", ""]},
+        **{"validation_noise_scheduler": "dpm++", "validation_randomize": True},
+    },
+    "lokr": {
+        **{"model_type": "lora", "lora_type": "lycoris", "lycoris_config": LOKR},
+        "validation_noise_scheduler": "flow_match",
+    },
 }
 
 

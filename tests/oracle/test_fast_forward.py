@@ -21,7 +21,8 @@ from safetensors.torch import load_file
 from small_sana import base
 
 from simpletuner.data.types import Size
-from simpletuner.evaluation.validation import ValidationSettings, Validator
+from simpletuner.evaluation.pictures import ValidationSettings
+from simpletuner.evaluation.validation import Validator
 from simpletuner.models import adapters, checkpointing, quantize
 from simpletuner.models.adapters import LoraSettings, LycorisSettings
 from simpletuner.models.base import LoadSource, TextSettings
@@ -358,7 +359,7 @@ def test_validation_draws_diffusers_own_pixels(pocket: Path, tmp_path: Path) -> 
         validator = Validator(
             Sana().pipeline(parts, with_text=False), settings, encode, tmp_path / name, torch.device("cpu")
         )
-        (picture,) = validator.render(1, "", lambda _: None)
+        (picture,) = validator.render(validator.expected(1), lambda *_: None).drawn
         pictures.append(picture.path.read_bytes())
         assert ours.in_use(parts.transformer) == (name == "plain")
     assert pictures[0] == pictures[1]

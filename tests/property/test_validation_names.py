@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simpletuner.data.types import Size
-from simpletuner.evaluation.validation import ValidationSettings, Validator, file_names
+from simpletuner.evaluation.naming import file_names
+from simpletuner.evaluation.pictures import ValidationSettings
+from simpletuner.evaluation.validation import Validator
 from simpletuner.models.base import EncodedText
 
 NASTY = [

@@ -85,7 +85,7 @@ def test_nothing_is_accepted_and_ignored(write: Load, options: dict[str, Any]) -
 
 
 def test_epoch_intervals_name_the_option_to_use(write: Load) -> None:
-    for old, new in (("validation", "validation_step"), ("checkpoint", "checkpoint_step"), ("eval", "eval_steps")):
+    for old, new in (("checkpoint", "checkpoint_step"), ("eval", "eval_steps")):
         (text,) = problems(lambda old=old: write({f"{old}_epoch_interval": 1}))  # type: ignore[misc]
         assert f"use {new}_interval" in text
 

@@ -25,12 +25,9 @@ PACKAGE = Path(simpletuner.__file__).parent
 
 # These become datasets, prompts and folders while the configuration is read, and are spent with that.
 SPENT_IN_READING = {
-    "config/read.py": {
-        "webhook_config",
-        "data_backend_config",
-        "validation_prompt",
-        "user_prompt_library",
-        "model_flavour",
+    "config/read.py": {"webhook_config", "data_backend_config", "model_flavour"},
+    "config/prompts.py": {
+        *("validation_prompt", "user_prompt_library", "validation_prompt_library", "validation_disable_unconditional"),
     },
     "config/dataloader.py": {
         *("cache_dir", "cache_dir_vae", "cache_dir_text", "default"),

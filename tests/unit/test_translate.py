@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import toy
 from PIL import Image
 from tables import row_name, value_at
 
@@ -26,11 +27,13 @@ from simpletuner.data.types import Size
 from simpletuner.errors import ConfigError
 from simpletuner.flow.densities import Uniform
 from simpletuner.models.base import Facts
-from simpletuner.training import translate, translate_data, translate_noise, translate_precision
+from simpletuner.training import translate, translate_data, translate_noise, translate_precision, translate_validation
 from simpletuner.training.precision import choose
 
 FACTS = Facts(alignment=32, stride=32, patch_size=1, shift=3.0, native_resolution=1024)
-TRANSLATE = tuple(Path(module.__file__) for module in (translate, translate_data, translate_precision))
+TRANSLATE = tuple(
+    Path(module.__file__) for module in (translate, translate_data, translate_precision, translate_validation)
+)
 Read = Callable[..., RunConfig]
 
 
@@ -73,7 +76,10 @@ def plain(config: RunConfig) -> SimpleNamespace:
     return SimpleNamespace(
         source=translate.load_source(options, precision),
         text=text,
-        validation=translate.validation_settings(config),
+        validation=translate_validation.settings(config),
+        pictured=translate_validation.interval(options, plan),
+        at_start=translate_validation.draws_at_start(options),
+        shown=translate_validation.shown(options, toy.trainee()),
         overrides=translate.optimizer_overrides(options),
         density=drawn,
         recipe=translate.recipe(options, drawn, total, precision),
@@ -121,6 +127,19 @@ OPTIONS: list[tuple[dict[str, Any], str, object]] = [
     ({"validation_resolution": "512x256"}, "validation.sizes", (Size(512, 256),)),
     ({"num_validation_images": 3}, "validation.images_per_prompt", 3),
     ({"validation_seed": 0}, "validation.seed", 0),
+    ({"validation_randomize": True}, "validation.randomize", True),
+    ({"validation_batch_size": 3}, "validation.batch_size", 3),
+    ({"validation_time_budget": 2.5}, "validation.time_budget", 2.5),
+    ({"validation_step_interval": 4}, "pictured.steps", 4),
+    ({"validation_epoch_interval": 2}, "pictured.epochs", 2),
+    ({"validate_after_step": 3}, "pictured.after_step", 3),
+    ({"validate_after_epoch": 3}, "pictured.after_epoch", 3),
+    ({"validation_on_startup": False}, "at_start", False),
+    ({"disable_benchmark": True}, "at_start", False),
+    ({"disable_benchmark": True}, "shown.benchmark", False),
+    ({"ema_validation": "ema_only"}, "shown.mode", "ema_only"),
+    ({"validation_lycoris_strength": 0.5}, "shown.strength", 0.5),
+    ({"model_type": "lora", "init_lora": "pictures"}, "shown.continued", True),
     ({"seed": 5}, "validation.seed", 5),
     ({"seed": 5, "validation_seed": 6}, "recipe.seed", 5),
     ({"flow_schedule_shift": 0.1}, "density.shift", 0.1),
@@ -339,6 +358,11 @@ def test_the_held_out_loss_is_never_masked(read: Read) -> None:
     config = read({}, {"conditioning_data": "m"})
     held_out = config.datasets.train[0].model_copy(update={"dataset_type": "eval"})
     assert translate_data.dataset_source(config, held_out, 32).mask is None
+
+
+def test_pictures_at_the_start_that_are_asked_for_are_drawn_without_the_benchmark_too(read: Read) -> None:
+    made = plain(read({"disable_benchmark": True, "validation_on_startup": True}, {}))
+    assert made.at_start and not made.shown.benchmark
 
 
 def test_sizes_are_checked_only_where_something_is_drawn(read: Read) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from simpletuner.models import checkpointing, load
 from simpletuner.models.base import Components, EncodedText, Facts, LoadSource, TextSettings
-from simpletuner.models.sana import attention, encoder, prompts, tiling
+from simpletuner.models.sana import attention, encoder, prompts, samplers, tiling
 from simpletuner.models.sana import transformer as blocks_in_training
 
 # The official recipe's shift for a scheduler that names none (facts: NVlabs/Sana trains at 3.0).
@@ -188,3 +188,11 @@ class Sana:
         )
         pipe.set_progress_bar_config(disable=True)
         return pipe
+
+    def sampler(self, name: str, own: Any, shift: float) -> Any:
+        """Another sampler than the model's ``own``: ``flow_match``, ``dpm++`` or ``unipc``."""
+        return samplers.sampler(name, own, shift)
+
+    def sampler_line(self, name: str, shift: float) -> tuple[str, dict[str, Any]]:
+        """The class of that sampler in diffusers, and what its ``from_config`` is given besides the own settings."""
+        return samplers.CLASSES[name], samplers.arguments(name, shift)

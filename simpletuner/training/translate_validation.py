@@ -1,0 +1,73 @@
+"""Options of validation pictures become plain values: a part of ``translate``. Pure functions; nothing is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+
+from simpletuner.config.options import Options
+from simpletuner.config.read import RunConfig
+from simpletuner.data.sampler import Plan
+from simpletuner.data.types import Size
+from simpletuner.evaluation.pictures import ValidationSettings
+from simpletuner.training.interval import Interval
+from simpletuner.training.step import Trainee
+from simpletuner.training.validating import Shown
+
+
+def settings(config: RunConfig) -> ValidationSettings:
+    """What is drawn, and how."""
+    options = config.options.validation
+    seed = options.validation_seed
+    return ValidationSettings(
+        prompts=config.prompts,
+        negative_prompt=options.validation_negative_prompt,
+        guidance=options.validation_guidance,
+        steps=options.validation_num_inference_steps,
+        sizes=tuple(Size(*size) for size in options.validation_resolution),
+        images_per_prompt=options.num_validation_images,
+        seed=config.options.training.seed if seed is None else seed,
+        randomize=options.validation_randomize,
+        strengths=config.strengths,
+        batch_size=options.validation_batch_size,
+        time_budget=options.validation_time_budget,
+    )
+
+
+def interval(options: Options, plan: Plan) -> Interval:
+    """When pictures are drawn between start and end."""
+    chosen = options.validation
+    return Interval(
+        steps=chosen.validation_step_interval,
+        epochs=Fraction(chosen.validation_epoch_interval or 0),
+        after_step=chosen.validate_after_step,
+        after_epoch=chosen.validate_after_epoch,
+        epochs_done=epochs_done(options, plan),
+    )
+
+
+def epochs_done(options: Options, plan: Plan) -> Callable[[int], Fraction]:
+    """Step → epochs whose micro-batches have all been used, and the part of the one begun."""
+    accumulation = options.training.gradient_accumulation_steps
+    return lambda step: plan.epochs_before(step * accumulation)
+
+
+def draws_at_start(options: Options) -> bool:
+    """Whether pictures are drawn before the first step: said outright, or the base model's unless that is turned off."""
+    chosen = options.validation
+    if "validation_on_startup" in chosen.model_fields_set:
+        return chosen.validation_on_startup
+    return not chosen.disable_benchmark
+
+
+def shown(options: Options, trainee: Trainee) -> Shown:
+    """Which weights pictures are drawn with."""
+    return Shown(
+        ema=trainee.ema,
+        mode=options.ema.ema_validation,
+        adapter=trainee.adapter,
+        strength=options.adapter.validation_lycoris_strength,
+        optimizer=trainee.optimizer,
+        continued=options.adapter.init_lora is not None,
+        benchmark=not options.validation.disable_benchmark,
+    )
