@@ -20,6 +20,7 @@ from simpletuner.config.section import Positive, Probability, Section
 from simpletuner.config.validation_options import EvaluationOptions, ValidationOptions
 from simpletuner.config.values import (
     parse_instruction,
+    parse_memory,
     parse_names,
     parse_object,
 )
@@ -103,6 +104,13 @@ class PrecisionOptions(Section):
     vae_enable_tiling: bool = Field(
         False,
         description="Encode and decode large pictures in overlapping tiles: less memory, slower, nearly the same.",
+    )
+    memory: Annotated[Literal["as_set", "auto"] | Annotated[float, Field(gt=0.0)], BeforeValidator(parse_memory)] = (
+        Field(
+            "as_set",
+            description="as_set: only what is set; auto: recompute, CUDA graphs, VAE tiles and VAE batch by the GPU's free "
+            "memory, where they are not set; a number: the same within so many GiB, and never more.",
+        )
     )
     vae_enable_slicing: bool = Field(False, description="Encode and decode one picture of a batch at a time.")
     transformer_forward: Literal["auto", "fast", "plain", "diffusers"] = Field(

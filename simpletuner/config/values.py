@@ -72,6 +72,25 @@ def parse_numbers(value: Any) -> Any:
         raise ValueError("it must be a list of numbers") from error
 
 
+def parse_memory(value: Any) -> Any:
+    """``as_set``, ``auto``, or GiB as a number, ``16`` or ``"16GiB"``.
+
+    Raises:
+        ValueError: None of these.
+    """
+    if isinstance(value, bool) or value is None:
+        raise ValueError("it must be as_set, auto or a number of GiB")
+    if isinstance(value, str):
+        word = value.strip().lower().replace("-", "_")
+        if word in ("as_set", "auto"):
+            return word
+        try:
+            return float(re.sub(r"\s*gi?b?$", "", word))
+        except ValueError as error:
+            raise ValueError("it must be as_set, auto or a number of GiB") from error
+    return value
+
+
 def parse_four(value: Any) -> Any:
     """As ``parse_numbers``, for exactly four of them.
 

@@ -5,9 +5,10 @@ A family never samples noise and never sees options, optimizer or trackers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 
@@ -39,6 +40,90 @@ class Facts:
     def tokens(self, latent_height: int, latent_width: int) -> int:
         """Transformer tokens of one picture with this latent grid."""
         return (latent_height // self.patch_size) * (latent_width // self.patch_size)
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """How many weights a pipeline has, and where, in plain numbers.
+
+    Attributes:
+        blocks: Repeated blocks of the transformer.
+        block_weights: Weights of one of them.
+        other_weights: Weights of the transformer outside its blocks.
+        block_matrices: Of a block's weights those in matrices, which can be quantised.
+        largest_matrix: Weights of the largest matrix of a block.
+        token_width: Channels of a token.
+        vae_weights: Weights of the VAE.
+        vae_decoder_weights: Of these, its decoder's.
+        text_weights: Weights of the text encoder.
+        text_matrices: Of these, what can be quantised.
+        text_token_numbers: Numbers that the text encoder has at hand for one token, at most.
+        text_heads: Its attention's heads, each of which has a score for every two tokens.
+    """
+
+    blocks: int
+    block_weights: int
+    other_weights: int
+    block_matrices: int
+    largest_matrix: int
+    token_width: int
+    vae_weights: int
+    vae_decoder_weights: int
+    text_weights: int
+    text_matrices: int
+    text_token_numbers: int
+    text_heads: int
+
+    @property
+    def weights(self) -> int:
+        """Weights of the transformer."""
+        return self.blocks * self.block_weights + self.other_weights
+
+
+Forward = Literal["fast", "plain", "diffusers"]
+Adapt = Callable[[Any], Any]  # puts an adapter on a transformer, and returns it
+
+
+@dataclass(frozen=True, slots=True)
+class StepShape:
+    """What decides how much a training step keeps for backward.
+
+    Attributes:
+        batch: Pictures.
+        latents: Rows and columns of latent cells.
+        text_tokens: Of each caption, padding included.
+        forward: Of the blocks.
+        compiled: Blocks are compiled.
+        weights: Dtype of the transformer's weights.
+        autocast: Dtype of products under autocast, or None.
+    """
+
+    batch: int
+    latents: tuple[int, int]
+    text_tokens: int
+    forward: Forward
+    compiled: bool
+    weights: torch.dtype
+    autocast: torch.dtype | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Activations:
+    """What a step keeps, in bytes.
+
+    Attributes:
+        block: Kept by one block for its backward.
+        outside: Kept by the rest of the transformer.
+        transient: The most that lives beside what is kept, in backward.
+        trained_block: How many weights one block trains.
+        trained_outside: How many are trained outside the blocks.
+    """
+
+    block: int
+    outside: int
+    transient: int
+    trained_block: int
+    trained_outside: int
 
 
 @dataclass(slots=True)
@@ -141,6 +226,15 @@ class Family(Protocol):
 
         ``random`` False says that nothing random is drawn in a block: random states are then not kept for the second time.
         """
+
+    def footprint(self, source: LoadSource) -> Footprint:
+        """How many weights there are, read off the configuration files."""
+
+    def activations(self, source: LoadSource, shape: StepShape, adapt: Adapt | None = None) -> Activations:
+        """What a training step keeps, without weights; ``adapt`` puts the adapter on a transformer, if there is one."""
+
+    def vae_activations(self, source: LoadSource, width: int, height: int, decode: bool) -> int:
+        """Bytes that encoding or decoding one picture of this size in pixels takes beside the VAE's weights."""
 
     def pipeline(self, parts: Components, with_text: bool) -> Any:
         """The reference pipeline over these very parts (no copies)."""

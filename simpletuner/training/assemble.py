@@ -104,7 +104,7 @@ def make_trainee(session: Session, parts: Components, adapter: Adapter | None) -
         sums=Float32Sums(parameters) if sums_in_float32(session) else None,
     )
     quantised = options.precision.base_model_precision != "no_change"
-    if fast_path.can_replay(ways, trainee, options.training.gradient_accumulation_steps, quantised):
+    if session.graphs and fast_path.can_replay(ways, trainee, options.training.gradient_accumulation_steps, quantised):
         guarded: Any = optimizer
         trainee.graphs = StepGraphs(guarded.after_capture, guarded.zero_grad, session.reporter.say)
     return trainee

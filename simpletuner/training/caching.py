@@ -22,6 +22,7 @@ from simpletuner.models import quantize
 from simpletuner.models.base import Components
 from simpletuner.reporting.progress import Reporter
 from simpletuner.training import keeping, prepare, quantising, recalling, translate_data, translate_precision
+from simpletuner.training.fitting import fit
 from simpletuner.training.session import Session, check_sizes, find_pictures, open_session
 from simpletuner.wording import counted
 
@@ -47,6 +48,9 @@ def fill_caches(session: Session, parts: Components, found: list[prepare.Found])
             session.reporter,
             session.caches,
         )
+    if session.device.type == "cuda" and all(item.source.caching == "ahead" for item in found):
+        parts.vae.to("cpu")  # the text encoder needs the room more
+        torch.cuda.empty_cache()
     with session.stages.stage("init_cache_text_embeds_status_update", "Text embeds"):
         return refs, _fill_texts(session, parts, found)
 
@@ -141,6 +145,7 @@ def build(config: RunConfig, reporter: Reporter) -> None:
     """Rooms 1 to 4 and no further: everything is cached, nothing trained. Raises TunerError as training would."""
     session = open_session(config, reporter, "encode")
     training, held_out = find_pictures(session)
+    fit(session, [*training, *held_out])
     parts = session.family.load(session.source)
     parts.vae.to(session.device)
     try:

@@ -28,6 +28,7 @@ from simpletuner.models.families import FAMILIES
 from simpletuner.reporting.dataset_page import page
 from simpletuner.reporting.progress import Reporter
 from simpletuner.training import prepare, translate, translate_data, translate_precision
+from simpletuner.training.checking_memory import memory_lines
 from simpletuner.training.device import here
 from simpletuner.training.precision import choose
 from simpletuner.training.redraw import Samples
@@ -93,6 +94,8 @@ def check(config: RunConfig, reporter: Reporter, page_at: Path | None = None, re
             )
     _plan(config, training, checked)
     _disk(config, found, facts, checked)
+    if facts is not None:
+        checked.lines += memory_lines(config, family, facts, [item for item, _ in found])
     for line in describe(checked):
         reporter.say(line)
     file = page_at or Path(config.options.checkpoints.output_dir).expanduser() / PAGE

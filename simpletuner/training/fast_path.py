@@ -21,6 +21,7 @@ from simpletuner.wording import install
 
 Forward = Literal["auto", "fast", "plain", "diffusers"]
 TEXT_MULTIPLE = 64  # tokens: five lengths of text up to 300, so as many graphs for a picture size
+GUARDED = ("optimi-adamw", "adamw_bf16", "torch-adamw")  # optimizers whose step a GPU guards itself
 OLDEST = (8, 0)  # compute capability: the first with bf16
 
 

@@ -41,6 +41,7 @@ from simpletuner.training.assemble import make_adapter, make_ema, make_trainee, 
 from simpletuner.training.caching import Texts, fill_caches, on_demand
 from simpletuner.training.control import FOLDER, Control, StoppedOnRequest, forget
 from simpletuner.training.finish import finish
+from simpletuner.training.fitting import fit
 from simpletuner.training.hooks import Checkpointing, HeldOutLoss, Progress
 from simpletuner.training.interrupt import stop_on_interrupt
 from simpletuner.training.loop import Hook
@@ -85,6 +86,8 @@ def _train(session: Session) -> None:
     translate.check_optimizer(config, session.precision, session.device)
     with stage("init_data_backend", "Looking at the pictures"):
         training, held_out = find_pictures(session)
+    fit(session, [*training, *held_out])
+    config, options = session.config, session.config.options  # with what ``memory`` chose
     resume_from, notes = checkpoint.find(session.output_dir, options.checkpoints.resume_from_checkpoint)
     for note in notes:
         session.reporter.say(note)
@@ -96,7 +99,7 @@ def _train(session: Session) -> None:
     check_sizes(session, training)  # again: pictures that could not be decoded are out now
     with stage("validation_prompt_encoding", "Encoding the validation prompts"):
         validator = make_validator(session, parts)
-    make_room(session, parts, training, texts, validator)
+    make_room(session, parts, [*training, *held_out], texts)
 
     latents_of = on_demand(session, parts)
     samples = Samples(training, refs, latents_of.forget)
@@ -146,17 +149,15 @@ def load_model(session: Session) -> tuple[Components, str]:
     return parts, model
 
 
-def make_room(
-    session: Session, parts: Components, training: list[prepare.Found], texts: Texts, validator: Validator | None
-) -> None:
-    """What only caching needed leaves the device, and the transformer comes."""
+def make_room(session: Session, parts: Components, found: list[prepare.Found], texts: Texts) -> None:
+    """What only caching needed leaves the device, and the transformer comes; the decoder is fetched while pictures are drawn."""
     if isinstance(texts, TextsOnDemand):
         pass  # captions are still to be encoded
     elif session.config.options.precision.text_encoder_1_precision != "no_change":
         parts.text_encoder = None  # the export has the published weights, not the quantised ones
     else:
         parts.text_encoder.to("cpu")
-    if validator is None and all(item.source.caching == "ahead" for item in training):
+    if all(item.source.caching == "ahead" for item in found):
         parts.vae.to("cpu")
     if session.device.type == "cuda":
         torch.cuda.empty_cache()  # what caching had reserved is free for training, and for other programs on the card

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -19,16 +19,16 @@ from simpletuner.models.families import FAMILIES
 from simpletuner.reporting.metrics import MetricsFile
 from simpletuner.reporting.progress import Reporter
 from simpletuner.reporting.stages import RunFile, Stages
-from simpletuner.training import device, optimizers, prepare, translate, translate_data, translate_precision
+from simpletuner.training import device, prepare, translate, translate_data, translate_memory, translate_precision
 from simpletuner.training.check import short
-from simpletuner.training.precision import Precision, choose, choose_for_adapter
+from simpletuner.training.precision import Precision
 
 Purpose = Literal["train", "encode", "look"]
 
 
 @dataclass(slots=True)
 class Session:
-    """Everything one run holds, joined step by step in ``train``."""
+    """Everything one run holds, joined step by step in ``train``; ``graphs`` False keeps steps from being CUDA graphs."""
 
     config: RunConfig
     reporter: Reporter
@@ -42,6 +42,7 @@ class Session:
     device: torch.device
     text: TextSettings
     caches: RemoteCaches
+    graphs: bool = True
 
 
 def open_session(config: RunConfig, reporter: Reporter, purpose: Purpose = "train") -> Session:
@@ -59,12 +60,7 @@ def open_session(config: RunConfig, reporter: Reporter, purpose: Purpose = "trai
     imports.libraries()
     load.only_download_bars()
     output_dir = Path(options.checkpoints.output_dir).expanduser()
-    safe = optimizers.low_precision_safe(options.training.optimizer, options.training.optimizer_arguments())
-    if options.model.model_type == "lora":
-        precision = choose_for_adapter(options.precision.mixed_precision)
-        precision = replace(precision, base=translate_precision.default_dtype(options) or precision.base)
-    else:
-        precision = choose(options.precision.mixed_precision, safe)
+    precision = translate_memory.precision_of(options)
     where = device.choose(disable_tf32=options.precision.disable_tf32)
     source = translate.load_source(options, precision)
     family = FAMILIES[options.model.model_family]

@@ -52,6 +52,7 @@ def test_every_file_is_accounted_for_and_the_page_shows_it(
     assert "cut.png cannot be used" in said and "1 picture has an empty caption: picture_1.png" in said
     assert "enlarged 4.00 times: <b>small.png" in said and "too long" in said
     assert "5 steps per epoch" in said and "Training would start." in said
+    assert re.search(r"training takes about \d+\.\d GiB of GPU memory \(pictures .*, captions .*, steps ", said)
     assert not list((tmp_path / "out").glob("checkpoint*"))
     page = (tmp_path / "out" / "dataset.html").read_text(encoding="utf-8")
     assert page.count("<figure>") == 5 and page.count("data:image/jpeg;base64,") == 5

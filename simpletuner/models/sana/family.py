@@ -9,18 +9,36 @@ from typing import Any
 import torch
 
 from simpletuner.models import checkpointing, load
-from simpletuner.models.base import Components, EncodedText, Facts, LoadSource, TextSettings
-from simpletuner.models.sana import attention, encoder, prompts, samplers, tiling
+from simpletuner.models.base import (
+    Activations,
+    Adapt,
+    Components,
+    EncodedText,
+    Facts,
+    Footprint,
+    LoadSource,
+    StepShape,
+    TextSettings,
+)
+from simpletuner.models.sana import attention, encoder, footprint, prompts, samplers, tiling
 from simpletuner.models.sana import transformer as blocks_in_training
 
 # The official recipe's shift for a scheduler that names none (facts: NVlabs/Sana trains at 3.0).
 OFFICIAL_SHIFT = 3.0
 
 
-def _whole_precision(decode: Callable[..., Any], latents: torch.Tensor, *arguments: Any, **named: Any) -> Any:
-    """Decode without autocast: a pipeline that draws under it would decode in half precision, and float16 overflows."""
-    with torch.autocast(latents.device.type, enabled=False):
-        return decode(latents, *arguments, **named)
+def _decode(vae: Any, decode: Callable[..., Any], latents: torch.Tensor, *arguments: Any, **named: Any) -> Any:
+    """Decode without autocast, where the latents are: the decoder comes there for that long, if it is elsewhere.
+
+    A pipeline that draws under autocast would decode in half precision, and float16 overflows.
+    """
+    home = next(vae.decoder.parameters()).device
+    try:
+        vae.decoder.to(latents.device)
+        with torch.autocast(latents.device.type, enabled=False):
+            return decode(latents, *arguments, **named)
+    finally:
+        vae.decoder.to(home)
 
 
 class Sana:
@@ -109,7 +127,7 @@ class Sana:
 
         vae = encoder.quicken(load.part(AutoencoderDC, source, "vae", torch.float32).eval().requires_grad_(False))
         tiling.enable(vae, source.vae_tiling, source.vae_slicing)
-        vars(vae)["decode"] = partial(_whole_precision, vae.decode)
+        vars(vae)["decode"] = partial(_decode, vae, vae.decode)
         return vae
 
     def text_encoder(self, source: LoadSource) -> Any:
@@ -174,6 +192,18 @@ class Sana:
         """Recompute every ``interval``-th transformer block in backward; returns how many."""
         random = random or bool(transformer.config.dropout)
         return checkpointing.enable(transformer, transformer.transformer_blocks, interval, random)
+
+    def footprint(self, source: LoadSource) -> Footprint:
+        """How many weights there are, read off the configuration files."""
+        return footprint.footprint(source)
+
+    def activations(self, source: LoadSource, shape: StepShape, adapt: Adapt | None = None) -> Activations:
+        """What a training step keeps, by running its blocks on tensors without numbers."""
+        return footprint.activations(source, shape, adapt)
+
+    def vae_activations(self, source: LoadSource, width: int, height: int, decode: bool) -> int:
+        """Bytes that encoding or decoding one picture of this size takes beside the VAE's weights."""
+        return footprint.vae_activations(source, width, height, decode)
 
     def pipeline(self, parts: Components, with_text: bool) -> Any:
         """Diffusers' SanaPipeline over these very parts, quiet; without its text parts if embeds are at hand."""

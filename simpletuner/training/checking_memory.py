@@ -1,0 +1,73 @@
+"""What `simpletuner check` says of memory and time: from configuration files alone, in a second."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from simpletuner.config.read import RunConfig
+from simpletuner.errors import ModelError
+from simpletuner.models.base import Facts, Family
+from simpletuner.training import (
+    fast_path,
+    memory_estimate,
+    memory_remedies,
+    prepare,
+    step_times,
+    translate,
+    translate_memory,
+)
+from simpletuner.training.device import here
+from simpletuner.training.memory_estimate import GIB
+from simpletuner.training.translate_memory import Subject
+
+
+def memory_lines(config: RunConfig, family: Family, facts: Facts, found: Sequence[prepare.Found]) -> list[str]:
+    """Memory by phase, what fits the card if there is one, and about how long a step takes.
+
+    Args:
+        config: The configuration.
+        family: Knows the model.
+        facts: Of the model.
+        found: All datasets.
+    """
+    options, device = config.options, here()
+    precision = translate_memory.precision_of(options)
+    source = translate.load_source(options, precision)
+    text = translate.text_settings(options, family.default_instruction())
+    obstacle = fast_path.obstacle(device, precision) if device.type == "cuda" else None
+    subject = Subject(config, family, facts, source, precision, text, device, found, obstacle)
+    try:
+        plan = translate_memory.plan_of(subject)
+    except ModelError as error:
+        return [f"Memory is not estimated: {error}"]
+    estimated = memory_estimate.estimate(plan)
+    shape = translate_memory.step_shape(subject)
+    step = step_times.Step(
+        shape.forward, plan.graph, shape.batch, facts.tokens(*shape.latents),
+        plan.footprint.weights, plan.footprint.blocks, plan.interval,
+    )  # fmt: skip
+    card = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
+    where = "" if card else "On an NVIDIA card, "
+    lines = [f"{where}{'training' if where else 'Training'} takes {memory_estimate.describe(estimated)}"]
+    if estimated.graphs:
+        lines.append(f"CUDA graphs take up to {estimated.graphs / GIB:.1f} GiB more where they are free")
+    if card:
+        lines.append(_against(subject, estimated, torch.cuda.mem_get_info(device)[0] + memory_estimate.CONTEXT))
+    full = options.model.model_type == "full" and precision.weights == torch.bfloat16
+    lines.append(
+        step_times.describe(step, card.name if card else None)
+        if full
+        else "How long a step takes is not known: full rank in bf16 was measured"
+    )
+    return lines
+
+
+def _against(subject: Subject, estimated: memory_estimate.Estimate, free: float) -> str:
+    """The estimate beside what is free on the card."""
+    if subject.options.precision.memory != "as_set":
+        return f"{free / GIB:.1f} GiB are free; memory {memory_remedies.as_written(subject.options.precision.memory)} fits the run to them"
+    if estimated.peak > free:
+        return memory_remedies.warning(subject, estimated, free)
+    return f"It fits: {free / GIB:.1f} GiB are free"

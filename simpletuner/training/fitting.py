@@ -1,0 +1,173 @@
+"""Part of the composition root: how much memory a run will take is said before anything is loaded, and fitted if asked.
+
+In: a session and the pictures found. Out: the same session, with ``memory``'s choices in it, and a line or two. A budget in
+GiB is also a bound for this process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from simpletuner.errors import ConfigError, ModelError, Problem
+from simpletuner.training import fast_path, memory_choice, memory_estimate, memory_remedies, prepare, translate_memory
+from simpletuner.training.memory_choice import Choice
+from simpletuner.training.memory_estimate import CONTEXT, GIB, Estimate
+from simpletuner.training.memory_remedies import as_written
+from simpletuner.training.session import Session
+from simpletuner.training.translate_memory import Subject
+
+NOMINAL = 1.1  # a card of "24 GB" reports a little less
+
+
+def subject_of(session: Session, found: Sequence[prepare.Found]) -> Subject:
+    """What is estimated."""
+    return Subject(
+        config=session.config,
+        family=session.family,
+        facts=session.facts,
+        source=session.source,
+        precision=session.precision,
+        text=session.text,
+        device=session.device,
+        found=found,
+        obstacle=fast_path.obstacle(session.device, session.precision) if session.device.type == "cuda" else None,
+    )
+
+
+def fit(session: Session, found: Sequence[prepare.Found]) -> None:
+    """Say what the run will take; by ``memory`` choose how, and bound it.
+
+    Raises:
+        ConfigError: It fits in no way, or the budget is more than the card has.
+    """
+    wanted, say = session.config.options.precision.memory, session.reporter.say
+    on_gpu = session.device.type == "cuda"
+    if not on_gpu:
+        if wanted != "as_set":
+            say(f"memory {as_written(wanted)}: it acts on NVIDIA GPUs alone, and there is none here")
+        return
+    free, total = torch.cuda.mem_get_info(session.device)
+    available = min(free + torch.cuda.memory_reserved(session.device) + CONTEXT, float(total))
+    budget = _budget(session, available, total)
+    try:
+        subject = subject_of(session, found)
+        if wanted != "as_set":
+            choose(session, subject, budget)
+            subject = subject_of(session, found)
+        estimated = translate_memory.estimate(subject)
+    except ModelError as error:
+        say(f"Memory is not estimated: {error}")
+        return
+    say(f"Memory: {memory_estimate.describe(estimated)}")
+    if estimated.peak > budget:
+        say(memory_remedies.warning(subject, estimated, budget))
+
+
+def _budget(session: Session, available: float, total: int) -> float:
+    """Bytes that the run may take; a number becomes a bound for torch.
+
+    Raises:
+        ConfigError: More is asked for than the card has.
+    """
+    wanted = session.config.options.precision.memory
+    if isinstance(wanted, str):
+        return available
+    if wanted * GIB > NOMINAL * total:
+        reason = f"this card has {total / GIB:.1f} GiB"
+        raise ConfigError([Problem(session.config.place("memory"), "memory", wanted, reason, "use auto")])
+    bound = min(wanted * GIB, float(total))
+    torch.cuda.set_per_process_memory_fraction(max(0.0, bound - CONTEXT) / total, session.device)
+    return min(bound, available)
+
+
+def choose(session: Session, subject: Subject, budget: float) -> None:
+    """Put the quickest choice that fits into the session.
+
+    Raises:
+        ConfigError: None does.
+    """
+    options, where = session.config.options, session.config.where
+    precision = options.precision
+    keys = {"gradient_checkpointing", "gradient_checkpointing_interval"} & where.keys()
+    intervals = [translate_memory.interval(options)] if keys else list(memory_choice.INTERVALS)
+    tilings = [precision.vae_enable_tiling]
+    if "vae_enable_tiling" not in where and not precision.vae_enable_tiling:
+        tilings.append(True)
+    batch = options.data.vae_batch_size
+    batches = [batch] if "vae_batch_size" in where else memory_choice.batches(batch)
+    kept = sorted(keys | ({"vae_enable_tiling", "vae_batch_size"} & where.keys()))
+    first = Choice(intervals[0], True, tilings[0], batch)
+    shape = translate_memory.step_shape(subject)
+    tokens = shape.batch * subject.facts.tokens(*shape.latents)
+    estimate = estimator(subject)
+    steps = memory_choice.step_ways(intervals, translate_memory.replays(subject), tokens)
+    choice = memory_choice.choose(estimate, first, steps, memory_choice.vae_ways(tilings, batches), budget)
+    if choice is None:
+        smallest = Choice(intervals[-1], False, tilings[-1], batches[-1])
+        raise ConfigError([_nothing_fits(subject, smallest, estimate(smallest), budget)])
+    _put(session, subject, choice)
+    session.reporter.say(memory_choice.told(choice, estimate(choice), budget, kept))
+
+
+def estimator(subject: Subject) -> Callable[[Choice], Estimate]:
+    """An estimate of a choice; what does not depend on it is metered once."""
+
+    @lru_cache
+    def plan(tiling: bool) -> Any:
+        return translate_memory.plan_of(replace(subject, source=replace(subject.source, vae_tiling=tiling)))
+
+    def estimate(choice: Choice) -> Estimate:
+        base = plan(choice.tiling)
+        caching = replace(base.caching, vae_batch=min(base.caching.vae_batch, choice.vae_batch))
+        changed = replace(base, interval=choice.interval, graph=base.graph and choice.graph, caching=caching)
+        return memory_estimate.estimate(changed)
+
+    return estimate
+
+
+def _put(session: Session, subject: Subject, choice: Choice) -> None:
+    """The choice, into the session's options, its source and its datasets."""
+    options = session.config.options
+    precision = options.precision.model_copy(
+        update={
+            "gradient_checkpointing": choice.interval > 0,
+            "gradient_checkpointing_interval": choice.interval or 1,
+            "vae_enable_tiling": choice.tiling,
+        }
+    )
+    data = options.data.model_copy(update={"vae_batch_size": choice.vae_batch})
+    changed = options.model_copy(update={"precision": precision, "data": data})
+    session.config = replace(session.config, options=changed)
+    session.source = replace(session.source, vae_tiling=choice.tiling)
+    session.graphs = choice.graph
+    for item in subject.found:
+        if item.source.encode_batch > choice.vae_batch:
+            item.source = replace(item.source, encode_batch=choice.vae_batch)
+
+
+def _nothing_fits(subject: Subject, smallest: Choice, estimated: Estimate, budget: float) -> Problem:
+    """The problem of a budget that no choice meets."""
+    options = subject.options
+    precision = options.precision.model_copy(
+        update={
+            "gradient_checkpointing": smallest.interval > 0,
+            "gradient_checkpointing_interval": smallest.interval or 1,
+        }
+    )
+    data = options.data.model_copy(update={"vae_batch_size": smallest.vae_batch})
+    small = options.model_copy(update={"precision": precision, "data": data})
+    for item in subject.found:
+        item.source = replace(item.source, encode_batch=min(item.source.encode_batch, smallest.vae_batch))
+    source = replace(subject.source, vae_tiling=smallest.tiling)
+    subject = replace(subject, config=replace(subject.config, options=small), source=source)
+    words, enough = memory_remedies.what_helps(subject, budget)
+    remedy = (
+        " or ".join(words) if enough else f"{words[0]} and a smaller resolution" if words else "a smaller resolution"
+    )
+    reason = f"{estimated.where} take{'' if estimated.where.endswith('s') else 's'} about {estimated.peak / GIB:.1f} GiB at least, and there are {budget / GIB:.1f}"
+    return Problem(subject.config.place("memory"), "memory", options.precision.memory, reason, f"use {remedy}")

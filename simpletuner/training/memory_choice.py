@@ -1,0 +1,105 @@
+"""Fit a run to the memory there is: which blocks are recomputed, graphs or none, how the VAE works. Pure functions.
+
+In: an estimate as a function of a ``Choice``, and a budget. Out: the quickest choice that fits, or None. None of these
+changes what a result means: recomputed activations are the same numbers, a graph launches the same kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from simpletuner.training.memory_estimate import GIB, Estimate
+
+INTERVALS = (0, 3, 2, 1)  # from no block recomputed to all of them
+VAE_PHASES = ("pictures", "validation")
+LAUNCH_BOUND = 4096  # tokens of a batch below which a graph is worth more than what recomputation costs
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What memory decides.
+
+    Attributes:
+        interval: Every n-th block is recomputed; 0 for none.
+        graph: Steps may be CUDA graphs.
+        tiling: The VAE works in tiles.
+        vae_batch: Pictures in a call of the VAE's encoder.
+    """
+
+    interval: int
+    graph: bool
+    tiling: bool
+    vae_batch: int
+
+
+def step_ways(intervals: Sequence[int], graphs: bool, tokens: int) -> list[tuple[int, bool]]:
+    """(interval, graph) from the quickest to the smallest.
+
+    Args:
+        intervals: Those to choose from, the quickest first.
+        graphs: Whether this run can have graphs at all.
+        tokens: Of a whole batch: a small one waits for launches, so that there a graph is given up last.
+    """
+    if not graphs:
+        return [(interval, False) for interval in intervals]
+    if tokens < LAUNCH_BOUND:
+        return [(interval, graph) for graph in (True, False) for interval in intervals]
+    return [(interval, graph) for interval in intervals for graph in (True, False)]
+
+
+def vae_ways(tilings: Sequence[bool], batches: Sequence[int]) -> list[tuple[bool, int]]:
+    """(tiling, batch) from the quickest to the smallest: tiles cost twice the work, so batches shrink first."""
+    return [(tiling, batch) for tiling in tilings for batch in batches]
+
+
+def choose(
+    estimate: Callable[[Choice], Estimate],
+    first: Choice,
+    steps: Sequence[tuple[int, bool]],
+    vae: Sequence[tuple[bool, int]],
+    budget: float,
+) -> Choice | None:
+    """The first way of each kind that fits, together.
+
+    Args:
+        estimate: Of a choice.
+        first: To start from.
+        steps: Ways of making steps, in order.
+        vae: Ways of the VAE, in order.
+        budget: Bytes, the driver's context included.
+
+    Returns:
+        The choice, or None where something does not fit in any way.
+    """
+    chosen = first
+    for tiling, batch in vae:
+        chosen = replace(first, tiling=tiling, vae_batch=batch)
+        phases = estimate(chosen).phases
+        if all(phases.get(name, 0.0) <= budget for name in VAE_PHASES):
+            break
+    for interval, graph in steps:
+        candidate = replace(chosen, interval=interval, graph=graph)
+        found = estimate(candidate)
+        if found.peak <= budget and found.phases["steps"] + found.graphs <= budget:
+            return candidate
+    return None
+
+
+def batches(most: int) -> list[int]:
+    """Halves of a batch, down to one picture."""
+    sizes = [most]
+    while sizes[-1] > 1:
+        sizes.append(sizes[-1] // 2)
+    return sizes
+
+
+def told(choice: Choice, found: Estimate, budget: float, kept: Sequence[str]) -> str:
+    """The choice in one line, and why."""
+    recompute = {0: "no block is recomputed", 1: "every block is recomputed", 2: "every 2nd block is recomputed"}
+    parts = [recompute.get(choice.interval, f"every {choice.interval}rd block is recomputed")]
+    parts.append("CUDA graphs where they can be" if choice.graph else "no CUDA graphs")
+    parts.append(f"the VAE takes {choice.vae_batch} at a time{', in tiles' if choice.tiling else ''}")
+    set_ones = f"; kept as set: {', '.join(kept)}" if kept else ""
+    need = (found.peak if not found.graphs else max(found.peak, found.phases["steps"] + found.graphs)) / GIB
+    return f"memory: {', '.join(parts)}: about {need:.1f} of {budget / GIB:.1f} GiB{set_ones}"

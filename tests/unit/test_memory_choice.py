@@ -1,0 +1,150 @@
+"""What ``memory`` chooses: the quickest that fits, what was set stays, and where nothing fits a person is told what would."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from simpletuner.config.read import load
+from simpletuner.errors import ConfigError
+from simpletuner.reporting.progress import Reporter
+from simpletuner.training import fitting, memory_choice, memory_remedies, step_times, translate_memory
+from simpletuner.training.memory_choice import Choice
+from simpletuner.training.memory_estimate import GIB, Estimate
+from simpletuner.training.session import Session, find_pictures, open_session
+from simpletuner.training.step_times import Step
+
+
+def costs(choice: Choice) -> Estimate:
+    steps = {0: 40.0, 3: 30.0, 2: 25.0, 1: 12.0}[choice.interval]
+    pictures = choice.vae_batch * (2.0 if choice.tiling else 8.0)
+    phases = {"pictures": pictures, "steps": steps, "validation": 10.0 - 2 * choice.tiling}
+    return Estimate(phases, graphs=steps / 2 if choice.graph else 0.0)
+
+
+WAYS = memory_choice.step_ways(memory_choice.INTERVALS, True, 8192)
+
+
+@pytest.mark.parametrize(
+    ("budget", "expected"),
+    [
+        (60.0, Choice(0, True, False, 4)),
+        (59.0, Choice(0, False, False, 4)),
+        (39.0, Choice(3, False, False, 4)),
+        (29.0, Choice(2, False, False, 2)),
+        (18.0, Choice(1, True, False, 2)),
+        (12.0, Choice(1, False, False, 1)),
+        (9.0, None),
+    ],
+)
+def test_the_quickest_that_fits(budget: float, expected: Choice | None) -> None:
+    vae = memory_choice.vae_ways([False, True], memory_choice.batches(4))
+    found = memory_choice.choose(costs, Choice(0, True, False, 4), WAYS, vae, budget)
+    assert found == expected
+
+
+def test_a_small_batch_gives_up_graphs_last() -> None:
+    assert memory_choice.step_ways((0, 1), True, 1024) == [(0, True), (1, True), (0, False), (1, False)]
+    assert memory_choice.step_ways((0, 1), True, 8192) == [(0, True), (0, False), (1, True), (1, False)]
+    assert memory_choice.step_ways((0, 1), False, 1024) == [(0, False), (1, False)]
+    assert memory_choice.batches(6) == [6, 3, 1]
+
+
+def test_told_in_one_line() -> None:
+    choice = Choice(3, False, True, 2)
+    line = memory_choice.told(choice, Estimate({"steps": 7 * GIB}), 8 * GIB, ["vae_batch_size"])
+    assert line == (
+        "memory: every 3rd block is recomputed, no CUDA graphs, the VAE takes 2 at a time, in tiles: about 7.0 of 8.0 GiB; "
+        "kept as set: vae_batch_size"
+    )
+
+
+@pytest.fixture
+def session(pocket_run: Callable[..., Path]) -> Callable[..., Session]:
+    def make(**options: Any) -> Session:
+        file = pocket_run(memory="auto", **options)
+        return open_session(load(str(file), environ={}), Reporter(Console(record=True, width=300)), "look")
+
+    return make
+
+
+def chosen(session: Session, gib: float) -> tuple[int, bool, int, str]:
+    """What a budget makes of a session."""
+    found = [*find_pictures(session)[0]]
+    fitting.choose(session, fitting.subject_of(session, found), gib * GIB)
+    precision, data = session.config.options.precision, session.config.options.data
+    assert all(item.source.encode_batch <= data.vae_batch_size for item in found)
+    assert session.source.vae_tiling is precision.vae_enable_tiling
+    return (
+        translate_memory.interval(session.config.options),
+        precision.vae_enable_tiling,
+        data.vae_batch_size,
+        session.reporter.console.export_text(),
+    )
+
+
+def test_a_real_configuration_is_fitted_and_what_was_set_stays(session: Callable[..., Session]) -> None:
+    interval, tiling, batch, said = chosen(session(), 40)  # gradient_checkpointing is set by pocket_run
+    assert (interval, tiling, batch) == (0, False, 4) and "kept as set: gradient_checkpointing" in said
+    free = session(gradient_checkpointing=True, gradient_checkpointing_interval=2, vae_batch_size=3)
+    assert chosen(free, 40)[:3] == (2, False, 3)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of machines without a GPU")
+def test_without_a_gpu_it_says_so_and_chooses_nothing(session: Callable[..., Session]) -> None:
+    made = session()
+    before = made.config
+    fitting.fit(made, find_pictures(made)[0])
+    said = made.reporter.console.export_text()
+    assert made.config is before and "memory auto: it acts on NVIDIA GPUs alone, and there is none here" in said
+
+
+def test_where_nothing_fits_it_says_what_would(session: Callable[..., Session]) -> None:
+    with pytest.raises(ConfigError, match=r"memory = 'auto'.*at least") as refused:
+        chosen(session(), 0.4)
+    assert "→ use " in str(refused.value)
+
+
+def test_the_warning_names_what_helps_by_itself(session: Callable[..., Session]) -> None:
+    made = session(train_batch_size=4, use_ema=True, gradient_checkpointing=False)
+    subject = fitting.subject_of(made, find_pictures(made)[0])
+    estimated = translate_memory.estimate(subject)
+    words, enough = memory_remedies.what_helps(subject, estimated.peak)
+    assert enough and {"train_batch_size 1", "optimizer ao-adamw8bit"} <= set(words)
+    line = memory_remedies.warning(subject, estimated, 1.0)
+    assert line.startswith("WARNING: ") and "by itself it is not enough" in line and "GiB are free" in line
+    for remedy in memory_remedies.remedies(subject.options):
+        changed = memory_remedies.with_changes(subject, remedy)
+        assert changed.options != subject.options
+
+
+@pytest.mark.parametrize(("given", "expected"), [("auto", "auto"), ("as-set", "as_set"), ("16GiB", 16.0), (7.5, 7.5)])
+def test_values_of_memory(pocket_run: Callable[..., Path], given: Any, expected: Any) -> None:
+    assert load(str(pocket_run(memory=given)), environ={}).options.precision.memory == expected
+
+
+@pytest.mark.parametrize("given", ["lots", 0, -3, True])
+def test_what_memory_is_not(pocket_run: Callable[..., Path], given: Any) -> None:
+    with pytest.raises(ConfigError, match="memory"):
+        load(str(pocket_run(memory=given)), environ={})
+
+
+FAST = Step("fast", True, 8, 1024, 1604462752, 20, 0)
+
+
+def test_step_times_are_those_measured() -> None:
+    assert step_times.milliseconds(FAST) == pytest.approx(164.4, rel=0.01)
+    assert step_times.milliseconds(replace(FAST, batch=1)) == pytest.approx(36.8, rel=0.01)
+    assert step_times.milliseconds(replace(FAST, batch=1, forward="diffusers")) == 297
+    again = step_times.milliseconds(replace(FAST, interval=1))
+    assert again is not None and again > 200
+    assert step_times.milliseconds(replace(FAST, forward="plain")) is None
+    assert "48.7 pictures a second" in step_times.describe(FAST, "NVIDIA H100 80GB HBM3")
+    assert "for NVIDIA RTX 4090 it is not known" in step_times.describe(FAST, "NVIDIA RTX 4090")
+    assert "without a GPU it is not known" in step_times.describe(FAST, None)
