@@ -25,6 +25,8 @@ from simpletuner.models.sana.kernels import (
     depthwise_triton,
     linear_attention,
     linear_attention_triton,
+    residual,
+    residual_triton,
 )
 
 builder = interpreter.interpreter_builder
@@ -155,6 +157,57 @@ def cross_case(dtype, tokens, heads, width, lengths, keys):
     return {"errors": errors, "same": same and same_too, "doubled": doubled + doubled_too}
 
 
+def in_a_table(dtype, batch, rows, channels):
+    """Rows of a table of six a picture, as the block has them."""
+    return random_tensor(dtype, batch, 6, channels)[:, 1 : 1 + rows]
+
+
+def gated_case(dtypes, batch, tokens, channels):
+    """`dtypes` of tokens and table; with two readers and all sums, with one and those of the gate, and with none."""
+    dtype, of_table = dtypes
+    x, y, grad = (random_tensor(dtype, batch, tokens, channels) for _ in range(3))
+    other = random_tensor(dtype, batch, channels, tokens).transpose(1, 2)  # not contiguous
+    gate, bias = in_a_table(of_table, batch, 1, channels), random_tensor(of_table, channels)
+    exact = [t.double() for t in (x, y, gate, bias, grad, other)]
+    (out,), same, doubled = twice(residual_triton.gated, x, y, gate)
+    errors = [error(out, residual.plain_gated(*exact[:3]))]
+    for given, true in (
+        ((grad, other, y, gate, bias), (*exact[4:], *exact[1:4])),
+        ((grad, None, y, gate, None), (exact[4], None, *exact[1:3], None)),
+        ((grad, None, None, gate, None), (exact[4], None, None, exact[2], None)),
+    ):
+        found, same_too, doubled_too = twice(residual_triton.gated_backward, *given)
+        wanted = residual.plain_gated_backward(*true)
+        assert [t.shape for t in found] == [t.shape for t in wanted]
+        errors += [error(a, b) for a, b in zip(found, wanted, strict=True) if b.numel()]
+        same, doubled = same and same_too, doubled + doubled_too
+    return {"errors": errors, "same": same, "doubled": doubled}
+
+
+def norm_case(dtypes, batch, tokens, channels):
+    """The same with and without a second summand. The gradients are of the stored s and of exact statistics."""
+    dtype, of_table = dtypes
+    x, y, ds, dn = (random_tensor(dtype, batch, tokens, channels) for _ in range(4))
+    modulation, bias = in_a_table(of_table, batch, 2, channels), random_tensor(of_table, channels)
+    errors, same, doubled = [], True, 0
+    for second, its_bias, summed in ((y, bias, True), (None, None, True), (None, None, False), (y, bias, False)):
+        found, same_too, doubled_too = twice(residual_triton.norm, x, second, modulation, 1e-6)
+        s = x if second is None else found[0]
+        wanted = residual.plain_norm(s.double(), None, modulation.double(), 1e-6)
+        errors += [error(found[1], wanted[1]), error(found[2], wanted[2])]
+        if second is not None:
+            errors.append(error(s, x.double() + y.double()))
+        grads = (ds.to(s.dtype), dn.to(found[1].dtype))
+        given = (grads, s, found[2], modulation, its_bias, summed)
+        gradients, also_same, also_doubled = twice(residual_triton.norm_backward, *given)
+        exact = (tuple(g.double() for g in grads), s.double(), wanted[2], modulation.double())
+        true = residual.plain_norm_backward(*exact, None if its_bias is None else bias.double(), summed)
+        assert [t.shape for t in gradients] == [t.shape for t in true]
+        errors += [error(a, b) for a, b in zip(gradients, true, strict=True) if b.numel()]
+        same, doubled = same and same_too and also_same, doubled + doubled_too + also_doubled
+    return {"errors": errors, "same": same, "doubled": doubled}
+
+
 def main():
     torch.manual_seed(int(os.environ.get("SEED", "0")))
     torch.utils.deterministic.fill_uninitialized_memory = True  # an element left out shows as NaN
@@ -190,6 +243,19 @@ def main():
         (torch.float16, (5, 3, 12, (7, 0), 7)),
     ):
         results[f"cross {case} {dtype}"] = cross_case(dtype, *case)
+    for name in ("NORM", "NORM_BACKWARD", "GATE", "GATE_BACKWARD"):
+        setattr(residual_triton, name, residual_triton.Plan(warps=4, programs=8, fewest=2))
+    residual_triton.GATE_COLUMNS, residual_triton.FINISH_ROWS, residual_triton.FINISH_COLUMNS = 8, 4, 16
+    half, whole = torch.bfloat16, torch.float32
+    for dtypes, case in (
+        ((whole, whole), (2, 7, 35)),
+        ((whole, whole), (1, 1, 16)),
+        ((half, half), (3, 5, 12)),
+        ((half, whole), (2, 4, 9)),
+        ((torch.float16, torch.float16), (1, 6, 33)),
+    ):
+        results[f"gated {case} {dtypes[1]}, tokens {dtypes[0]}"] = gated_case(dtypes, *case)
+        results[f"norm {case} {dtypes[1]}, tokens {dtypes[0]}"] = norm_case(dtypes, *case)
     print(json.dumps(results))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -19,6 +20,7 @@ import torch
 from diffusers import SanaTransformer2DModel
 from safetensors.torch import load_file
 from small_sana import base
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from simpletuner.data.types import Size
 from simpletuner.evaluation.pictures import ValidationSettings
@@ -232,6 +234,47 @@ def test_compiled_whole_the_block_with_kernels_has_the_same_gradients(name: str)
     run = torch.compile(ours.run_block, backend="aot_eager", fullgraph=True)
     assert ours.use_plain(model, ours.KERNELS, run) is None
     agree(answer(model, asked), expected, zero_by_algebra(model))
+    torch._dynamo.reset()
+
+
+def test_a_bias_is_lent_only_where_nothing_stands_between() -> None:
+    attn = real_shape().train().transformer_blocks[0].attn1
+    layer, dropout = attn.to_out
+    assert ours.lent_bias(attn, ours.KERNELS) is layer.bias and ours.lent_bias(attn, ours.ACCELERATOR) is None
+    dropout.p = 0.1
+    assert ours.lent_bias(attn, ours.KERNELS) is None
+    assert ours.lent_bias(attn.eval(), ours.KERNELS) is layer.bias
+    hook = layer.register_forward_hook(lambda *_: None)
+    assert ours.lent_bias(attn, ours.KERNELS) is None
+    hook.remove()
+    with torch.autocast("cpu", torch.float16):
+        assert ours.lent_bias(attn, ours.KERNELS) is None
+    assert ours.lent_bias(attn.half(), ours.KERNELS) is None
+
+
+@pytest.mark.parametrize("chosen", [r"to_out|scale_shift", r"bias$", r"patch_embed|to_q", r"time_embed"])
+def test_where_only_some_weights_are_trained_their_gradients_are_diffusers(chosen: str) -> None:
+    model = real_shape().train()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(re.search(chosen, name) is not None)
+    asked = question(model, "ragged")
+    expected = answer(model, asked)
+    ours.use_plain(model, ours.KERNELS)
+    agree(answer(model, asked), expected, zero_by_algebra(model) & expected[1].keys())
+
+
+@pytest.mark.filterwarnings(r"ignore:The \.grad attribute of a Tensor that is not a leaf")  # as ``compiled_block`` does
+def test_one_compilation_serves_every_block_and_a_second_every_shape() -> None:
+    """In one graph; a batch of one is a shape of its own to the compiler."""
+    torch._dynamo.reset()
+    model, count = real_shape().train(), CompileCounterWithBackend("aot_eager")
+    for case, graphs in (("ragged", 1), ("all-but-one", 2), ("row", 2)):
+        asked = question(model, case)
+        ours.use_plain(model, ours.KERNELS)
+        expected = answer(model, asked)
+        ours.use_plain(model, ours.KERNELS, torch.compile(ours.run_block, backend=count, fullgraph=True))
+        agree(answer(model, asked), expected, zero_by_algebra(model))
+        assert count.frame_count == graphs
     torch._dynamo.reset()
 
 

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from simpletuner.models.linears import Pointwise
-from simpletuner.models.sana import joined
+from simpletuner.models.sana import joined, stream
 from simpletuner.models.sana.attention import EPSILON, LinearAttention
 from simpletuner.models.sana.kernels import cross_attention as cross_attention_kernel
 from simpletuner.models.sana.kernels import depthwise as depthwise_kernel
@@ -170,7 +170,7 @@ def self_attention(attn: Any, tokens: torch.Tensor, ways: Ways) -> torch.Tensor:
     else:
         parts = (normed(n, part) for n, part in zip(norms, projections(layers, tokens, ways), strict=True))
         result = linear_attention(*(heads(part, attn.heads) for part in parts)).transpose(1, 2).flatten(2)
-    result = project_out(attn, result.to(tokens.dtype))
+    result = project_out(attn, result.to(tokens.dtype), ways)
     if result.dtype == torch.float16:
         limit = torch.finfo(torch.float16).max
         result = result.clip(-limit, limit)
@@ -198,16 +198,34 @@ def cross_attention(
         scores = text.new_zeros(text.shape[:2]) if bias is None else bias[:, 0]
         query, key_value = in_one_dtype(query.unflatten(-1, (attn.heads, -1)), key_value)
         result = cross_attention_kernel.cross_attention(query, key_value, scores)
-        return project_out(attn, result.flatten(2).to(query.dtype))
+        return project_out(attn, result.flatten(2).to(query.dtype), ways)
     key, value = projections((attn.to_k, attn.to_v), text, ways)
     query, key, value = (heads(x, attn.heads) for x in (query, normed(attn.norm_k, key), value))
     mask = None if bias is None else bias[:, None]
     result = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    return project_out(attn, result.transpose(1, 2).flatten(2).to(query.dtype))
+    return project_out(attn, result.transpose(1, 2).flatten(2).to(query.dtype), ways)
 
 
-def project_out(attn: Any, tokens: torch.Tensor) -> torch.Tensor:
+def lent_bias(attn: Any, ways: Ways) -> torch.Tensor | None:
+    """The bias of an attention's output, where the operation that takes the output makes its gradient; else None.
+
+    Between the two there must be nothing: no adapter, no dropout, and not the clipping of float16.
+    """
+    layer, dropout = attn.to_out
+    if not (ways.kernels and is_plain(layer, nn.Linear) and layer.bias is not None and untouched(dropout)):
+        return None
+    kind = layer.weight.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else layer.weight.dtype
+    idle = type(dropout) is nn.Dropout and (dropout.p == 0 or not dropout.training)
+    bias: torch.Tensor = layer.bias
+    return bias if idle and dtype != torch.float16 else None
+
+
+def project_out(attn: Any, tokens: torch.Tensor, ways: Ways) -> torch.Tensor:
     """The output layer of an attention and its dropout."""
+    bias = lent_bias(attn, ways)
+    if bias is not None:
+        return F.linear(tokens, attn.to_out[0].weight, bias.detach())
     result: torch.Tensor = attn.to_out[1](attn.to_out[0](tokens))
     return result
 
@@ -226,9 +244,9 @@ def feed_forward(ff: Any, tokens: torch.Tensor, grid: tuple[int, int], ways: Way
     return pointwise(ff.conv_point, middle, grid, ways)
 
 
-def modulated(tokens: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """Tokens (1 + scale) + shift, with [B, N, C] tokens and [B, 1, C] of the others."""
-    return torch.addcmul(shift, tokens, 1 + scale)
+def is_bare(norm: nn.Module) -> bool:
+    """Whether a norm is a LayerNorm without weights, which the kernels know."""
+    return is_plain(norm, nn.LayerNorm) and norm.weight is None and norm.bias is None
 
 
 def run_block(
@@ -255,12 +273,15 @@ def run_block(
         [B, N, C].
     """
     table = block.scale_shift_table[None] + time.reshape(len(tokens), 6, -1)
-    shift, scale, gate, shift_ff, scale_ff, gate_ff = table.chunk(6, dim=1)
-    inside = modulated(block.norm1(tokens), scale, shift).to(tokens.dtype)
-    tokens = torch.addcmul(tokens, gate, self_attention(block.attn1, inside, ways))
-    tokens = tokens + cross_attention(block.attn2, tokens, text, bias, ways)
-    inside = modulated(block.norm2(tokens), scale_ff, shift_ff)
-    return torch.addcmul(tokens, gate_ff, feed_forward(block.ff, inside, grid, ways))
+    modulation, gate, modulation_ff, gate_ff = table.split((2, 1, 2, 1), dim=1)
+    first, second = (ways.kernels and is_bare(norm) for norm in (block.norm1, block.norm2))
+    tokens, inside = stream.normed(block.norm1, tokens, modulation, first)
+    found = self_attention(block.attn1, inside, ways)
+    tokens, asking = stream.gated(tokens, found, gate, lent_bias(block.attn1, ways), ways.kernels)
+    found = cross_attention(block.attn2, asking, text, bias, ways)
+    lent = lent_bias(block.attn2, ways)
+    tokens, inside = stream.added_and_normed(block.norm2, tokens, found, modulation_ff, lent, second)
+    return stream.gated_last(tokens, feed_forward(block.ff, inside, grid, ways), gate_ff, ways.kernels)
 
 
 class BlockForward:
@@ -289,7 +310,9 @@ class BlockForward:
             result: torch.Tensor = own(self.block, hidden_states, attention_mask, text, bias, timestep, *grid)
             return result
         ways = self.ways or (CPU if hidden_states.device.type == "cpu" else ACCELERATOR)
-        return self.run(self.block, hidden_states, text, bias, timestep, grid, ways)
+        # The first block's tokens are a picture turned round: as they are, they would cost it a compilation of its own.
+        tokens = hidden_states.contiguous() if ways.kernels else hidden_states
+        return self.run(self.block, tokens, text, bias, timestep, grid, ways)
 
 
 def obstacle(transformer: Any) -> str | None:
