@@ -24,7 +24,12 @@ _LAZY = {
         "simpletuner.cli.adapters:convert",
         "Write a LoRA in the other key layout: diffusers to ComfyUI, or back.",
     ),
+    "dashboard": (
+        "simpletuner.cli.dashboard:dashboard",
+        "Show runs on a page of this machine: curves, pictures, log; live.",
+    ),
     "merge": ("simpletuner.cli.adapters:merge", "Merge an adapter into its base model: a complete diffusers folder."),
+    "report": ("simpletuner.cli.report:report", "Write what a run did and learned into one HTML file."),
     "train": ("simpletuner.cli.train:train", "Train by config/config.json, or the embedded example without one."),
 }
 

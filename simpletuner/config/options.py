@@ -1,7 +1,8 @@
 """Every supported option: name, type, range, default and one sentence. The only list; help and checks come from it.
 
 Those of noise, loss and rollout stand in ``noise_options``, those of webhooks and trackers in ``reporting_options``,
-those of pictures and held-out loss in ``validation_options``.
+those of pictures and held-out loss in ``validation_options``, those of dashboard and report in
+``page_options``.
 
 Field names are the keys of config.json. Sections are for the reader; in files and on the command line keys are flat.
 """
@@ -15,6 +16,7 @@ from pydantic import BeforeValidator, Field
 
 from simpletuner.config.noise_options import FlowOptions, LossOptions, RolloutOptions
 from simpletuner.config.optimizer_names import OWN_RATE, OptimizerName, parse
+from simpletuner.config.page_options import PageOptions
 from simpletuner.config.reporting_options import ReportingOptions
 from simpletuner.config.section import Positive, Probability, Section
 from simpletuner.config.validation_options import EvaluationOptions, ValidationOptions
@@ -274,6 +276,7 @@ class Options(Section):
     evaluation: EvaluationOptions = EvaluationOptions()
     checkpoints: CheckpointOptions = CheckpointOptions()
     reporting: ReportingOptions = ReportingOptions()
+    page: PageOptions = PageOptions()
 
 
 def sections() -> dict[str, type[Section]]:
@@ -284,3 +287,9 @@ def sections() -> dict[str, type[Section]]:
 def section_of() -> dict[str, str]:
     """The section of every option."""
     return {key: name for name, cls in sections().items() for key in cls.model_fields}
+
+
+def defaults() -> list[tuple[str, dict[str, Any]]]:
+    """Every section's title, with its options' defaults as JSON has them."""
+    values = Options().model_dump(mode="json")
+    return [((cls.__doc__ or name).strip().rstrip("."), values[name]) for name, cls in sections().items()]

@@ -8,7 +8,10 @@ from typing import Any
 
 import torch
 
+from simpletuner.config.options import defaults
 from simpletuner.models.base import Components
+from simpletuner.reporting import report
+from simpletuner.reporting.settings import with_defaults
 from simpletuner.training import adapting, checkpoint, optimizers
 from simpletuner.training.hooks import HeldOutLoss
 from simpletuner.training.loop import Hook
@@ -37,6 +40,7 @@ def finish(session: Session, parts: Components, trainee: Trainee, hooks: list[Ho
     if drawn:
         say(f"  before and after {pictures}")
         say(f"  all pictures     {session.output_dir / 'validation_images'}")
+    _report(session)
     say(f"  trained model    {final} ({what}, {_weights(trainee)})")
     say(f"  checkpoints      {session.output_dir}")
     if session.device.type == "cuda":
@@ -58,6 +62,18 @@ def _sampler(session: Session) -> tuple[str, Mapping[str, Any]]:
     """Diffusers' class and arguments of the sampler that was asked for; nothing for the model's own."""
     name = session.config.options.validation.validation_noise_scheduler
     return session.family.sampler_line(name, session.facts.shift) if name else ("", {})
+
+
+def _report(session: Session) -> None:
+    """One file with everything; the run is not lost for want of it."""
+    if session.config.options.page.report:
+        try:
+            file = report.write(session.output_dir, with_defaults(defaults()), finished=True)
+            session.reporter.say(f"  report           {file} (curves, pictures, settings: open it in a browser)")
+        except OSError as error:
+            session.reporter.say(
+                f"  report           could not be written: {error.strerror}; `simpletuner report` makes it"
+            )
 
 
 def _weights(trainee: Trainee) -> str:

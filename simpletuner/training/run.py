@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from contextlib import closing
+from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -46,6 +46,7 @@ from simpletuner.training.hooks import Checkpointing, HeldOutLoss, Progress
 from simpletuner.training.interrupt import stop_on_interrupt
 from simpletuner.training.loop import Hook
 from simpletuner.training.loop import train as train_loop
+from simpletuner.training.page_beside import page_beside
 from simpletuner.training.redraw import Samples
 from simpletuner.training.session import Session, check_sizes, find_pictures, open_session, tell_data
 from simpletuner.training.step import Recipe, Trainee, plain_score
@@ -71,6 +72,9 @@ def train(config: RunConfig, reporter: Reporter | None = None) -> None:
     with (
         contextlib.suppress(StoppedOnRequest),
         resuming.only_run_in(session.output_dir),
+        page_beside(session.output_dir, config.options.page.dashboard_port, session.reporter.say)
+        if config.options.page.dashboard
+        else nullcontext(),
         told(session.stages, session.reporter, listeners, title),
         closing(session.caches),
     ):

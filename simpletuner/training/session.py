@@ -16,6 +16,7 @@ from simpletuner.data.survey import Survey, picture_of
 from simpletuner.models import imports, load
 from simpletuner.models.base import Components, Facts, Family, LoadSource, TextSettings
 from simpletuner.models.families import FAMILIES
+from simpletuner.reporting import dataset_sheet
 from simpletuner.reporting.metrics import MetricsFile
 from simpletuner.reporting.progress import Reporter
 from simpletuner.reporting.stages import RunFile, Stages
@@ -120,11 +121,14 @@ def check_sizes(session: Session, training: list[prepare.Found]) -> None:
 
 
 def tell_data(session: Session, parts: Components, training: list[prepare.Found]) -> None:
-    """The short form of ``simpletuner check``: what a person should know before the first step."""
+    """The short form of ``simpletuner check``: what a person should know before the first step; and the sheet to look at."""
+    surveys = []
     for item in training:
         cut = {
             c: session.family.cut_off(parts.tokenizer, c, session.text) for p in item.placed for c in p.sample.captions
         }
         pictures = [picture_of(p, max((cut[c] for c in p.sample.captions), key=len)) for p in item.placed]
-        for line in short(Survey(item.source.id, item.source.folder, "image", pictures, item.skipped)):
+        surveys.append(Survey(item.source.id, item.source.folder, "image", pictures, item.skipped))
+        for line in short(surveys[-1]):
             session.reporter.say(line)
+    dataset_sheet.write(session.output_dir, surveys)

@@ -1,0 +1,158 @@
+// Which curves there are, from what the runs told.
+import { Chart, runColour } from "./charts.js";
+import { $, duration, el, figure, show } from "./dom.js";
+import { smoothed } from "./store.js";
+import { t } from "./words.js";
+
+const charts = new Map();
+const chart = (id, card = $(`card-${id}`)) => {
+  if (!charts.has(id)) charts.set(id, new Chart(card));
+  return charts.get(id);
+};
+const settings = { keep: 0.9, log: false };
+const number = value => typeof value === "number" ? value : null;
+const band = index => getComputedStyle(document.documentElement).getPropertyValue(`--band-${index + 1}`).trim();
+const SIGMAS = [0.1, 0.3, 0.5, 0.7, 0.9]; // of the held-out loss where the line does not say
+
+const heldOut = run => run.evals.filter(e => e.kind === "eval" && number(e.loss) !== null);
+export function best(run) {
+  return heldOut(run).filter(e => e.step > 0).reduce((low, e) => !low || e.loss < low.loss ? e : low, null);
+}
+// The step from which held-out loss has clearly risen (see reporting/series.py), or null.
+export function overfitsFrom(run) {
+  const lowest = best(run);
+  if (!lowest) return null;
+  const later = heldOut(run).filter(e => e.step > lowest.step);
+  return later.length >= 3 && later.slice(-3).every(e => e.loss > lowest.loss * 1.01) ? lowest.step : null;
+}
+
+function titled(runs, run, text) { return runs.length > 1 ? (text ? `${run.name} · ${text}` : run.name) : text; }
+
+function lossLines(runs) {
+  const raw = [], smooth = [];
+  for (const run of runs) {
+    const { step, loss } = run.columns, colour = runColour(run.number);
+    raw.push({ label: titled(runs, run, t("raw")), xs: step, ys: loss, colour, faint: 0.3, width: 1, quiet: runs.length > 1 });
+    smooth.push({ label: titled(runs, run, t("smooth")), xs: step, ys: smoothed(loss, settings.keep), colour, width: 2.25 });
+  }
+  return [...raw, ...smooth];
+}
+
+// A few wild steps at the start must not press the rest flat.
+function lossRange(runs) {
+  const seen = runs.flatMap(run => run.columns.loss.length > 4000 ? run.columns.loss.filter((_, i) => i % 7 === 0) : run.columns.loss).filter(v => v !== null).sort((a, b) => a - b);
+  if (seen.length < 50) return undefined;
+  const top = seen[Math.floor(seen.length * 0.995)], low = seen[0];
+  return (u, min, max) => {
+    const high = Math.min(max, top * 1.25), pad = (high - Math.max(min, low)) * 0.06;
+    return [Math.max(0, Math.min(min, high) - pad), high + pad];
+  };
+}
+
+function heldOutLines(runs) {
+  const lines = [];
+  for (const run of runs) {
+    const colour = runColour(run.number), own = heldOut(run), live = run.evals.filter(e => e.kind === "eval_live");
+    const names = [...new Set(own.map(e => String(e.dataset ?? "")))];
+    for (const name of names) {
+      const part = own.filter(e => String(e.dataset ?? "") === name);
+      const label = titled(runs, run, [live.length ? t("ema") : t("heldOut"), name].filter(Boolean).join(" · "));
+      const line = { label, xs: part.map(e => e.step), ys: part.map(e => number(e.loss)), colour, points: part.length < 60 };
+      const lowest = names.length === 1 ? best(run) : null;
+      if (lowest) line.star = { x: lowest.step, y: lowest.loss, text: `${t("best")} ${figure(lowest.loss)}`, colour };
+      const from = overfitsFrom(run);
+      if (from !== null && runs.length === 1) line.shadeFrom = from;
+      lines.push(line);
+    }
+    if (live.length) lines.push({ label: titled(runs, run, t("live")), xs: live.map(e => e.step), ys: live.map(e => number(e.loss)), colour, faint: 0.7, dash: [5, 5], width: 1.5 });
+  }
+  return lines;
+}
+
+function bandLines(run) {
+  const evals = heldOut(run).filter(e => Array.isArray(e.by_sigma));
+  if (!evals.length) return [];
+  const sigmas = Array.isArray(evals[0].sigmas) ? evals[0].sigmas : SIGMAS;
+  const xs = evals.map(e => e.step);
+  return evals[0].by_sigma.map((_, i) => ({
+    label: t("sigma")(sigmas[i] ?? i + 1), xs, ys: evals.map(e => number(e.by_sigma[i])), colour: band(Math.min(i, 4)), points: xs.length < 60,
+  }));
+}
+
+const column = (runs, name) => runs.map(run => ({ label: titled(runs, run, "") || t("step"), xs: run.columns.step, ys: run.columns[name], colour: runColour(run.number), width: 1.5 }))
+  .filter(line => line.ys.some(v => v !== null));
+
+const GIB = 2 ** 30;
+const MEMORY = ["gpu_memory_reserved", "gpu_memory_used", "gpu_memory", "memory_reserved", "memory_allocated", "gpu_memory_gib", "gpu_memory_reserved_gib", "gpu_memory_used_gib"];
+function memoryOf(line) {
+  const name = MEMORY.find(key => number(line[key]) !== null) ?? Object.keys(line).find(key => /memory/i.test(key) && number(line[key]) !== null);
+  if (!name) return null;
+  return line[name] > 1e5 ? line[name] / GIB : /mib|_mb$/i.test(name) ? line[name] / 1024 : line[name];
+}
+
+function scores(runs) {
+  const names = [...new Set(runs.flatMap(run => run.scores.map(s => String(s.name ?? ""))))].filter(Boolean).slice(0, 24);
+  for (const name of names) {
+    const id = `score-${name}`;
+    if (!charts.has(id)) {
+      const card = el("article", { class: "card" }, el("header", {}, el("h2", {}, name.replaceAll("_", " "))), el("div", { class: "plot" }));
+      $("scores").append(card);
+      chart(id, card);
+    }
+    const lines = [];
+    for (const run of runs) {
+      const all = run.scores.filter(s => s.name === name && number(s.value) !== null);
+      const own = all.some(s => s.label === "ema") ? all.filter(s => s.label === "ema") : all;
+      const byStep = new Map();
+      for (const s of own) byStep.set(s.step, [...(byStep.get(s.step) ?? []), s.value]);
+      const xs = [...byStep.keys()].sort((a, b) => a - b), colour = runColour(run.number);
+      const of = act => xs.map(x => act(byStep.get(x)));
+      if (runs.length === 1 && [...byStep.values()].some(v => v.length > 1)) {
+        lines.push({ label: t("highest"), xs, ys: of(v => Math.max(...v)), colour, faint: 0.45, width: 1, dash: [4, 4] });
+        lines.push({ label: t("lowest"), xs, ys: of(v => Math.min(...v)), colour, faint: 0.45, width: 1, dash: [4, 4] });
+      }
+      lines.push({ label: titled(runs, run, t("mean")), xs, ys: of(v => v.reduce((a, b) => a + b, 0) / v.length), colour, points: xs.length < 60 });
+    }
+    chart(id).draw(lines);
+  }
+}
+
+export function drawFigures(all, focus) {
+  const runs = all.filter(run => run.shown || run === focus);
+  chart("loss").draw(lossLines(runs), { log: settings.log, range: settings.log ? undefined : lossRange(runs) });
+  chart("heldout").draw(heldOutLines(runs));
+  chart("bands").draw(bandLines(focus));
+  for (const name of ["learning_rate", "grad_norm", "speed"]) chart(name).draw(column(runs, name));
+  const memory = runs.map(run => {
+    const points = run.system.map(line => [line.step, memoryOf(line)]).filter(pair => pair[1] !== null);
+    return { label: titled(runs, run, "") || "GiB", xs: points.map(p => p[0]), ys: points.map(p => p[1]), colour: runColour(run.number) };
+  });
+  show($("card-memory"), memory.some(line => line.xs.length));
+  if (!$("card-memory").hidden) chart("memory").draw(memory);
+  scores(runs);
+  const badge = $("verdict"), from = overfitsFrom(focus), own = heldOut(focus).filter(e => e.step > 0);
+  const improving = own.length > 1 && best(focus) === own.at(-1);
+  show(badge, from !== null || improving);
+  badge.className = `badge ${from !== null ? "warn" : "good"}`;
+  badge.textContent = from !== null ? t("overfit")(from) : t("improving");
+  tiles(focus);
+}
+
+function tiles(run) {
+  const state = run.state, lowest = best(run), first = heldOut(run)[0];
+  const memory = run.system.length ? memoryOf(run.system.at(-1)) : null;
+  const list = [
+    [t("lossTile"), figure(state.loss), t("smoothedNote"), "strong"],
+    [t("heldOutTile"), figure(state.held_out), lowest ? t("bestNote")(figure(lowest.loss), lowest.step) : first && number(first.zero_predictor) !== null ? t("zeroNote")(figure(first.zero_predictor, 3)) : ""],
+    [t("lrTile"), figure(state.learning_rate, 3), ""],
+    [t("gradTile"), figure(state.grad_norm, 3), ""],
+    [t("speedTile"), figure(state.speed, 3), ""],
+    memory !== null ? [t("memoryTile"), t("mb")(figure(memory, 3)), ""] : [t("elapsedTile"), state.elapsed_s === null ? "–" : duration(state.elapsed_s), ""],
+  ];
+  $("tiles").replaceChildren(...list.map(([name, value, note, kind]) => el("div", { class: `tile ${kind ?? ""}` }, el("span", {}, name), el("b", {}, value), el("small", {}, note))));
+}
+
+export function listen(redraw) {
+  $("smoothing").addEventListener("input", event => { settings.keep = event.target.value / 100; redraw(); });
+  $("log-scale").addEventListener("change", event => { settings.log = event.target.checked; redraw(); });
+}

@@ -1,0 +1,141 @@
+"""The report: one file, nothing of which runs or asks for anything."""
+
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from written_run import HOSTILE, draw, write_run
+
+from simpletuner.cli.report import report as command
+from simpletuner.config.options import defaults
+from simpletuner.data.survey import Picture, Survey
+from simpletuner.data.types import Size
+from simpletuner.errors import TunerError
+from simpletuner.reporting import dataset_sheet
+from simpletuner.reporting.drawing import Line, chart, nice_ticks, short
+from simpletuner.reporting.report import page, write
+from simpletuner.reporting.run_folder import RunFolder, read_object
+from simpletuner.reporting.settings import with_defaults
+
+
+class Tags(HTMLParser):
+    """Names of all elements, and everything that could be fetched."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+        self.addresses: list[str] = []
+        self.handlers: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.add(tag)
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "action", "data")]
+        self.handlers += [name for name, _ in attrs if name.startswith("on") or name == "style"]
+
+
+def seen(text: str) -> Tags:
+    tags = Tags()
+    tags.feed(text)
+    return tags
+
+
+def test_hostile_words_are_text(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", words=HOSTILE)
+    draw(run, "step_20_fox_0_64x64.png", (1, 2, 3)).write_bytes(b"no picture")
+    text = page(RunFolder(run), with_defaults(defaults()))
+    tags = seen(text)
+    assert not {"script", "iframe", "object", "link", "form", "base"} & tags.names
+    assert tags.handlers == []
+    assert all(address.startswith("data:image/") for address in tags.addresses)
+    assert "hf_abcdefghijkl" not in text
+    assert text.count("&lt;script&gt;") >= 4, "caption, prompt, log and setting are all there"
+
+
+def test_what_stands_in_it(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    file = write(run, with_defaults(defaults()))
+    text = file.read_text(encoding="utf-8")
+    for words in (
+        "Before and after",
+        "Pictures over time",
+        "Held-out loss by noise level",
+        "best 0.8",
+        "Scores",
+        "31.5",
+    ):
+        assert words in text, words
+    assert "risen since step 10" in text
+    assert "every weight of the transformer" in text
+    assert len(seen(text).addresses) == 4 + 6 + 1, "before and after, the course, and the sheet"
+    assert file.stat().st_size < 200_000
+
+
+def test_halves_of_a_run_make_a_page(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"kind": "eval", "step": 0, "loss": 1.0, "by_sigma": "?"}\n{"kind": "sc')
+    (tmp_path / "dataset_sheet.json").write_text('{"datasets": [1, {"pictures": [2, {"thumbnail": "https://x"}]}]}')
+    tags = seen(page(RunFolder(tmp_path), ()))
+    assert tags.addresses == []
+
+
+def test_the_command_says_where_and_what_is_missing(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    done = CliRunner().invoke(command, [str(run), "--out", str(tmp_path / "new" / "page.html")])
+    assert done.exit_code == 0, done.output
+    assert "page.html" in done.output
+    assert (tmp_path / "new" / "page.html").is_file()
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    done = CliRunner().invoke(command, [str(empty)])
+    assert isinstance(done.exception, TunerError)
+    assert "holds no run" in str(done.exception)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6), st.integers(2, 8))
+def test_ticks_are_round_and_inside(low: float, length: float, about: int) -> None:
+    high = low + length
+    ticks = nice_ticks(low, high, about)
+    assert 1 <= len(ticks) <= 2 * about + 2 or length < 1e-9 * abs(low)
+    assert all(low - 1e-6 * length <= t <= high + 1e-6 * length for t in ticks)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (0.8847, "0.8847"), (60, "60"), (1e-5, "1e-5"), (20_000, "20,000"), (2.5e7, "2.5e7"), (math.nan, "–")],
+)
+def test_numbers_are_short(value: float, text: str) -> None:
+    assert short(value) == text
+
+
+def test_curves_stay_in_the_drawing_and_gaps_are_bridged() -> None:
+    ys = [math.nan, 3.0, math.inf, 1.0, 2.0]
+    svg = chart([Line("a", range(5), ys, dots=True)], (300, 200), star=(3, 1.0, "best <b>"))
+    numbers = [tuple(map(float, pair.split())) for pair in re.findall(r"[ML]([\d.]+ [\d.]+)", svg)]
+    curve = re.search(r'class="line c1" d="M([^"]+)"', svg)
+    assert curve
+    assert len(curve[1].split("L")) == 3
+    assert all(0 <= x <= 300 and 0 <= y <= 200 for x, y in numbers)
+    assert "<b>" not in svg
+    assert "No figures" in chart([Line("a", [1], [math.nan])])
+    assert "<svg" in chart([Line("a", [5], [0.0])])
+
+
+def test_the_sheet_shows_some_pictures_and_leaves_broken_ones_out(tmp_path: Path) -> None:
+    pictures = []
+    for number in range(130):
+        path = tmp_path / f"{number}.png"
+        if number in (0, 2):
+            Image.new("RGB", (300, 200), (number, 9, 9)).save(path)
+        size = Size(300, 200)
+        pictures.append(Picture(path, size, Size(288, 192), (0, 0, 1, 1), 1.0, (f"caption {number}",)))
+    dataset_sheet.write(tmp_path / "out", [Survey("mine", tmp_path, "image", pictures, [])])
+    (entry,) = read_object(tmp_path / "out" / dataset_sheet.NAME)["datasets"]
+    assert (entry["used"], entry["buckets"]) == (130, [["288x192", 130]])
+    assert [p["captions"] for p in entry["pictures"]] == [["caption 0"], ["caption 2"]]
+    assert entry["pictures"][0]["thumbnail"].startswith("data:image/jpeg;base64,")
