@@ -3,6 +3,7 @@
     python bench/operations.py                       # needs a GPU: 1.6B at 1024 px, B = 1, 8, 16; at most four minutes
     python bench/operations.py --batch 8 --seconds 90
     python bench/operations.py --batch 8 --plans     # only other shapes of the programs; about a minute
+    python bench/operations.py --only gate norm add_norm --batch 1 8   # norms, gates and residual sums
     python bench/operations.py --cpu                 # a tiny check of the plain twins, no timing
 
 Milliseconds are device time: one pass over several sets of inputs (together larger than any cache) is captured as a CUDA
@@ -18,8 +19,10 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
+import residual_operations
 import torch
 import torch.nn.functional as F
 from needs_gpu import need_gpu
@@ -52,8 +55,9 @@ CROSS_PLANS = {
     "KEY": ((32, 64, 4, 3), (64, 128, 8, 2), (32, 128, 8, 3)),
 }
 CROSS_HEADS, CROSS_HEAD, KEYS, SHORTEST, LONGEST = 20, 112, 256, 75, 225
+MODEL = HEADS * HEAD  # channels of the residual stream
 
-Operation = Callable[..., torch.Tensor]
+Operation = Callable[..., Any]  # of one tensor or of several, all of one shape
 
 
 class Subject(NamedTuple):
@@ -159,19 +163,34 @@ def cross_subject(batch: int, tokens: int, heads: int, width: int, keys: int, co
     return Subject("cross-attention", shapes, out, ways, at(masked_sdpa), (2 * values, 8 * values))
 
 
+def residual_subject(name: str, batch: int, tokens: int, channels: int, compiled: bool) -> Subject:
+    rows, summands, biased, chain, operation, passes = residual_operations.OPERATIONS[name]
+    ways: dict[str, Operation] = {"chain, eager": chain}
+    if compiled:
+        ways["chain, compiled"] = torch.compile(chain, dynamic=False)
+    ways["triton" if compiled else "twin"] = operation
+    out = (batch, tokens, channels)
+    shapes = [*([out] * summands), (batch, rows, channels), *([(channels,)] if biased else [])]
+    values = batch * tokens * channels
+    return Subject(name, shapes, out, ways, chain, (passes[0] * values, passes[1] * values))
+
+
 def make(shapes: list[tuple[int, ...]], dtype: torch.dtype, device: str) -> list[torch.Tensor]:
     return [torch.randn(shape, device=device).to(dtype).requires_grad_() for shape in shapes]
 
 
+def as_list(result: Any) -> list[torch.Tensor]:
+    return [result] if isinstance(result, torch.Tensor) else list(result)
+
+
 def worst_error(way: Operation, subject: Subject, tensors: list[torch.Tensor]) -> float:
     """The largest relative error of the output and of every gradient, against float32 of the library."""
-    grad = torch.randn(subject.out, device=tensors[0].device).to(tensors[0].dtype)
     exact = [tensor.detach().float().requires_grad_() for tensor in tensors]
-    wanted, found = subject.exact(*exact), way(*tensors)
-    pairs = [(found, wanted)]
-    pairs += zip(
-        torch.autograd.grad(found, tensors, grad), torch.autograd.grad(wanted, exact, grad.float()), strict=True
-    )
+    wanted, found = as_list(subject.exact(*exact)), as_list(way(*tensors))
+    grads = [torch.randn_like(out) for out in found]
+    ours = torch.autograd.grad(found, tensors, grads)
+    theirs = torch.autograd.grad(wanted, exact, [grad.float() for grad in grads])
+    pairs = zip([*found, *ours], [*wanted, *theirs], strict=True)
     return max(((a.float() - b).norm() / b.norm()).item() for a, b in pairs)
 
 
@@ -218,7 +237,8 @@ def time_way(way: Operation, subject: Subject, sets: list[list[torch.Tensor]]) -
             way(*sets[index])
 
     def with_backward(index: int) -> None:
-        torch.autograd.grad(way(*sets[index]), sets[index], grad)
+        found = as_list(way(*sets[index]))
+        torch.autograd.grad(found, sets[index], [grad] * len(found))
 
     return device_ms(forward, len(sets)), device_ms(with_backward, len(sets))
 
@@ -373,6 +393,33 @@ def try_cross_plans(batch: int, until: float) -> bool:
     return right
 
 
+def try_residual_plans(name: str, batch: int, until: float) -> bool:
+    """The same for one of the norms and gates."""
+    from simpletuner.models.sana.kernels import residual_triton as kernels
+
+    launches = ("GATE", "GATE_BACKWARD") if name == "gate" else ("NORM", "NORM_BACKWARD")
+    kept, right = {launch: getattr(kernels, launch) for launch in launches}, True
+    subject = residual_subject(name, batch, HEIGHT * WIDTH, MODEL, compiled=True)
+    sets = [make(subject.shapes, torch.bfloat16, "cuda") for _ in range(max(1, 48 // batch))]
+    print(f"\nplans of {name}, batch {batch}; one launch changed at a time")
+    print("| launch: plan | worst error | forward ms | forward + backward ms |\n|---|---|---|---|", flush=True)
+    plans = [(launch, plan) for launch in launches for plan in residual_operations.PLANS[launch]]
+    for changed, plan in [("as it is", None), *plans]:
+        if time.monotonic() > until:
+            print(f"| {changed}: {plan} | not run: the time is spent | | |")
+            continue
+        for launch, usual in kept.items():
+            setattr(kernels, launch, kernels.Plan(*plan) if launch == changed else usual)
+        error = worst_error(subject.ways["triton"], subject, sets[0])
+        right &= error < 2e-2
+        forward, both = time_way(subject.ways["triton"], subject, sets)
+        verdict = "" if error < 2e-2 else " WRONG"
+        print(f"| {changed}: {plan} | {error:.1e}{verdict} | {forward:.3f} | {both:.3f} |", flush=True)
+    for launch, usual in kept.items():
+        setattr(kernels, launch, usual)
+    return right
+
+
 def check_twins() -> bool:
     """The operations on the CPU, tiny, float32: output and gradients against the library's operations."""
     right = True
@@ -380,6 +427,7 @@ def check_twins() -> bool:
         depthwise_subject(2, 5, 7, 24, compiled=False),
         attention_subject(2, 35, 3, 32, compiled=False),
         cross_subject(2, 35, 3, 24, 20, compiled=False),
+        *(residual_subject(name, 2, 35, 24, compiled=False) for name in residual_operations.OPERATIONS),
     ):
         error = worst_error(subject.ways["twin"], subject, make(subject.shapes, torch.float32, "cpu"))
         right &= error < 1e-5
@@ -392,7 +440,14 @@ SUBJECTS: dict[str, Callable[[int], Subject]] = {
     "linear": lambda batch: attention_subject(batch, HEIGHT * WIDTH, HEADS, HEAD, compiled=True),
     "cross": lambda batch: cross_subject(batch, HEIGHT * WIDTH, CROSS_HEADS, CROSS_HEAD, KEYS, compiled=True),
 }
-TRIALS = {"depthwise": try_plans, "linear": try_attention_plans, "cross": try_cross_plans}
+TRIALS: dict[str, Callable[[int, float], bool]] = {
+    "depthwise": try_plans,
+    "linear": try_attention_plans,
+    "cross": try_cross_plans,
+}
+for _name in residual_operations.OPERATIONS:
+    SUBJECTS[_name] = partial(lambda name, batch: residual_subject(name, batch, HEIGHT * WIDTH, MODEL, True), _name)
+    TRIALS[_name] = partial(try_residual_plans, _name)
 
 
 def main() -> int:
