@@ -124,9 +124,7 @@ _NOT_YET = {
     **_not_yet("publishing comes later; the exported folder uploads with `hf upload`", "push_to_hub "
                "push_checkpoints_to_hub post_upload_script publishing_config"),
     **_not_yet("CLIP scores come with validation scores", "evaluation_type"),
-    **_not_yet("use eval_steps_interval", "eval_epoch_interval"),
     **_not_yet("use checkpoint_step_interval", "checkpoint_epoch_interval"),
-    **_not_yet("it comes with validation scores", "eval_dataset_pooling eval_dataset_id"),
     **_not_yet("PNG is written", "validation_image_format", ("png",)),
     **_not_yet("ReflexFlow changes target and weighting of rolled-out samples; plain rollout works "
                "(scheduled_sampling_max_step_offset)", "scheduled_sampling_reflexflow"),
@@ -154,8 +152,6 @@ _REFUSED = {
                "pretrained_gemma_model_name_or_path"),
     **_refused("use pretrained_model_name_or_path: Sana's own VAE is part of the pipeline folder",
                "pretrained_vae_model_name_or_path", ("madebyollin/sdxl-vae-fp16-fix",)),
-    **_refused("held-out loss is measured at five fixed sigmas from 0.1 to 0.9; leave it out",
-               "eval_timesteps", (28,)),
     **_refused("flow-matching samplers have one spacing, that of sigmas; leave it out",
                "inference_scheduler_timestep_spacing"),
     **_refused("diffusers' SanaPipeline cannot rescale guidance, and pictures are drawn by it, so that anybody can draw "

@@ -27,6 +27,7 @@ from simpletuner.config.options import Options, section_of, sections
 from simpletuner.config.prompts import gather
 from simpletuner.config.rules import check, without_effect
 from simpletuner.config.section import Section
+from simpletuner.config.validation_rules import check_evaluation
 from simpletuner.config.webhooks import EXAMPLE, WebhookEntry, webhooks
 from simpletuner.errors import ConfigError, Problem, TunerError, masked
 
@@ -318,6 +319,8 @@ def load(
     _rules(options, where, str(path), findings)
     prompts = gather(options, where, read_file, findings)
     datasets = _datasets(options, path, where, environ, findings)
+    if datasets is not None:
+        check_evaluation(options, datasets, where, findings)
     if findings.problems or datasets is None:
         raise ConfigError(findings.problems)
     flat = {k: v for section in options.model_dump(mode="json").values() for k, v in section.items()}

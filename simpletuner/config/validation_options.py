@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from simpletuner.config.section import Positive, Section
-from simpletuner.config.values import parse_library, parse_resolutions
+from simpletuner.config.values import parse_library, parse_names, parse_resolutions
 
 Count = Annotated[int, Field(ge=0)]
 
@@ -69,8 +69,21 @@ class ValidationOptions(Section):
 class EvaluationOptions(Section):
     """Held-out loss."""
 
-    eval_steps_interval: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="Every n steps; start and end always."
+    eval_steps_interval: Count | None = Field(
+        None, description="Every n steps; start and end always. Without either interval, at every checkpoint."
     )
-    num_eval_images: Positive | None = Field(None, description="At most this many held-out pictures; all.")
+    eval_epoch_interval: Annotated[float, Field(ge=0.0)] | None = Field(
+        None, description="Every n epochs, parts of one too: 0.5 is twice an epoch."
+    )
+    num_eval_images: Positive | None = Field(
+        None, description="At most this many held-out pictures of each dataset, of all together if pooled; all."
+    )
+    eval_timesteps: Annotated[int, Field(ge=1, le=1000)] = Field(
+        5, description="Sigmas each picture is measured at, evenly spread; 5 are 0.1, 0.3, 0.5, 0.7 and 0.9."
+    )
+    eval_batch_size: Positive = Field(8, description="Pictures measured at once, whatever train_batch_size is.")
+    eval_dataset_id: Annotated[tuple[str, ...] | None, BeforeValidator(parse_names)] = Field(
+        None, description="Only these datasets of dataset_type eval; all."
+    )
+    eval_dataset_pooling: bool = Field(False, description="Several eval datasets are one, without figures of each.")
     eval_loss_disable: bool = Field(False, description="Do not measure it.")

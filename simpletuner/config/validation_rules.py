@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from simpletuner.config.checking import Findings, nearest
+from simpletuner.config.datasets import Datasets
 from simpletuner.config.options import Options
-from simpletuner.config.validation_options import ValidationOptions
+from simpletuner.config.validation_options import EvaluationOptions, ValidationOptions
+from simpletuner.errors import Problem
 
 # What says whether anything is drawn at all.
 _SOURCES = {
@@ -35,3 +38,24 @@ def validation_without_effect(options: Options, where: Mapping[str, str]) -> lis
     if late and not chosen.validation_step_interval and not chosen.validation_epoch_interval:
         lines.append(f"{', '.join(late)}: it acts only with validation_step_interval or validation_epoch_interval")
     return lines
+
+
+def check_evaluation(options: Options, datasets: Datasets, where: Mapping[str, str], findings: Findings) -> None:
+    """Datasets that are named but not there, and options that are given while there is nothing to measure."""
+    names = [entry.id for entry in datasets.eval]
+    chosen = options.evaluation.eval_dataset_id or ()
+    for name in chosen:
+        if name not in names:
+            reason = (
+                f"there is no dataset of this id with dataset_type eval: {', '.join(names) or 'there are none at all'}"
+            )
+            findings.problems.append(
+                Problem(where["eval_dataset_id"], "eval_dataset_id", name, reason, nearest(name, names))
+            )
+    given = [key for key in EvaluationOptions.model_fields if key in where and key != "eval_loss_disable"]
+    if given and not chosen and not names:
+        findings.notices.append(
+            f"{', '.join(given)}: nothing is measured without a dataset of dataset_type eval in the dataloader file"
+        )
+    elif "eval_dataset_pooling" in where and options.evaluation.eval_dataset_pooling and len(chosen or names) == 1:
+        findings.notices.append("eval_dataset_pooling: it acts only with several eval datasets")

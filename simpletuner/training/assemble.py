@@ -10,16 +10,31 @@ from typing import Any
 
 import torch
 
+from simpletuner.data.ondemand import OnDemand
+from simpletuner.data.sampler import Plan
+from simpletuner.data.types import Batch
+from simpletuner.evaluation import eval_loss
 from simpletuner.evaluation.validation import Validator
 from simpletuner.models.adapters import Adapter
 from simpletuner.models.base import Components, EncodedText
 from simpletuner.models.freezing import bias_and_norms_only
-from simpletuner.training import adapting, fast_path, optimizers, translate, translate_adapter, translate_validation
+from simpletuner.training import (
+    adapting,
+    fast_path,
+    keeping,
+    optimizers,
+    prepare,
+    translate,
+    translate_adapter,
+    translate_validation,
+)
+from simpletuner.training.caching import Texts
 from simpletuner.training.ema import Ema
 from simpletuner.training.gradient_release import GradientRelease, PerParameter
 from simpletuner.training.gradient_sums import Float32Sums
+from simpletuner.training.held_out import HeldOutLoss
 from simpletuner.training.session import Session
-from simpletuner.training.step import Trainee
+from simpletuner.training.step import Recipe, Trainee, plain_score
 from simpletuner.training.step_graph import StepGraphs
 from simpletuner.wording import counted
 
@@ -45,6 +60,51 @@ def make_validator(session: Session, parts: Components) -> Validator | None:
         session.output_dir / "validation_images",
         session.device,
         (lambda: session.precision.context(session.device)) if session.precision.base else nullcontext,
+    )
+
+
+def held_out_batches(
+    session: Session, held_out: list[prepare.Found], refs: keeping.Refs, texts: Texts, latents_of: OnDemand
+) -> list[tuple[Batch, list[str]]]:
+    """Held-out pictures as they are measured, dataset by dataset; empty if there is nothing to measure."""
+    options = session.config.options
+    if options.evaluation.eval_loss_disable:
+        return []
+    limits = translate_validation.held_out_limits(options, {item.source.id: len(item.placed) for item in held_out})
+    stacked: list[tuple[Batch, list[str]]] = []
+    for item in held_out:
+        wanted = [refs[item.source.id, p.sample.path] for p in item.placed[: limits.get(item.source.id, 0)]]
+        size = options.evaluation.eval_batch_size
+        stacked += eval_loss.batches(wanted, texts.get, latents_of, item.source.id, size)
+    return stacked
+
+
+def make_held_out(
+    session: Session, trainee: Trainee, recipe: Recipe, plan: Plan, stacked: list[tuple[Batch, list[str]]]
+) -> HeldOutLoss:
+    """What measures held-out loss."""
+    options = session.config.options
+    sigmas = eval_loss.evenly(options.evaluation.eval_timesteps)
+
+    def measure() -> eval_loss.EvalResult:
+        return eval_loss.measure(
+            stacked,
+            lambda b, n: plain_score(trainee, recipe, b, n),
+            trainee.device,
+            sigmas,
+            options.evaluation.eval_dataset_pooling,
+        )
+
+    return HeldOutLoss(
+        translate_validation.evaluation_interval(options, plan),
+        measure,
+        trainee,
+        session.output_dir,
+        session.metrics,
+        session.reporter,
+        live_beside_ema=options.ema.ema_validation != "ema_only",
+        continued=options.adapter.init_lora is not None,
+        stages=session.stages,
     )
 
 

@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from simpletuner.errors import ResumeError, TunerError
+from simpletuner.training import best
 
 MANIFEST = "checkpoint_manifest.json"
 STATE = "training_state.json"
@@ -134,7 +135,8 @@ def save(
         state: Where the run is.
         save_weights: Writes the trained weights and their average into a folder (``weights.Weights.save``).
         optimizer: What ``optimizers.pack`` gave.
-        keep: Checkpoints to keep, None for all. The new one is never removed.
+        keep: Checkpoints to keep, None for all. The new one is never removed, and the best by held-out loss is kept
+            beside them.
 
     Returns:
         The checkpoint's folder.
@@ -147,12 +149,15 @@ def save(
         (staging / "optimizer.json").write_text(json.dumps(structure), encoding="utf-8")
         (staging / STATE).write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
     if keep:
-        for old in [c for c in existing(output_dir) if c != final][: -(keep - 1) or None]:
-            shutil.rmtree(old)
+        named = best.read(output_dir)
+        others = [c for c in existing(output_dir) if c != final]
+        for old in others[: -(keep - 1) or None]:
+            if named is None or old.name != named.checkpoint:
+                shutil.rmtree(old)
     return final
 
 
-SET_ASIDE = ("metrics.jsonl", "validation_images", "benchmarks", "grids", "before_after.png")
+SET_ASIDE = ("metrics.jsonl", "validation_images", "benchmarks", "grids", "before_after.png", best.FILE)
 
 
 def set_aside(output_dir: Path, after: int) -> Path | None:

@@ -12,8 +12,8 @@ from simpletuner.config.options import defaults
 from simpletuner.models.base import Components
 from simpletuner.reporting import report
 from simpletuner.reporting.settings import with_defaults
-from simpletuner.training import adapting, checkpoint, optimizers
-from simpletuner.training.hooks import HeldOutLoss
+from simpletuner.training import adapting, best, checkpoint, optimizers
+from simpletuner.training.held_out import HeldOutLoss
 from simpletuner.training.loop import Hook
 from simpletuner.training.session import Session
 from simpletuner.training.step import Trainee
@@ -30,11 +30,11 @@ def finish(session: Session, parts: Components, trainee: Trainee, hooks: list[Ho
     say()
     say(f"Done: {counted(done, 'step')}." if done <= total else f"Exported as it was after {counted(done, 'step')}.")
     _warn_if_skipped(session)
-    for hook in hooks:
-        if isinstance(hook, HeldOutLoss):
-            figures = hook.figures()
-            if 0 in figures and done in figures:
-                say(f"  held-out loss    {figures[0]:.4f} before → {figures[done]:.4f} after")
+    measured = next((hook for hook in hooks if isinstance(hook, HeldOutLoss)), None)
+    if measured:
+        figures = measured.figures()
+        if 0 in figures and done in figures:
+            say(f"  held-out loss    {figures[0]:.4f} before → {figures[done]:.4f} after")
     pictures = session.output_dir / "before_after.png"
     drawn = pictures.is_file()
     if drawn:
@@ -43,6 +43,8 @@ def finish(session: Session, parts: Components, trainee: Trainee, hooks: list[Ho
     _report(session)
     say(f"  trained model    {final} ({what}, {_weights(trainee)})")
     say(f"  checkpoints      {session.output_dir}")
+    if measured and (named := best.read(session.output_dir)):
+        say(f"  best checkpoint  {named.checkpoint} (held-out loss {named.held_out_loss:.4f}; named in {best.FILE})")
     if session.device.type == "cuda":
         say(
             f"  peak GPU memory  {torch.cuda.max_memory_reserved() / 2**30:.1f} GiB (and about half a GiB of the driver)"

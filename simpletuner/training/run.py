@@ -18,7 +18,6 @@ from simpletuner.data.cache import write_atomic
 from simpletuner.data.loader import Loader
 from simpletuner.data.ondemand import OnDemand, TextsOnDemand
 from simpletuner.data.sampler import Plan
-from simpletuner.evaluation import eval_loss
 from simpletuner.evaluation.validation import Validator
 from simpletuner.models.base import Components
 from simpletuner.reporting.progress import Reporter
@@ -37,19 +36,26 @@ from simpletuner.training import (
     translate_reporting,
     translate_validation,
 )
-from simpletuner.training.assemble import make_adapter, make_ema, make_trainee, make_validator
+from simpletuner.training.assemble import (
+    held_out_batches,
+    make_adapter,
+    make_ema,
+    make_held_out,
+    make_trainee,
+    make_validator,
+)
 from simpletuner.training.caching import Texts, fill_caches, on_demand
 from simpletuner.training.control import FOLDER, Control, StoppedOnRequest, forget
 from simpletuner.training.finish import finish
 from simpletuner.training.fitting import fit
-from simpletuner.training.hooks import Checkpointing, HeldOutLoss, Progress
+from simpletuner.training.hooks import Checkpointing, Progress
 from simpletuner.training.interrupt import stop_on_interrupt
 from simpletuner.training.loop import Hook
 from simpletuner.training.loop import train as train_loop
 from simpletuner.training.page_beside import page_beside
 from simpletuner.training.redraw import Samples
 from simpletuner.training.session import Session, check_sizes, find_pictures, open_session, tell_data
-from simpletuner.training.step import Recipe, Trainee, plain_score
+from simpletuner.training.step import Recipe, Trainee
 from simpletuner.training.telling import StepStatus, told
 from simpletuner.training.validating import ValidationPictures
 from simpletuner.wording import counted
@@ -240,22 +246,9 @@ def make_hooks(
     checkpointing = Checkpointing(often, save, session.reporter, session.stages)
     hooks: list[Hook] = [checkpointing]
     drawing: ValidationPictures | None = None
-    wanted = [refs[item.source.id, p.sample.path] for item in held_out for p in item.placed]
-    wanted = wanted[: options.evaluation.num_eval_images or None]
-    if wanted and not options.evaluation.eval_loss_disable:
-        stacked = eval_loss.batches(wanted, texts.get, latents_of)
-
-        def measure() -> eval_loss.EvalResult:
-            return eval_loss.measure(stacked, lambda b, n: plain_score(trainee, recipe, b, n), trainee.device)
-
-        interval = options.evaluation.eval_steps_interval
-        live_too = options.ema.ema_validation != "ema_only"
-        hooks.append(
-            HeldOutLoss(
-                *(interval, measure, trainee, session.metrics, session.reporter, live_too),
-                continued=options.adapter.init_lora is not None,
-            )
-        )
+    stacked = held_out_batches(session, held_out, refs, texts, latents_of)
+    if stacked:
+        hooks.append(make_held_out(session, trainee, recipe, plan, stacked))
     if validator:
         drawing = ValidationPictures(
             translate_validation.interval(options, plan),

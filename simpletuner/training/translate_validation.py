@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 
 from simpletuner.config.options import Options
@@ -44,6 +44,34 @@ def interval(options: Options, plan: Plan) -> Interval:
         after_epoch=chosen.validate_after_epoch,
         epochs_done=epochs_done(options, plan),
     )
+
+
+def evaluation_interval(options: Options, plan: Plan) -> Interval:
+    """When held-out loss is measured between start and end: at every checkpoint where the user is silent."""
+    chosen = options.evaluation
+    silent = chosen.eval_steps_interval is None and chosen.eval_epoch_interval is None
+    return Interval(
+        steps=options.checkpoints.checkpoint_step_interval if silent else chosen.eval_steps_interval,
+        epochs=Fraction(chosen.eval_epoch_interval or 0).limit_denominator(10_000),
+        epochs_done=epochs_done(options, plan),
+    )
+
+
+def held_out_limits(options: Options, sizes: Mapping[str, int]) -> dict[str, int]:
+    """How many pictures of each eval dataset are measured; one that is not is absent.
+
+    Args:
+        options: All options.
+        sizes: Pictures of each eval dataset.
+    """
+    chosen = options.evaluation
+    most = chosen.num_eval_images or sum(sizes.values())
+    limits: dict[str, int] = {}
+    for dataset_id, size in sizes.items():
+        if chosen.eval_dataset_id is None or dataset_id in chosen.eval_dataset_id:
+            taken = sum(limits.values()) if chosen.eval_dataset_pooling else 0
+            limits[dataset_id] = min(size, most - taken)
+    return {dataset_id: limit for dataset_id, limit in limits.items() if limit}
 
 
 def epochs_done(options: Options, plan: Plan) -> Callable[[int], Fraction]:

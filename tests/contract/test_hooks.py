@@ -18,7 +18,7 @@ from simpletuner.evaluation.validation import Validator
 from simpletuner.models.base import EncodedText
 from simpletuner.reporting.metrics import MetricsFile
 from simpletuner.reporting.progress import Reporter
-from simpletuner.training import hooks, optimizers, validating
+from simpletuner.training import held_out, hooks, optimizers, validating
 from simpletuner.training.interval import Interval
 from simpletuner.training.loop import Hook, StepResult, train
 from simpletuner.training.step import Trainee
@@ -26,7 +26,7 @@ from simpletuner.training.step import Trainee
 MOMENTS = [name for name, _ in inspect.getmembers(Hook, inspect.isfunction) if name.startswith("on_")]
 CLASSES = {
     name: cls
-    for module in (hooks, validating)
+    for module in (hooks, held_out, validating)
     for name, cls in inspect.getmembers(module, inspect.isclass)
     if cls.__module__ == module.__name__ and any(attribute in MOMENTS for attribute in dir(cls))
 }
@@ -73,7 +73,9 @@ def checkpointing(world: World, interval: int | None) -> Hook:
 
 
 def held_out_loss(world: World, interval: int | None) -> Hook:
-    return hooks.HeldOutLoss(interval, world.measure, world.trainee, world.metrics, world.reporter)
+    return held_out.HeldOutLoss(
+        Interval(interval), world.measure, world.trainee, world.folder, world.metrics, world.reporter
+    )
 
 
 def progress(world: World, interval: int | None) -> Hook:

@@ -16,7 +16,8 @@ from simpletuner.evaluation import eval_loss
 from simpletuner.evaluation.eval_loss import EvalResult
 from simpletuner.reporting.metrics import MetricsFile
 from simpletuner.reporting.progress import Reporter
-from simpletuner.training.hooks import HeldOutLoss
+from simpletuner.training.held_out import HeldOutLoss
+from simpletuner.training.interval import Interval
 from simpletuner.training.loop import StepResult
 from simpletuner.training.step import Trainee, score
 
@@ -110,7 +111,8 @@ def hooked(tmp_path: Path) -> Hooked:
             return EvalResult(1.0, (1.0,), 2.0, 1)
 
         metrics = MetricsFile(tmp_path / "metrics.jsonl")
-        return HeldOutLoss(interval, measured, trainee, metrics, Reporter(Console(file=StringIO()))), seen
+        reporter = Reporter(Console(file=StringIO()))
+        return HeldOutLoss(Interval(interval), measured, trainee, tmp_path, metrics, reporter), seen
 
     return make
 

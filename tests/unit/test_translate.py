@@ -8,6 +8,7 @@ import ast
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -79,6 +80,8 @@ def plain(config: RunConfig) -> SimpleNamespace:
         validation=translate_validation.settings(config),
         pictured=translate_validation.interval(options, plan),
         at_start=translate_validation.draws_at_start(options),
+        measured=translate_validation.evaluation_interval(options, plan),
+        limits=translate_validation.held_out_limits(options, {"a": 5, "b": 2}),
         shown=translate_validation.shown(options, toy.trainee()),
         overrides=translate.optimizer_overrides(options),
         density=drawn,
@@ -134,6 +137,12 @@ OPTIONS: list[tuple[dict[str, Any], str, object]] = [
     ({"validation_epoch_interval": 2}, "pictured.epochs", 2),
     ({"validate_after_step": 3}, "pictured.after_step", 3),
     ({"validate_after_epoch": 3}, "pictured.after_epoch", 3),
+    ({"eval_steps_interval": 4}, "measured.steps", 4),
+    ({"eval_epoch_interval": 0.25}, "measured.epochs", Fraction(1, 4)),
+    ({"eval_epoch_interval": 0.25}, "measured.steps", None),
+    ({"checkpoint_step_interval": 7}, "measured.steps", 7),
+    ({"num_eval_images": 3}, "limits", {"a": 3, "b": 2}),
+    ({"num_eval_images": 3, "eval_dataset_pooling": True}, "limits", {"a": 3}),
     ({"validation_on_startup": False}, "at_start", False),
     ({"disable_benchmark": True}, "at_start", False),
     ({"disable_benchmark": True}, "shown.benchmark", False),
@@ -461,6 +470,7 @@ ELSEWHERE = {
     *("base_model_precision", "base_model_default_dtype"),  # test_precision_rules.py
     "caption_dropout_probability",  # recorded in the identity here; acts in run.py (test_options_act.py)
     "optimizer",  # likewise
+    "eval_dataset_id",  # test_held_out_options.py
     *("model_type", "lora_dropout", "is_regularisation_data"),  # test_adapter_options.py
     *("gradient_precision", "layer_freeze_strategy"),  # likewise
     *("use_ema", "ema_decay", "ema_update_interval", "ema_warmup_steps"),  # likewise

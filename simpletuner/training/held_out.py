@@ -1,0 +1,148 @@
+"""The hook that measures held-out loss: when, of which weights, which checkpoint is best, and when it tells of overfitting."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from simpletuner.evaluation.eval_loss import EvalResult
+from simpletuner.evaluation.overfitting import alarm
+from simpletuner.reporting.events import Notification
+from simpletuner.reporting.metrics import MetricsFile
+from simpletuner.reporting.progress import Reporter
+from simpletuner.reporting.stages import Stages
+from simpletuner.training import best, checkpoint
+from simpletuner.training.interval import Interval
+from simpletuner.training.loop import StepResult
+from simpletuner.training.optimizers import evaluation_weights
+from simpletuner.training.step import Trainee
+from simpletuner.wording import counted
+
+
+@dataclass(slots=True)
+class HeldOutLoss:
+    """Held-out loss before, on the interval and after; of the EMA weights where there are any.
+
+    In the metrics file ``eval`` is the figure of the weights that are exported, and ``eval_live`` that of the live ones
+    beside an EMA.
+
+    Attributes:
+        interval: When, besides before and after.
+        measure: Gives the figure for the weights now in the model.
+        trainee: For its EMA, optimizer and training mode.
+        output_dir: Where checkpoints are.
+        metrics: Where figures are kept, also those of the run's first half when it was resumed.
+        live_beside_ema: Whether live weights are measured as well where there is an EMA.
+        continued: Whether the adapter goes on from a file, and so acts from the start.
+        stages: Told of overfitting.
+    """
+
+    interval: Interval
+    measure: Callable[[], EvalResult]
+    trainee: Trainee
+    output_dir: Path
+    metrics: MetricsFile
+    reporter: Reporter
+    live_beside_ema: bool = True
+    continued: bool = False
+    stages: Stages = field(default_factory=Stages)
+    measured_at: int = -1
+    _figures: dict[int, float] = field(default_factory=dict)
+    _losses: dict[int, float] = field(default_factory=dict)
+
+    def on_start(self, step: int) -> None:
+        """The figure of what training starts from, once; a resumed run knows the figures of its first half."""
+        for kind, known in (("eval", self._figures), ("step", self._losses)) if step else ():
+            for line in self.metrics.read(kind):
+                if line["step"] <= step and line["loss"] is not None and not line.get("skipped"):
+                    known[line["step"]] = line["loss"]
+        if step:
+            self._choose()
+        else:
+            best.write(self.output_dir, None)
+            self._measure(0)
+
+    def acts_at(self, step: int) -> bool:
+        """On the interval."""
+        return self.interval.due(step)
+
+    def on_step_end(self, result: StepResult) -> None:
+        """Measure on the interval."""
+        if result.loss is not None and not result.skipped:
+            self._losses[result.step] = result.loss
+        if self.acts_at(result.step):
+            self._measure(result.step)
+
+    def on_stop(self, step: int, finished: bool) -> None:
+        """Measure the end; not when stopped on the way."""
+        if finished and step != self.measured_at and step:
+            self._measure(step)
+
+    def figures(self) -> dict[int, float]:
+        """Held-out loss by step, over all parts of the run."""
+        return {line["step"]: line["loss"] for line in self.metrics.read("eval")}
+
+    def _measure(self, step: int) -> None:
+        transformer = self.trainee.transformer
+        was_training = transformer.training
+        transformer.eval()
+        ema = self.trainee.ema if step else None
+        adapter = self.trainee.adapter
+        off = adapter.disabled() if adapter and not step and not self.continued else nullcontext()
+        beside = ""
+        if ema:
+            with ema.applied():
+                result = self.measure()
+            if self.live_beside_ema:
+                live = self.measure()
+                self.metrics.write("eval_live", {"step": step, **asdict(live), "weights": "live weights"})
+                beside = f", live {live.loss:.4f}"
+        else:
+            with evaluation_weights(self.trainee.optimizer), off:
+                result = self.measure()
+        transformer.train(was_training)
+        self.measured_at = step
+        kind = self._kind(step)
+        self.metrics.write("eval", {"step": step, **asdict(result), "weights": kind})
+        several = "".join(f", {name} {loss:.4f}" for name, loss in result.by_dataset.items())
+        self.reporter.say(
+            f"step {step}: held-out loss {result.loss:.4f} ({kind}{beside}{several}, {counted(result.samples, 'picture')}; "
+            f"a model that has learned nothing scores {result.zero_predictor:.2f})"
+        )
+        if math.isfinite(result.loss):
+            self._figures[step] = result.loss
+        self._choose()
+        self._warn(step)
+
+    def _kind(self, step: int) -> str:
+        """What is measured."""
+        return "EMA weights" if self.trainee.ema and step else "weights"
+
+    def _choose(self) -> None:
+        """Name the best of the checkpoints that have a figure."""
+        saved = {int(folder.name.rpartition("-")[2]) for folder in checkpoint.existing(self.output_dir)}
+        step, before = best.lowest(self._figures, saved), best.read(self.output_dir)
+        found = None
+        if step is not None:
+            found = best.Best(f"checkpoint-{step}", step, self._figures[step], self._kind(step))
+        if found != before:
+            best.write(self.output_dir, found)
+
+    def _warn(self, step: int) -> None:
+        """Say it once when held-out loss rises while training loss falls."""
+        raised = alarm(sorted(self._figures.items()), sorted(self._losses.items()))
+        if raised is None:
+            return
+        named = best.read(self.output_dir)
+        where = f" The best checkpoint so far is {named.checkpoint}." if named else ""
+        sentence = (
+            f"step {step}: held-out loss has risen over the last {raised.evaluations} evaluations, from "
+            f"{raised.held_out[0]:.4f} at step {raised.low} to {raised.held_out[1]:.4f}, while training loss fell from "
+            f"{raised.training[0]:.4f} to {raised.training[1]:.4f}: the model begins to learn its pictures by heart.{where} "
+            "What to do: stop here, or train with a lower learning_rate, more pictures or a smaller adapter."
+        )
+        self.reporter.say(f"WARNING: {sentence}")
+        self.stages.emit(Notification(title="Overfitting", message=sentence, severity="warning"))
