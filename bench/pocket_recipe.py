@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 import simpletuner
+from simpletuner.evaluation.palette import histogram, overlap
 
 POCKET = Path(simpletuner.__file__).parent / "pocket"
 PICTURES = POCKET / "blueprint" / "eval"
@@ -91,7 +92,7 @@ class HeldOut:
             generator=torch.Generator().manual_seed(seed),
         ).images
         made = torch.stack([_pixels(image) for image in images])
-        palette = torch.minimum(_histogram(made), _histogram(self.pixels).mean(0)).sum(1).mean().item()
+        palette = overlap(histogram(made), histogram(self.pixels).mean(0)).mean().item()
         ours, real = (pipe.vae.encode(x).latent.flatten(1) for x in (made, self.pixels))
         similarity = F.normalize(ours - ours.mean(0)) @ F.normalize(real - real.mean(0)).T
         return palette, (similarity.argmax(1) == torch.arange(len(ours))).float().mean().item()
@@ -99,13 +100,6 @@ class HeldOut:
 
 def _pixels(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float() / 127.5 - 1
-
-
-def _histogram(pixels: torch.Tensor) -> torch.Tensor:
-    """Joint 4x4x4 colour histogram of each picture."""
-    level = ((pixels.clamp(-1, 0.999) + 1) * 2).long()
-    index = level[:, 0] * 16 + level[:, 1] * 4 + level[:, 2]
-    return torch.stack([torch.bincount(row.flatten(), minlength=64).float() / row.numel() for row in index])
 
 
 def prototype_data(folder: Path) -> Path:

@@ -11,13 +11,14 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from simpletuner.data.cache import ShardWriter, TensorStore, content_key
 from simpletuner.data.images import cut
+from simpletuner.data.linear_rgb import ENOUGH
 from simpletuner.data.masks import MaskKind, weights
 from simpletuner.data.types import Placement, Sample, Skipped
 from simpletuner.errors import ImageError
@@ -79,6 +80,7 @@ def encode_latents(
     dtype: torch.dtype,
     batch_size: int,
     on_done: Callable[[int], None],
+    seen: Callable[[torch.Tensor, torch.Tensor], None] | None = None,
 ) -> list[Skipped]:
     """Encode pictures that are missing in ``store``.
 
@@ -89,24 +91,28 @@ def encode_latents(
         dtype: Dtype on disk.
         batch_size: Pictures per call of ``encode``.
         on_done: Called with the number of pictures finished.
+        seen: Shown the latents [n, C, h, w] and pixels [n, 3, H, W] of about ``ENOUGH`` of them, evenly chosen.
 
     Returns:
         Pictures that could not be decoded, with the reason; the others are encoded all the same.
     """
     skipped: list[Skipped] = []
+    shown = {p.key for p in placed[:: -(-len(placed) // ENOUGH) or 1]} if seen else set()
     with decoding_threads() as pool, store.writer() as writer:
         before: _Encoded | None = None
         for good, pixels, broken in _decoded_ahead(pool, placed, batch_size):
             skipped += broken
             # A GPU works on this batch while the one before is checked and written, and the next are decoded.
             now = _Encoded.start(good, encode(torch.stack(pixels)).to(dtype), broken) if good else None
+            if now and seen:
+                now.pixels = {n: pixels[n] for n, p in enumerate(good) if p.key in shown}
             if before:
-                before.keep(writer, on_done)
+                before.keep(writer, on_done, seen)
             before = now
             if not good:
                 on_done(len(broken))
         if before:
-            before.keep(writer, on_done)
+            before.keep(writer, on_done, seen)
     return skipped
 
 
@@ -158,14 +164,15 @@ def _decoded_ahead(
         yield good, pixels, broken
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Encoded:
-    """One batch of latents on its way from the device to the disk."""
+    """One batch of latents on its way from the device to the disk; with the pixels of those that are to be shown."""
 
     samples: list[PlacedSample]
     latents: torch.Tensor
     arrived: torch.cuda.Event | None
     finished: int
+    pixels: dict[int, torch.Tensor] = field(default_factory=dict)
 
     @classmethod
     def start(cls, samples: list[PlacedSample], latents: torch.Tensor, broken: Sequence[Skipped]) -> _Encoded:
@@ -177,12 +184,19 @@ class _Encoded:
             arrived.record()
         return cls(samples, latents, arrived, len(samples) + len(broken))
 
-    def keep(self, writer: ShardWriter, on_done: Callable[[int], None]) -> None:
+    def keep(
+        self,
+        writer: ShardWriter,
+        on_done: Callable[[int], None],
+        seen: Callable[[torch.Tensor, torch.Tensor], None] | None,
+    ) -> None:
         """Hand the latents to the writer, once they are here."""
         if self.arrived:
             self.arrived.synchronize()
         for item, latent in zip(self.samples, self.latents, strict=True):
             writer.add(item.key, latent, str(item.sample.path))
+        if seen and self.pixels:
+            seen(self.latents[list(self.pixels)], torch.stack(list(self.pixels.values())))
         on_done(self.finished)
 
 

@@ -5,6 +5,7 @@ A family never samples noise and never sees options, optimizer or trackers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,6 +166,41 @@ class EncodedText:
         return [row[: int(m.sum())].clone() for row, m in zip(self.embeds, self.mask, strict=True)]
 
 
+class PreviewDecoder(Protocol):
+    """Latents → pixels, roughly and quickly.
+
+    Attributes:
+        name: For messages.
+        stride: Pixels per latent cell.
+    """
+
+    name: str
+    stride: int
+
+    def __call__(self, latents: torch.Tensor) -> torch.Tensor:
+        """[B, C, h, w] scaled latents → [B, 3, h * stride, w * stride] in [-1, 1], float32."""
+
+    def fit(self, latents: torch.Tensor, pixels: torch.Tensor) -> float:
+        """Settle what the file leaves open by what the VAE makes of the same latents.
+
+        Args:
+            latents: [B, C, h, w] scaled.
+            pixels: The VAE's, [B, 3, H, W] in [-1, 1].
+
+        Returns:
+            Peak signal-to-noise ratio in dB against these pixels.
+        """
+
+    def to(self, device: torch.device) -> PreviewDecoder:
+        """Move the weights; returns itself."""
+
+
+def signal_to_noise(made: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of pixels in [-1, 1]; infinite for equal ones."""
+    error = (made.float() - wanted.float().to(made.device)).square().mean().item()
+    return 10 * math.log10(4 / error) if error else math.inf
+
+
 class Family(Protocol):
     """One model family."""
 
@@ -204,6 +240,13 @@ class Family(Protocol):
 
     def decode_latents(self, vae: Any, latents: torch.Tensor) -> torch.Tensor:
         """Scaled latents → pixels [B, 3, H, W] in [-1, 1] float32; the inverse of ``encode_pixels``."""
+
+    def preview_decoder(self, source: LoadSource, chosen: str) -> PreviewDecoder | None:
+        """A tiny decoder: the chosen one (file, folder or hub id), or the model's own; None if it has none.
+
+        Raises:
+            ModelError: What was chosen is not there, or belongs to other latents.
+        """
 
     def predict(
         self,

@@ -15,6 +15,7 @@ from simpletuner.data import undecodable
 from simpletuner.data.cache import TensorStore
 from simpletuner.data.encode import encode_latents, encode_texts, keep_masks, missing_latents, text_key
 from simpletuner.data.healing import MASKS_ANEW, Healing
+from simpletuner.data.linear_rgb import Gathered
 from simpletuner.data.loader import LatentRef
 from simpletuner.data.masks import UNUSABLE, weights
 from simpletuner.data.remote_cache import RemoteCaches
@@ -73,8 +74,10 @@ def keep_latents(
         elif missing and item.source.caching == "ondemand":
             reporter.say(f"[{item.source.id}] {counted(len(missing), 'latent')} will be encoded when first needed")
         elif missing:
+            colours = Gathered()  # for previews, should they be wanted
             with reporter.bar(f"Encoding pictures [{item.source.id}]", len(missing)) as bar:
-                skipped = encode_latents(missing, store, encode, dtype, item.source.encode_batch, bar.advance)
+                skipped = encode_latents(missing, store, encode, dtype, item.source.encode_batch, bar.advance, colours)
+            colours.keep(folder)
             _leave_out(item, skipped, reporter)
         else:
             reporter.say(f"[{item.source.id}] all {counted(distinct, 'latent is', 'latents are')} in the cache")

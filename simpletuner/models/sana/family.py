@@ -17,10 +17,11 @@ from simpletuner.models.base import (
     Facts,
     Footprint,
     LoadSource,
+    PreviewDecoder,
     StepShape,
     TextSettings,
 )
-from simpletuner.models.sana import attention, encoder, footprint, prompts, samplers, tiling
+from simpletuner.models.sana import attention, encoder, footprint, preview_decoder, prompts, samplers, tiling
 from simpletuner.models.sana import transformer as blocks_in_training
 
 # The official recipe's shift for a scheduler that names none (facts: NVlabs/Sana trains at 3.0).
@@ -144,6 +145,14 @@ class Sana:
         """Scaled latents [B, C, h, w] → pixels [B, 3, H, W] in [-1, 1] float32."""
         pixels: torch.Tensor = vae.decode(latents.float() / vae.config.scaling_factor, return_dict=False)[0]
         return pixels.clamp(-1, 1)
+
+    def preview_decoder(self, source: LoadSource, chosen: str) -> PreviewDecoder | None:
+        """A tiny decoder: the chosen one, or that in the model's folder. Raises ModelError."""
+        file = preview_decoder.find(chosen, source.path)
+        if file is None:
+            return None
+        facts, vae = self.peek(source), load.config(source, "vae")
+        return preview_decoder.read(file, facts.latent_channels, facts.stride, float(vae.get("scaling_factor", 1.0)))
 
     def predict(
         self,

@@ -1,0 +1,82 @@
+"""CLIP score: how well pictures agree with their prompts, by any CLIP of transformers.
+
+In: pictures and prompts. Out: 0 to 100 for each. Downloads nothing where a folder is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from simpletuner.errors import ModelError
+
+AT_ONCE = 8  # pictures per call
+
+
+class ClipScorer:
+    """A CLIP that stays loaded."""
+
+    def __init__(self, path: str, device: torch.device) -> None:
+        """Load it; in float16 on a GPU, where it is a guest.
+
+        Args:
+            path: Folder or hub id of a CLIPModel with tokenizer and image processor.
+            device: Where it works.
+
+        Raises:
+            ModelError: It cannot be loaded.
+        """
+        # The form without torchvision, which is not needed for this.
+        from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
+
+        folder = Path(path).expanduser()
+        where = str(folder) if folder.is_dir() else path
+        dtype = torch.float16 if device.type == "cuda" else torch.float32
+        try:
+            self._model: Any = CLIPModel.from_pretrained(where, dtype=dtype)
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(where)
+            self._processor: Any = CLIPImageProcessorPil.from_pretrained(where)
+        except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise ModelError(
+                f"cannot load a CLIP from {path!r} (pretrained_evaluation_model_name_or_path): {reason}. What to do: give "
+                "a folder with a CLIPModel, its tokenizer and its image processor, or a hub id that can be reached; or "
+                "leave evaluation_type out."
+            ) from error
+        self._model.eval().requires_grad_(False).to(device)
+        self._device, self._dtype = device, dtype
+        self.longest = int(self._model.config.text_config.max_position_embeddings)
+
+    def tokens(self, prompt: str) -> int:
+        """Tokens of a prompt, begin and end among them; beyond ``longest`` CLIP does not read."""
+        return len(self._tokenizer(prompt, truncation=False, verbose=False)["input_ids"])
+
+    @torch.no_grad()
+    def score(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
+        """Cosine of picture and prompt times 100, negative ones as 0.
+
+        Source: Hessel et al., "CLIPScore", EMNLP 2021, section 3, with 100 for w.
+
+        Args:
+            pictures: RGB.
+            prompts: One for each.
+        """
+        scores: list[float] = []
+        for start in range(0, len(pictures), AT_ONCE):
+            part = slice(start, start + AT_ONCE)
+            text = self._tokenizer(
+                list(prompts[part]), padding=True, truncation=True, max_length=self.longest, return_tensors="pt"
+            ).to(self._device)
+            pixels = self._processor(images=list(pictures[part]), return_tensors="pt")["pixel_values"]
+            found = self._model(
+                input_ids=text["input_ids"],
+                attention_mask=text["attention_mask"],
+                pixel_values=pixels.to(self._device, self._dtype),
+            )
+            cosine = torch.nn.functional.cosine_similarity(found.image_embeds.float(), found.text_embeds.float())
+            scores += [100 * max(0.0, value) for value in cosine.tolist()]
+        return scores
