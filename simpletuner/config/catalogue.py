@@ -111,19 +111,16 @@ _SATISFIED = {
                  "scheduled_sampling_reflexflow_alpha "
                  "scheduled_sampling_reflexflow_beta1 scheduled_sampling_reflexflow_beta2 quantize_activations "
                  "disk_low_action disk_low_script "
-                 "pretrained_evaluation_model_name_or_path validation_guidance_real "
+                 "validation_guidance_real "
                  "conditioning_multidataset_sampling main_process_port same_network "
                  "accelerate_extra_args validation_multigpu push_to_hub_background i_know_what_i_am_doing"),
 }  # fmt: skip
 
 _NOT_YET = {
-    **_not_yet("previews while generating come with the live page", "validation_preview"),
     "vae_cache_preprocess": Known("refused", "its newer name is vae_cache_ondemand: set that to true", (True, "true")),
-    **_satisfied("it acts only with validation_preview", "validation_preview_steps"),
     **_not_yet("trackers come with the live page; metrics.jsonl is always written", "report_to"),
     **_not_yet("publishing comes later; the exported folder uploads with `hf upload`", "push_to_hub "
                "push_checkpoints_to_hub post_upload_script publishing_config"),
-    **_not_yet("CLIP scores come with validation scores", "evaluation_type"),
     **_not_yet("use checkpoint_step_interval", "checkpoint_epoch_interval"),
     **_not_yet("PNG is written", "validation_image_format", ("png",)),
     **_not_yet("ReflexFlow changes target and weighting of rolled-out samples; plain rollout works "

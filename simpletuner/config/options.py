@@ -17,6 +17,7 @@ from pydantic import BeforeValidator, Field
 from simpletuner.config.noise_options import FlowOptions, LossOptions, RolloutOptions
 from simpletuner.config.optimizer_names import OWN_RATE, OptimizerName, parse
 from simpletuner.config.page_options import PageOptions
+from simpletuner.config.preview_options import PreviewOptions
 from simpletuner.config.reporting_options import ReportingOptions
 from simpletuner.config.section import Positive, Probability, Section
 from simpletuner.config.validation_options import EvaluationOptions, ValidationOptions
@@ -274,6 +275,7 @@ class Options(Section):
     data: DataOptions = DataOptions()
     validation: ValidationOptions = ValidationOptions()
     evaluation: EvaluationOptions = EvaluationOptions()
+    previews: PreviewOptions = PreviewOptions()
     checkpoints: CheckpointOptions = CheckpointOptions()
     reporting: ReportingOptions = ReportingOptions()
     page: PageOptions = PageOptions()

@@ -11,6 +11,7 @@ from simpletuner.config.noise_rules import noise_problems, noise_without_effect
 from simpletuner.config.optimizer_rules import optimizer_problems, optimizer_without_effect
 from simpletuner.config.options import Options
 from simpletuner.config.precision_rules import precision_problems, precision_without_effect
+from simpletuner.config.preview_options import without_effect as preview_without_effect
 from simpletuner.config.reporting_rules import reporting_without_effect
 from simpletuner.config.validation_rules import validation_without_effect
 from simpletuner.errors import Problem, Row
@@ -47,6 +48,7 @@ def without_effect(options: Options, where: Mapping[str, str]) -> list[str]:
         *precision_without_effect(options, where),
         *reporting_without_effect(options, where),
         *validation_without_effect(options, where),
+        *preview_without_effect(options.previews, not options.validation.validation_disable, where),
     ]
 
 

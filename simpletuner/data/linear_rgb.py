@@ -63,7 +63,7 @@ class Moments:
             latents: [B, C, h, w]; as the transformer sees them.
             pixels: [B, 3, h * stride, w * stride] in [-1, 1], what they were encoded from; both finite.
         """
-        colours = torch.nn.functional.adaptive_avg_pool2d(pixels.float(), latents.shape[-2:])
+        colours = torch.nn.functional.adaptive_avg_pool2d(pixels.float(), (latents.shape[-2], latents.shape[-1]))
         cells = latents.detach().double().movedim(1, -1).reshape(-1, latents.shape[1]).cpu()
         cells = torch.cat([cells, torch.ones(len(cells), 1, dtype=torch.float64)], dim=1)
         self.squares += cells.T @ cells

@@ -20,12 +20,11 @@ AT_ONCE = 8  # pictures per call
 class ClipScorer:
     """A CLIP that stays loaded."""
 
-    def __init__(self, path: str, device: torch.device) -> None:
-        """Load it; in float16 on a GPU, where it is a guest.
+    def __init__(self, path: str) -> None:
+        """Load it, on the CPU.
 
         Args:
             path: Folder or hub id of a CLIPModel with tokenizer and image processor.
-            device: Where it works.
 
         Raises:
             ModelError: It cannot be loaded.
@@ -35,9 +34,8 @@ class ClipScorer:
 
         folder = Path(path).expanduser()
         where = str(folder) if folder.is_dir() else path
-        dtype = torch.float16 if device.type == "cuda" else torch.float32
         try:
-            self._model: Any = CLIPModel.from_pretrained(where, dtype=dtype)
+            self._model: Any = CLIPModel.from_pretrained(where, dtype=torch.float32)
             self._tokenizer: Any = AutoTokenizer.from_pretrained(where)
             self._processor: Any = CLIPImageProcessorPil.from_pretrained(where)
         except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
@@ -47,9 +45,17 @@ class ClipScorer:
                 "a folder with a CLIPModel, its tokenizer and its image processor, or a hub id that can be reached; or "
                 "leave evaluation_type out."
             ) from error
-        self._model.eval().requires_grad_(False).to(device)
-        self._device, self._dtype = device, dtype
-        self.longest = int(self._model.config.text_config.max_position_embeddings)
+        self._model.eval().requires_grad_(False)
+        self._device, self._dtype = torch.device("cpu"), torch.float32
+        text: Any = self._model.config.text_config
+        self.longest = int(text.max_position_embeddings)
+
+    def on(self, device: torch.device) -> ClipScorer:
+        """Work there from now on; on a GPU in float16, and only while it scores: training needs the room. Returns itself."""
+        self._device = device
+        self._dtype = torch.float16 if device.type == "cuda" else torch.float32
+        self._model.to(self._dtype)
+        return self
 
     def tokens(self, prompt: str) -> int:
         """Tokens of a prompt, begin and end among them; beyond ``longest`` CLIP does not read."""
@@ -65,6 +71,13 @@ class ClipScorer:
             pictures: RGB.
             prompts: One for each.
         """
+        self._model.to(self._device)
+        try:
+            return self._scores(pictures, prompts)
+        finally:
+            self._model.to("cpu")
+
+    def _scores(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
         scores: list[float] = []
         for start in range(0, len(pictures), AT_ONCE):
             part = slice(start, start + AT_ONCE)

@@ -147,7 +147,12 @@ class Previewer:
 
     def finished(self, pictures: Sequence[Shown]) -> None:
         """The pictures are on disk: their previews go, after those that still wait."""
-        self._put(lambda: [self._path(picture).unlink(missing_ok=True) for picture in pictures])
+
+        def remove() -> None:
+            for picture in pictures:
+                self._path(picture).unlink(missing_ok=True)
+
+        self._put(remove)
 
     def close(self) -> None:
         """Do what waits, and end the thread."""
@@ -227,8 +232,8 @@ def as_image(decoder: PreviewDecoder, latents: torch.Tensor) -> Image.Image:
     most = max(1, LARGEST // decoder.stride)
     rows = latents[None].float()
     if cells > most:
-        small = [max(1, round(side * most / cells)) for side in latents.shape[-2:]]
-        rows = torch.nn.functional.adaptive_avg_pool2d(rows, small)
+        height, width = (max(1, round(side * most / cells)) for side in latents.shape[-2:])
+        rows = torch.nn.functional.adaptive_avg_pool2d(rows, (height, width))
     pixels = decoder(rows)[0].nan_to_num(0.0)
     array = ((pixels + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
     return Image.fromarray(array)

@@ -190,7 +190,7 @@ def sentence(scores: Sequence[Score], reference: Reference | None) -> str:
     if clip := found.get("clip"):
         parts.append(f"CLIP {clip['value']:.1f} of 100 ({clip['min']:.1f} to {clip['max']:.1f})")
     if shared := found.get("palette"):
-        parts.append(f"palette {shared['value']:.0%} that of the training pictures")
+        parts.append(f"{shared['value']:.0%} of the training pictures' palette")
     if apart := found.get("colour_distance"):
         parts.append(f"mean colours {apart['value']:.0f} of 255 levels apart")
     near = [score for score in scores if score.name == "nearest_distance"]
@@ -231,5 +231,5 @@ def _reduced(pixels: torch.Tensor) -> torch.Tensor:
     scale = LONGEST_SIDE / max(pixels.shape[1:])
     if scale >= 1:
         return pixels
-    size = [max(1, round(side * scale)) for side in pixels.shape[1:]]
-    return torch.nn.functional.adaptive_avg_pool2d(pixels[None], size)[0]
+    height, width = (max(1, round(side * scale)) for side in pixels.shape[1:])
+    return torch.nn.functional.adaptive_avg_pool2d(pixels[None], (height, width))[0]

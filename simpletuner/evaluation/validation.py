@@ -21,6 +21,7 @@ from PIL import Image
 from simpletuner.data.types import Size
 from simpletuner.evaluation.naming import file_names
 from simpletuner.evaluation.pictures import BASE, Picture, ValidationSettings, groups
+from simpletuner.evaluation.previews import Previewer
 from simpletuner.models.base import EncodedText
 
 # diffusers turns a decoder's lack of memory into this warning, and then fails for another reason.
@@ -75,10 +76,16 @@ class Validator:
         self._device = device
         self._precision = precision
         self._clock = clock
+        self.previews: Previewer | None = None
         self._negative = encode(settings.negative_prompt, False)
         # The empty prompt is the empty caption of training, which has no prefix.
         self._prompts = {nick: encode(prompt, bool(prompt.strip())) for nick, prompt in settings.prompts}
         self.names = file_names([nick for nick, _ in settings.prompts])
+
+    def close(self) -> None:
+        """Finish the previews that wait."""
+        if self.previews:
+            self.previews.close()
 
     @property
     def count(self) -> int:
@@ -131,6 +138,8 @@ class Validator:
                     break
                 with strength(own.get(group[0].nickname)):
                     failures = self._try(group)
+                if self.previews:
+                    self.previews.finished(group)
                 for picture in group:
                     failure = failures.get(picture.path)
                     if failure:
@@ -163,6 +172,7 @@ class Validator:
     def _draw(self, group: Sequence[Picture]) -> list[Image.Image]:
         """The pictures of one group, in one call of the pipeline."""
         prompts = [self._prompts[picture.nickname] for picture in group]
+        watched = {"callback_on_step_end": self.previews.watch(group)} if self.previews else {}
         with self._precision(), warnings.catch_warnings():
             warnings.filterwarnings("error", message=_HIDDEN_MEMORY)
             result = self._pipeline(
@@ -178,6 +188,7 @@ class Validator:
                 guidance_scale=self.settings.guidance,
                 generator=[torch.Generator("cpu").manual_seed(picture.seed) for picture in group],
                 use_resolution_binning=False,
+                **watched,
             )
         images: list[Image.Image] = result.images
         return images

@@ -42,7 +42,7 @@ from simpletuner.wording import counted
 def make_validator(session: Session, parts: Components) -> Validator | None:
     """The validator with its prompts encoded, or None if there is nothing to draw."""
     options = session.config.options.validation
-    if options.validation_disable or not session.config.prompts:
+    if not session.draws:
         return None
 
     def encode(prompt: str, with_instruction: bool) -> EncodedText:

@@ -50,9 +50,11 @@ from simpletuner.training.finish import finish
 from simpletuner.training.fitting import fit
 from simpletuner.training.hooks import Checkpointing, Progress
 from simpletuner.training.interrupt import stop_on_interrupt
+from simpletuner.training.judging import Judging, load_clip, make_judging
 from simpletuner.training.loop import Hook
 from simpletuner.training.loop import train as train_loop
 from simpletuner.training.page_beside import page_beside
+from simpletuner.training.previewing import make_previewer, tiny_decoder
 from simpletuner.training.redraw import Samples
 from simpletuner.training.session import Session, check_sizes, find_pictures, open_session, tell_data
 from simpletuner.training.step import Recipe, Trainee
@@ -94,6 +96,7 @@ def _train(session: Session) -> None:
     record = json.dumps(config.raw, indent=2, default=str)
     write_atomic(session.output_dir / "config.resolved.json", record.encode())
     translate.check_optimizer(config, session.precision, session.device)
+    tiny, clip = tiny_decoder(session), load_clip(session)
     with stage("init_data_backend", "Looking at the pictures"):
         training, held_out = find_pictures(session)
     fit(session, [*training, *held_out])
@@ -115,6 +118,10 @@ def _train(session: Session) -> None:
     samples = Samples(training, refs, latents_of.forget)
     plan = samples.plan(translate_data.drawing(config), options.training.seed)
     loader = make_loader(session, samples, texts, plan, training, latents_of)
+    if validator:
+        shown = [refs[item.source.id, p.sample.path] for item in training for p in item.placed]
+        validator.previews = make_previewer(session, tiny, parts, shown, latents_of)
+    judging = make_judging(session, clip, training) if validator else None
     total = translate.total_steps(config, plan)
     for dataset_id in translate_data.regularisation(config):
         session.reporter.say(
@@ -137,10 +144,12 @@ def _train(session: Session) -> None:
         for line in translate_noise.describe(recipe, training, session.facts):
             session.reporter.say(line)
     status = StepStatus(session.stages, total, *translate_reporting.course(options, plan))
-    hooks = make_hooks(session, trainee, recipe, plan, validator, held_out, refs, texts, latents_of, identity)
+    hooks = make_hooks(session, trainee, recipe, plan, validator, judging, held_out, refs, texts, latents_of, identity)
     try:
         done = run_steps(session, trainee, recipe, loader, start, total, [status, *hooks])
     finally:
+        if validator:
+            validator.close()
         latents_of.close()
         texts.close()
     with stage("model_save", "Exporting the model"):
@@ -231,6 +240,7 @@ def make_hooks(
     recipe: Recipe,
     plan: Plan,
     validator: Validator | None,
+    judging: Judging | None,
     held_out: list[prepare.Found],
     refs: keeping.Refs,
     texts: Texts,
@@ -259,6 +269,7 @@ def make_hooks(
             session.metrics,
             session.reporter,
             stages=session.stages,
+            judging=judging,
         )
         hooks.append(drawing)
     folder, draw = session.output_dir / FOLDER, drawing.now if drawing else None

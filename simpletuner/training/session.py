@@ -45,6 +45,11 @@ class Session:
     caches: RemoteCaches
     graphs: bool = True
 
+    @property
+    def draws(self) -> bool:
+        """Whether validation pictures are drawn."""
+        return bool(self.config.prompts) and not self.config.options.validation.validation_disable
+
 
 def open_session(config: RunConfig, reporter: Reporter, purpose: Purpose = "train") -> Session:
     """Print what was derived, look at the model's configuration, choose dtypes and device.

@@ -118,6 +118,7 @@ class ValidationPictures:
         output_dir: Where grids go.
         metrics: Where a line for each picture goes.
         stages: Told of every prompt that is drawn, and of what could not be.
+        judging: Scores what was drawn: (step, label, pictures).
     """
 
     interval: Interval
@@ -128,6 +129,7 @@ class ValidationPictures:
     metrics: MetricsFile
     reporter: Reporter
     stages: Stages = field(default_factory=Stages)
+    judging: Callable[[int, str, Sequence[Picture]], None] | None = None
     drawn_at: int = -1
     _tried: dict[Key, int] = field(default_factory=dict)
 
@@ -195,6 +197,9 @@ class ValidationPictures:
             self._tried[picture.key] = step
         self._tell(step, list(done.values()))
         self._grids(step, labels[-1], {p.nickname for rendering in done.values() for p in rendering.drawn})
+        if self.judging:
+            for label, rendering in done.items():
+                self.judging(step, label, rendering.drawn)
 
     def _finished(self, picture: Picture) -> None:
         """One picture is on disk."""

@@ -169,9 +169,26 @@ def test_the_guides_other_blocks_load(write: Callable[..., RunConfig], tmp_path:
     assert dict(write(options).prompts) == library
 
 
-def test_only_the_guides_previews_are_not_yet(write: Callable[..., RunConfig]) -> None:
-    texts = problems(lambda: write(json.loads((GUIDE / "preview.json").read_text())))
-    assert len(texts) == 1 and all("not yet" in t and "validation_preview" in t for t in texts)
+def test_the_guides_previews_act(write: Callable[..., RunConfig]) -> None:
+    previews = write(json.loads((GUIDE / "preview.json").read_text())).options.previews
+    assert previews.validation_preview and previews.validation_preview_steps == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"validation_preview_steps": 5}, "validation_preview_steps: it acts with validation_preview only"),
+        ({"validation_preview_decoder": "x.pth"}, "validation_preview_decoder: it acts with validation_preview only"),
+        ({"pretrained_evaluation_model_name_or_path": "a/clip"}, "it acts with evaluation_type clip only"),
+        ({"validation_preview": True, "validation_disable": True}, "nothing is drawn with validation_disable"),
+        ({"validation_preview": True, "validation_preview_steps": 5, "evaluation_type": "clip"}, ""),
+    ],
+)
+def test_previews_and_scores_that_change_nothing_are_told(
+    write: Callable[..., RunConfig], given: dict[str, object], said: str
+) -> None:
+    notices = [n for n in write(given).notices if "preview" in n or "evaluation" in n]
+    assert len(notices) == bool(said) and all(said in notice for notice in notices)
 
 
 def test_the_guides_keys_each_act(write: Callable[..., RunConfig]) -> None:

@@ -86,6 +86,8 @@ def layers(weights: Mapping[str, torch.Tensor]) -> nn.Sequential:
     if len(places) < 2:
         raise ValueError("it has fewer than two layers")
     first, last = min(places), max(places)
+    if "weight" not in places[first] or "weight" not in places[last]:
+        raise ValueError("it does not begin and end with a convolution")
     built: list[nn.Module] = [Squeeze()]
     for place in sorted(places):
         if "weight" in places[place] and place not in (first, last) and place - 1 not in places:
@@ -221,7 +223,8 @@ def read(file: Path, channels: int, stride: int, scaling_factor: float = 1.0) ->
         net = layers(_weights(file)).eval().requires_grad_(False)
     except (OSError, ValueError) as error:
         raise ModelError(f"{file} is no tiny decoder that can be read: {error}. {remedy}") from error
-    takes, gives = net[1].weight.shape[1], net[-1].weight.shape[0]
+    begin, end = (layer for layer in (net[1], net[-1]) if isinstance(layer, nn.Conv2d))
+    takes, gives = begin.in_channels, end.out_channels
     enlarges = 2 ** sum(isinstance(layer, nn.Upsample) for layer in net)
     if (takes, gives, enlarges) != (channels, 3, stride):
         raise ModelError(

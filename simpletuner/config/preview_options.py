@@ -1,0 +1,49 @@
+"""Options of previews while drawing, and of scores; and what is said of those that act only beside others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import Field
+
+from simpletuner.config.section import Positive, Section
+
+
+class PreviewOptions(Section):
+    """Previews and scores of validation pictures."""
+
+    validation_preview: bool = Field(False, description="Show validation pictures while they form, in previews/.")
+    validation_preview_steps: Positive = Field(1, description="A preview every n sampler steps, and at the last.")
+    validation_preview_decoder: str | None = Field(
+        None,
+        description="Tiny decoder for previews: file, folder or hub id; the model's own, else a linear map of its latents.",
+    )
+    evaluation_type: Literal["none", "clip"] = Field(
+        "none", description="clip: score validation pictures against their prompts, 0 to 100."
+    )
+    pretrained_evaluation_model_name_or_path: str = Field(
+        "openai/clip-vit-large-patch14-336", description="Folder or hub id of the CLIP for evaluation_type clip."
+    )
+
+
+def without_effect(options: PreviewOptions, drawn: bool, where: Mapping[str, str]) -> list[str]:
+    """Sentences about options that are given but change nothing.
+
+    Args:
+        options: As given.
+        drawn: Whether validation pictures are drawn.
+        where: The file each key came from.
+    """
+    default = PreviewOptions()
+    fields = PreviewOptions.model_fields
+    given = [key for key in fields if key in where and getattr(options, key) != getattr(default, key)]
+    lines = []
+    for key in given:
+        if not drawn:
+            lines.append(f"{key}: nothing is drawn with validation_disable")
+        elif key in ("validation_preview_steps", "validation_preview_decoder") and not options.validation_preview:
+            lines.append(f"{key}: it acts with validation_preview only")
+        elif key == "pretrained_evaluation_model_name_or_path" and options.evaluation_type == "none":
+            lines.append(f"{key}: it acts with evaluation_type clip only")
+    return lines
