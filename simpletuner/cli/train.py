@@ -57,6 +57,8 @@ def _default(cls: type[Section], key: str) -> str:
         return ""
     if key == "validation_resolution":
         return ",".join(f"{w}x{h}" for w, h in value)
+    if isinstance(value, tuple) and all(isinstance(item, str) for item in value):
+        return ",".join(value)
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

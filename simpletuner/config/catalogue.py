@@ -53,8 +53,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "write_batch_size": 128, "image_processing_batch_size": 32, "text_encoder_batch_size": 1,
     "dataloader_prefetch_qlen": 10, "metadata_update_interval": 3600, "aspect_bucket_rounding": 2,
     "vae_cache_scan_behaviour": "recreate", "vae_dtype": "bf16", "validation_seed_source": "cpu",
-    "logging_dir": "logs", "tracker_project_name": "simpletuner", "tracker_run_name": "simpletuner-testing",
-    "tracker_image_layout": "gallery", "disk_low_action": "stop", "sageattention_usage": "inference",
+    "disk_low_action": "stop", "sageattention_usage": "inference",
     "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_weight_decay": 0.01, "adam_epsilon": 1e-8,
     "scheduled_sampling_reflexflow_alpha": 1, "scheduled_sampling_reflexflow_beta1": 10,
     "scheduled_sampling_reflexflow_beta2": 1,
@@ -92,8 +91,6 @@ _SATISFIED = {
     **_satisfied("runs end exactly at their last step or epoch", "strict_epoch_limit ignore_final_epochs"),
     **_satisfied("buckets are always on", "aspect_ratio_bucketing aspect_ratio_bucketing_precision"),
     **_satisfied("repeats are set for each dataset in the dataloader file", "repeats"),
-    **_satisfied("metrics.jsonl lies in the output folder", "logging_dir tracker_project_name tracker_run_name "
-                 "tracker_image_layout"),
     **_satisfied("the exported pipeline is complete, text encoder included", "save_text_encoder"),
     **_satisfied("the text encoder leaves the GPU before training, and the transformer comes after caching",
                  "offload_during_startup delete_model_after_load"),
@@ -118,7 +115,6 @@ _SATISFIED = {
 
 _NOT_YET = {
     "vae_cache_preprocess": Known("refused", "its newer name is vae_cache_ondemand: set that to true", (True, "true")),
-    **_not_yet("trackers come with the live page; metrics.jsonl is always written", "report_to"),
     **_not_yet("publishing comes later; the exported folder uploads with `hf upload`", "push_to_hub "
                "push_checkpoints_to_hub post_upload_script publishing_config"),
     **_not_yet("use checkpoint_step_interval", "checkpoint_epoch_interval"),
@@ -232,6 +228,10 @@ OTHER_VALUES: Mapping[str, Mapping[str, str]] = {
     "base_model_precision": _OTHER_PRECISIONS,
     "text_encoder_1_precision": _OTHER_PRECISIONS,
     "optimizer": OTHER_OPTIMIZERS,
+    "report_to": {
+        "simpletuner": "it is the original program's own server: `simpletuner dashboard` shows a run here; leave it out",
+        "custom-tracker": "code of yours is not loaded; a raw webhook (webhook_config) or metrics.jsonl feeds any tracker",
+    },
     "validation_noise_scheduler": {
         **dict.fromkeys(
             ("ddim", "ddpm", "euler", "euler-a", "pndm", "lcm", "perflow"),

@@ -12,7 +12,7 @@ from simpletuner.config.optimizer_rules import optimizer_problems, optimizer_wit
 from simpletuner.config.options import Options
 from simpletuner.config.precision_rules import precision_problems, precision_without_effect
 from simpletuner.config.preview_options import without_effect as preview_without_effect
-from simpletuner.config.reporting_rules import reporting_without_effect
+from simpletuner.config.reporting_rules import reporting_problems, reporting_without_effect
 from simpletuner.config.validation_rules import validation_without_effect
 from simpletuner.errors import Problem, Row
 
@@ -34,6 +34,7 @@ def check(options: Options, where: Mapping[str, str], config_file: str) -> list[
             *adapter_problems(options),
             *precision_problems(options),
             *optimizer_problems(options),
+            *reporting_problems(options),
             *_rest(options),
         )
     ]

@@ -166,6 +166,16 @@ def parse_object(value: Any) -> Any:
     return value
 
 
+def parse_trackers(value: Any) -> Any:
+    """``tensorboard,wandb`` or a list of names → a tuple; "none" and an off value → no tracker."""
+    if isinstance(value, str):
+        value = [part.strip() for part in value.split(",")]
+    if value is None or value is False:
+        return ()
+    names = value if isinstance(value, list | tuple) else [value]
+    return tuple(name for name in names if not isinstance(name, str) or name.lower() not in ("", "none", "false"))
+
+
 def parse_json(value: Any) -> Any:
     """A JSON object or list written inline → that; an off value → unset; anything else is a file's name.
 

@@ -274,6 +274,11 @@ class Figures(Event):
     kind: str
     values: Mapping[str, Any]
 
+    @property
+    def importance(self) -> int:
+        """There are many steps; the others are rare."""
+        return PASSING if self.kind in ("step", "system") else LASTING
+
     def extra(self, path: Callable[[Path], str]) -> dict[str, Any]:
         """The line."""
         return {"kind": self.kind, "values": dict(self.values)}

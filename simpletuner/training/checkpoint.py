@@ -157,7 +157,7 @@ def save(
     return final
 
 
-SET_ASIDE = ("metrics.jsonl", "validation_images", "benchmarks", "grids", "before_after.png", best.FILE)
+SET_ASIDE = ("metrics.jsonl", "logs", "validation_images", "benchmarks", "grids", "before_after.png", best.FILE)
 
 
 def set_aside(output_dir: Path, after: int) -> Path | None:

@@ -41,11 +41,11 @@ class Progress:
 
     def on_step_end(self, result: StepResult) -> None:
         """One line in the file, one move of the bar."""
-        self._metrics.write("step", asdict(result))
         if result.skipped:
             self._reporter.say(result.skipped)
         else:
             self._note(result.loss)
+        self._metrics.write("step", asdict(result) | {"smoothed_loss": self._smooth})
         loss = "-" if self._smooth is None else f"{self._smooth:.3f}"
         speed = result.samples / result.seconds
         self._bar.advance(1, f"smoothed loss {loss}  lr {result.learning_rate:.2e}  {speed:.1f} pictures/s")

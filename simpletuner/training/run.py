@@ -75,7 +75,7 @@ def train(config: RunConfig, reporter: Reporter | None = None) -> None:
         KeyboardInterrupt: Interrupted; a checkpoint has been written.
     """
     session = open_session(config, reporter or Reporter())
-    listeners = partial(translate_reporting.listeners, config, session.output_dir)
+    listeners = partial(translate_reporting.listeners, session)
     title = translate_reporting.title(config.options)
     with (
         contextlib.suppress(StoppedOnRequest),
@@ -143,7 +143,7 @@ def _train(session: Session) -> None:
     if start < total:
         for line in translate_noise.describe(recipe, training, session.facts):
             session.reporter.say(line)
-    status = StepStatus(session.stages, total, *translate_reporting.course(options, plan))
+    status = StepStatus(session.stages, session.metrics, total, *translate_reporting.course(options, plan))
     hooks = make_hooks(session, trainee, recipe, plan, validator, judging, held_out, refs, texts, latents_of, identity)
     try:
         done = run_steps(session, trainee, recipe, loader, start, total, [status, *hooks])

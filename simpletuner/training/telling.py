@@ -9,6 +9,7 @@ from typing import Any
 
 from simpletuner.errors import TunerError
 from simpletuner.reporting.events import Done, Listener, Notification, Severity, Status
+from simpletuner.reporting.metrics import MetricsFile
 from simpletuner.reporting.progress import Reporter
 from simpletuner.reporting.stages import Stages
 from simpletuner.training.control import StoppedOnRequest
@@ -21,20 +22,27 @@ TRACEBACK_CHARACTERS = 6000
 class StepStatus:
     """A ``training.status`` event after each step."""
 
-    def __init__(self, stages: Stages, total: int, steps_per_epoch: float, batch: dict[str, int]) -> None:
+    def __init__(
+        self, stages: Stages, metrics: MetricsFile, total: int, steps_per_epoch: float, batch: dict[str, int]
+    ) -> None:
         """Tell ``stages``.
 
         Args:
             stages: Of the run.
+            metrics: Knows how many samples the steps before had.
             total: Optimizer steps of the run.
             steps_per_epoch: Optimizer steps in one pass over the data.
             batch: Sizes that are told with each step, by name.
         """
         self._stages, self._total, self._steps_per_epoch, self._batch = stages, total, steps_per_epoch, batch
+        self._metrics = metrics
         self._speed: float | None = None
+        self._seen = 0
 
     def on_start(self, step: int) -> None:
-        """Nothing to tell: ``told`` has done it."""
+        """Go on with the samples of the steps that were done before."""
+        done = {line["step"]: line["samples"] for line in self._metrics.read("step") if line["step"] <= step}
+        self._seen = sum(done.values()) if step else 0
 
     def acts_at(self, step: int) -> bool:
         """Never: it only tells."""
@@ -42,6 +50,7 @@ class StepStatus:
 
     def on_step_end(self, result: StepResult) -> None:
         """Where training is and how it goes."""
+        self._seen += result.samples
         speed = 1 / result.seconds if result.seconds > 0 else 0.0
         self._speed = speed if self._speed is None else SMOOTHING * self._speed + (1 - SMOOTHING) * speed
         epoch = round(result.step / self._steps_per_epoch, 4)
@@ -55,6 +64,7 @@ class StepStatus:
         }
         left = (self._total - result.step) / self._speed if self._speed else None
         state: dict[str, Any] = {"global_step": result.step, "epoch": epoch, "total_num_steps": self._total}
+        state["samples_seen"] = self._seen
         if result.skipped:
             state["skipped"] = result.skipped
         progress = Done("Training", result.step, self._total, left, metrics)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,10 @@ from simpletuner.reporting import webhook
 from simpletuner.reporting.delivery import Receiver
 from simpletuner.reporting.events import Listener
 from simpletuner.reporting.events_file import EventsFile
+from simpletuner.reporting.system import SystemFigures
+from simpletuner.reporting.tensorboard import TensorBoard
+from simpletuner.reporting.trackers import AccelerateTracker, Tracking
+from simpletuner.training.session import Session
 
 
 def title(options: Options) -> str:
@@ -29,16 +34,46 @@ def course(options: Options, plan: Plan) -> tuple[float, dict[str, int]]:
     return max(1, plan.micro_batches(1)) / accumulation, sizes
 
 
-def listeners(config: RunConfig, output_dir: Path) -> Sequence[Listener]:
+def listeners(session: Session) -> Sequence[Listener]:
     """Everybody who hears of a run."""
-    return [EventsFile(output_dir / "events.jsonl"), *map(webhook.listener, webhooks(config))]
+    system = SystemFigures(session.metrics.write, session.device)
+    hooks = map(webhook.listener, webhooks(session.config))
+    return [EventsFile(session.output_dir / "events.jsonl"), system, *trackers(session), *hooks]
+
+
+def run_name(options: Options) -> str:
+    """What the run is called where several are shown."""
+    folder = Path(options.checkpoints.output_dir).expanduser().resolve()
+    return options.reporting.tracker_run_name or folder.name or "run"
+
+
+def trackers(session: Session) -> list[Listener]:
+    """Who draws curves."""
+    options = session.config.options
+    name = run_name(options)
+    folder = (options.reporting.logging_dir or session.output_dir / "logs").expanduser()
+    made: list[Listener] = []
+    for kind in options.reporting.trackers():
+        if kind == "tensorboard":
+            made.append(TensorBoard(folder / (re.sub(r"[^\w.-]+", "_", name).strip("._-") or "run")))
+            continue
+        tracking = Tracking(
+            kind=kind,
+            project=options.reporting.tracker_project_name,
+            run=name,
+            folder=folder,
+            config=session.config.raw,
+            layout=options.reporting.tracker_image_layout,
+        )
+        made.append(AccelerateTracker(tracking, session.reporter.say))
+    return made
 
 
 def webhooks(config: RunConfig) -> list[webhook.Webhook]:
     """Who is sent events, and which."""
     every = config.options.reporting.webhook_reporting_interval
     unverified = bool(to_bool(os.environ.get("SIMPLETUNER_SSL_NO_VERIFY", "")) is True)
-    name = config.options.checkpoints.output_dir.name
+    name = f"{config.options.reporting.tracker_project_name} {run_name(config.options)}"
     return [
         webhook.Webhook(
             kind=entry.webhook_type,

@@ -35,6 +35,7 @@ SPENT_IN_READING = {
     },
     # density_of(), which training/translate_noise.py calls
     "config/noise_rules.py": {"flow_density", "flow_use_uniform_schedule", "flow_use_beta_schedule"},
+    "config/reporting_options.py": {"report_to"},  # trackers(), which training/translate_reporting.py calls
     # optimizer_arguments(), peak_rate() and releases_gradients(), which run.py and translate.py call
     "config/options.py": {
         *("optimizer_config", "optimizer_beta1", "optimizer_beta2", "learning_rate"),
