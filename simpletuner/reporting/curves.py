@@ -38,8 +38,7 @@ class Curves:
         elif kind in ("eval", "eval_live"):
             found = _held_out("held_out" if kind == "eval" else "held_out_live", values)
         elif kind == "score":
-            parts = (values.get("name"), values.get("label"), values.get("nickname"))
-            found = {"/".join(("score", *(str(part) for part in parts if part))): values.get("value")}
+            found = _score(values)
         else:
             found = {f"{kind}/{name}": value for name, value in values.items() if name not in _PLACES}
         return {name: float(value) for name, value in found.items() if _is_number(value)}
@@ -60,11 +59,20 @@ class Curves:
 
 
 def _held_out(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The figure and its parts: a list of one a band is numbered."""
+    """The figure, and its parts by sigma and by dataset."""
     found = {f"{name}/loss": values.get("loss")}
-    parts: Sequence[float] = values.get("by_sigma") or ()
-    width = 1 / max(1, len(parts))
-    return found | {f"{name}_by_sigma/{width * (i + 0.5):.2g}": value for i, value in enumerate(parts)}
+    parts = zip(values.get("sigmas") or (), values.get("by_sigma") or (), strict=False)
+    found |= {f"{name}_by_sigma/{sigma:.3g}": value for sigma, value in parts}
+    return found | {f"{name}/loss/{dataset}": value for dataset, value in (values.get("by_dataset") or {}).items()}
+
+
+def _score(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Of one picture, or mean, lowest and highest of all."""
+    what = "/".join(str(part) for part in (values.get("name"), values.get("label")) if part)
+    if values.get("nickname") is None:
+        return {f"score/{what}/{name}": value for name, value in values.items() if name not in _PLACES}
+    place = f"{values.get('index', 0)}_{values.get('width', '')}x{values.get('height', '')}"
+    return {f"score_by_prompt/{what}/{values['nickname']}/{place}": values.get("value")}
 
 
 def _is_number(value: Any) -> bool:

@@ -43,7 +43,7 @@ def events(folder: Path, first: int = 1, last: int = 3) -> list[Event]:
     Image.new("RGB", (8, 4), "red").save(picture)
     return [
         *(Figures(kind="step", values={**STEP, "step": step, "loss": step / 10}) for step in range(first, last + 1)),
-        Figures(kind="eval", values={"step": last, "loss": 0.7, "by_sigma": [0.1, 0.2, 0.3, 0.4, 0.5]}),
+        Figures(kind="eval", values={"step": last, "loss": 0.7, "by_sigma": [0.2, 0.5], "sigmas": [0.25, 0.9]}),
         Figures(kind="system", values={"step": last, "samples_seen": 4 * last, "gpu_memory_gib": 1.5}),
         PromptValidated(step=last, nickname="fox", prompt="a fox", pictures=(picture, folder / "gone.png")),
     ]
@@ -85,7 +85,12 @@ def test_losses_by_sigma_are_smoothed_and_what_is_no_number_is_left_out() -> Non
     assert "train/loss" not in first and first["loss_by_sigma/0.0-0.5"] == 1.0
     assert second["loss_by_sigma/0.0-0.5"] == pytest.approx(1.05) and second["loss_by_sigma/0.5-1.0"] == 3.0
     score = {"step": 1, "name": "clip", "nickname": "fox", "label": "ema", "value": 31.5}
-    assert curves.points("score", score) == {"score/clip/ema/fox": 31.5}
+    one = {**score, "index": 2, "width": 64, "height": 32, "nearest": "a.png"}
+    assert curves.points("score", one) == {"score_by_prompt/clip/ema/fox/2_64x32": 31.5}
+    mean = {"step": 1, "name": "clip", "nickname": None, "label": "", "mean": 30.0, "max": 31}
+    assert curves.points("score", mean) == {"score/clip/mean": 30.0, "score/clip/max": 31.0}
+    parts = curves.points("eval", {"step": 1, "loss": 0.5, "by_dataset": {"a": 0.25}})
+    assert parts == {"held_out/loss": 0.5, "held_out/loss/a": 0.25}
     assert curves.points("other", {"step": 1, "x": 2, "y": True, "z": "word"}) == {"other/x": 2.0}
 
 
