@@ -113,6 +113,22 @@ def test_depthwise_output_and_every_gradient(size: tuple[int, int, int, int], dt
     check(ours, ordinary, tensors, (batch, height * width, channels))
 
 
+@pytest.mark.parametrize("size", [(2, 7, 67, 80), (1, 13, 9, 48), (3, 1, 1, 16), (1, 4, 200, 32), (8, 32, 32, 5600)])
+def test_depthwise_backward_in_one_launch(size: tuple[int, int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    from simpletuner.models.sana.kernels import depthwise_triton
+
+    monkeypatch.setattr(depthwise_triton, "IN_ONE", True)
+    test_depthwise_output_and_every_gradient(size, torch.bfloat16)
+    x, weight, bias = (t.detach() for t in depthwise_tensors(torch.bfloat16, *size))
+    grad = torch.randn(size[0], size[1] * size[2], size[3], device=DEVICE).bfloat16()
+    found = [depthwise.gated_depthwise_backward(grad, x, weight, bias, *size[1:3]) for _ in range(2)]
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    monkeypatch.setattr(depthwise_triton, "IN_ONE", False)
+    in_two = depthwise.gated_depthwise_backward(grad, x, weight, bias, *size[1:3])
+    for a, b in zip(found[0], in_two, strict=True):
+        assert (a.double() - b.double()).norm() / b.double().norm() < 1e-2
+
+
 @pytest.mark.parametrize("begin", [0, 1])
 def test_depthwise_of_tensors_that_begin_between_two_words(begin: int) -> None:
     """Two 16-bit channels are read as one word only where both tensors allow it; the rest is another way of loading."""

@@ -1,4 +1,7 @@
-"""The Triton kernels behind ``depthwise.py``: three launches of the programs in ``depthwise_programs.py``.
+"""The Triton kernels behind ``depthwise.py``: launches of the programs in ``depthwise_programs.py``.
+
+Backward is two launches, or one of ``depthwise_fused.py`` (IN_ONE): that moves half the bytes with about a tenth more
+instructions, and half as many warps fit a multiprocessor.
 
 There are no atomics and no autotuning: a program writes only what it alone owns, and its sums go to its own row of a
 float32 buffer [programs, 11, 2C] that ``torch.sum`` adds up: the same bits every run. Offsets inside one picture are
@@ -14,10 +17,11 @@ from typing import Any, NamedTuple
 import torch
 import triton
 
+from simpletuner.models.sana.kernels.depthwise_fused import whole_kernel
 from simpletuner.models.sana.kernels.depthwise_programs import ROWS, SUMS, gate_kernel, spread_kernel
 
 LARGEST = 2**31 - 1
-ENOUGH_WARPS, FEWEST_COLUMNS = 4096, 8
+FEWEST_COLUMNS = 8
 
 
 class Plan(NamedTuple):
@@ -29,6 +33,7 @@ class Plan(NamedTuple):
         columns: the most it walks along.
         ahead: a step loads what the next one uses.
         registers: the most of a thread; 0 leaves it to the compiler.
+        enough: warps of a launch; programs of fewer are cut shorter, which costs columns that two of them load.
     """
 
     channels: int = 256
@@ -36,16 +41,19 @@ class Plan(NamedTuple):
     columns: int = 64
     ahead: bool = True
     registers: int = 128
+    enough: int = 4096
 
 
 FORWARD, GATE, SPREAD = Plan(), Plan(), Plan()
+WHOLE = Plan(channels=64, warps=1, registers=0, enough=1056)  # of an H100 as many run at once
+IN_ONE = False  # backward is one launch (WHOLE) where channels can be taken in pairs, else two (GATE, SPREAD)
 
 
 @functools.cache
 def _has_tanh(device: torch.device) -> bool:
-    """Whether the kernels are compiled for a chip with tanh.approx: not AMD's, not before 7.5, not the interpreter."""
+    """Whether the chip has tanh.approx and rounds two numbers at once: not AMD's, not before 8.0, not the interpreter."""
     compiled = isinstance(gate_kernel, triton.runtime.JITFunction) and torch.version.hip is None
-    return compiled and torch.cuda.get_device_capability(device) >= (7, 5)
+    return compiled and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _launch(plan: Plan, read: Sequence[torch.Tensor], height: int, width: int, channels: int) -> tuple[Any, ...]:
@@ -56,9 +64,8 @@ def _launch(plan: Plan, read: Sequence[torch.Tensor], height: int, width: int, c
     x = read[0]
     blocks, strips = triton.cdiv(channels, plan.channels), triton.cdiv(height, ROWS.value)
     columns = min(plan.columns, width)
-    while (
-        columns > FEWEST_COLUMNS and blocks * strips * triton.cdiv(width, columns) * len(x) * plan.warps < ENOUGH_WARPS
-    ):
+    warps = blocks * strips * len(x) * plan.warps
+    while columns > FEWEST_COLUMNS and warps * triton.cdiv(width, columns) < plan.enough:
         columns = triton.cdiv(columns, 2)
     unit = 16 if channels % 16 == 0 else 1
     fast = x.dtype != torch.float32 and _has_tanh(x.device)
@@ -107,12 +114,20 @@ def backward(
     both = x.shape[2]
     if not x.numel():
         return torch.empty_like(x), torch.zeros_like(weight), torch.zeros_like(bias), torch.zeros_like(bias)
-    inner, dx = torch.empty_like(x), torch.empty_like(x)
-    grid, numbers, constants = _launch(GATE, [x, grad], height, width, both // 2)
-    gate_kernel[grid](x, weight, bias, grad, inner, *numbers, BACKWARD=True, **constants)
-    grid, numbers, constants = _launch(SPREAD, [x, inner], height, width, both)
-    sums = x.new_empty(len(x) * grid[1], SUMS.value, both, dtype=torch.float32)
-    spread_kernel[grid](x, weight, inner, dx, sums, *numbers, **constants)
+    dx = torch.empty_like(x)
+    grid, numbers, constants = _launch(WHOLE, [x, grad, dx], height, width, both // 2)
+    if IN_ONE and constants["PAIRS"] and constants["FAST"]:
+        sums = x.new_empty(len(x) * grid[1], SUMS.value, both, dtype=torch.float32)
+        for name in ("PAIRS", "FAST", "AHEAD"):  # it has no other way
+            del constants[name]
+        whole_kernel[grid](x, weight, bias, grad, dx, sums, *numbers, **constants)
+    else:
+        inner = torch.empty_like(x)
+        grid, numbers, constants = _launch(GATE, [x, grad], height, width, both // 2)
+        gate_kernel[grid](x, weight, bias, grad, inner, *numbers, BACKWARD=True, **constants)
+        grid, numbers, constants = _launch(SPREAD, [x, inner], height, width, both)
+        sums = x.new_empty(len(x) * grid[1], SUMS.value, both, dtype=torch.float32)
+        spread_kernel[grid](x, weight, inner, dx, sums, *numbers, **constants)
     total = sums.sum(0)
     dweight = total[:9].t().contiguous().view(weight.shape)
     return dx, dweight.to(weight.dtype), *(row.to(bias.dtype, copy=True) for row in total[9:])
