@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import statistics
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from train_1p6b import ROOT, WARM_UP, write_pictures
 
+SHOWN = ("Quantised", "Adapter", "Training", "Encoding", "step", "Optimizer", "Memory", "memory", "WARNING", "Done")
+ESTIMATE = re.compile(r"Memory: about ([\d.]+) GiB .*?steps ([\d.]+)(?:.*graphs take up to ([\d.]+))?")
 # Runs the command in a process of its own, and writes down its peaks: of all, and from the first step on.
 MEASURED = """
 import json, sys, torch
@@ -43,33 +48,60 @@ finally:
 """
 
 
-def prepared(work: Path, tiny: bool) -> dict[str, Any]:
-    """A random model, pictures and datasets in an empty folder; the options that name them."""
+def a_model(work: Path, size: str, gemma: bool = False) -> Path:
+    """A random model of this size, made once; a second size shares the first one's other parts."""
     sys.path.insert(0, str(ROOT / "tools"))
     from random_sana import write
 
-    (work / "model").mkdir()
-    write(work / "model", *(("tiny", "cpu") if tiny else ("1.6b", "cuda")))
-    write_pictures(work / "pictures", 4 if tiny else 8)
+    folder, first = work / f"model-{size}", next(work.glob("model-*"), None)
+    if not folder.exists():
+        folder.mkdir()
+        write(folder, size, "cpu" if size == "tiny" else "cuda", gemma=gemma, beside=first)
+    return folder
+
+
+def datasets(work: Path, edge: int, tiny: bool) -> Path:
+    """The pictures at one edge in pixels; a configuration of datasets, whose caches all runs share."""
+    if not (work / "pictures").exists():
+        write_pictures(work / "pictures", 4 if tiny else 8)
     dataset = {
         "id": "pictures",
         "instance_data_dir": str(work / "pictures"),
         "caption_strategy": "textfile",
-        "resolution": 64 if tiny else 1024,
+        "resolution": edge,
         "resolution_type": "pixel",
-        "repeats": 15,
-        "cache_dir_vae": str(work / "cache" / "vae"),
+        "repeats": 63,
+        "cache_dir_vae": str(work / "cache" / f"vae-{edge}"),
     }
     texts = {"id": "texts", "dataset_type": "text_embeds", "default": True, "cache_dir": str(work / "cache" / "text")}
-    (work / "multidatabackend.json").write_text(json.dumps([dataset, texts]))
+    file = work / f"datasets-{edge}.json"
+    file.write_text(json.dumps([dataset, texts]))
+    return file
+
+
+def prepared(work: Path, tiny: bool, gemma: bool = False) -> dict[str, Any]:
+    """A random model, pictures and datasets in an empty folder; the options that name them."""
     return {
+        "pretrained_model_name_or_path": str(a_model(work, "tiny" if tiny else "1.6b", gemma)),
+        "data_backend_config": str(datasets(work, 64 if tiny else 1024, tiny)),
         "model_family": "sana",
-        "pretrained_model_name_or_path": str(work / "model"),
-        "data_backend_config": str(work / "multidatabackend.json"),
         "mixed_precision": "bf16",
         "vae_batch_size": 1,
         "checkpoint_step_interval": 0,
     }
+
+
+def stages(events: Path) -> dict[str, float]:
+    """Seconds of each phase of the run, by the run's own events."""
+    spans: dict[str, list[float]] = {}
+    lines = [json.loads(line) for line in events.read_text().splitlines()] if events.is_file() else []
+    for line in lines:
+        stage = line.get("stage") or line
+        key, moment = stage.get("key"), line.get("timestamp") or line.get("time")
+        if key and moment:
+            at = datetime.fromisoformat(moment).timestamp() if isinstance(moment, str) else float(moment)
+            spans.setdefault(key, []).append(at)
+    return {key: round(max(at) - min(at), 1) for key, at in spans.items() if max(at) - min(at) >= 0.1}
 
 
 def measure(work: Path, name: str, options: dict[str, Any], cap: float = 0.0) -> dict[str, Any]:
@@ -86,7 +118,7 @@ def measure(work: Path, name: str, options: dict[str, Any], cap: float = 0.0) ->
             assert running.stdout is not None
             for line in running.stdout:  # shown as it comes: a run that is cut short tells how far it was
                 said.append(line.rstrip())
-                if line.startswith(("Quantised", "Adapter", "Training", "Encoding", "step", "Optimizer")):
+                if line.startswith(SHOWN):
                     print(f"  {time.monotonic() - began:5.0f} s  {line.rstrip()[:160]}", flush=True)
         if running.returncode:
             complaints.seek(0)
@@ -98,14 +130,19 @@ def measure(work: Path, name: str, options: dict[str, Any], cap: float = 0.0) ->
     steps = [line for line in metrics if line["kind"] == "step"]
     seconds = statistics.median(line["seconds"] for line in steps[min(WARM_UP, len(steps) - 1) :])
     adapter = folder / "out" / "pytorch_lora_weights.safetensors"
+    estimate = next((found for found in map(ESTIMATE.search, said) if found), None)
     row = {
         "run": name,
+        **({"estimate": float(estimate[1]), "estimate graphs": float(estimate[3] or 0)} if estimate else {}),
         **{f"GiB {key}": round(value / 2**30, 2) for key, value in peaks.items()},
         "it/s": round(1 / seconds, 3),
         "pictures/s": round(steps[-1]["samples"] / seconds, 2),
         **({"file MB": round(adapter.stat().st_size / 1e6, 1)} if adapter.is_file() else {}),
         "first loss": round(steps[0]["loss"], 4),
         "last loss": round(steps[-1]["loss"], 4),
+        "seconds": round(time.monotonic() - began, 1),
+        "stages": stages(folder / "out" / "events.jsonl"),
     }
+    shutil.rmtree(folder)  # a checkpoint and an export of 1.6B are 13 GB
     print(json.dumps(row), flush=True)
     return row

@@ -105,21 +105,53 @@ def _shapes(size: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
             "decoder_layers_per_block": (3,) * 6,
         }
         text |= {"intermediate_size": 9216, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256}
+        transformer |= _OTHER.get(size, {})
     return transformer, vae, text
 
 
+# What the other published sizes have otherwise (SANA 0.6B, SANA1.5 4.8B).
+_OTHER: dict[str, dict[str, Any]] = {
+    "0.6b": {
+        "num_attention_heads": 36,
+        "num_layers": 28,
+        "num_cross_attention_heads": 16,
+        "cross_attention_head_dim": 72,
+        "cross_attention_dim": 1152,
+    },
+    "4.8b": {"num_layers": 60, "qk_norm": "rms_norm_across_heads"},
+}
+SIZES = ("tiny", "1.6b", *_OTHER)
+WHOLE_GEMMA = {"num_hidden_layers": 26}
+
+
 def vae_config(size: str) -> dict[str, Any]:
-    """Arguments of AutoencoderDC for ``tiny`` or ``1.6b``."""
+    """Arguments of AutoencoderDC for one of ``SIZES``."""
     return _shapes(size)[1]
 
 
 def transformer_config(size: str) -> dict[str, Any]:
-    """Arguments of SanaTransformer2DModel for ``tiny`` or ``1.6b``."""
+    """Arguments of SanaTransformer2DModel for one of ``SIZES``."""
     return _shapes(size)[0]
 
 
-def write(folder: Path, size: str = "tiny", device: str = "cpu", seed: int = 0) -> Path:
-    """Write the pipeline folder; float32 for ``tiny``, bf16 transformer and text encoder for ``1.6b``."""
+def write(
+    folder: Path,
+    size: str = "tiny",
+    device: str = "cpu",
+    seed: int = 0,
+    gemma: bool = False,
+    beside: Path | None = None,
+) -> Path:
+    """Write the pipeline folder; float32 for ``tiny``, else bf16 transformer and text encoder.
+
+    Args:
+        folder: Where; it exists.
+        size: One of ``SIZES``.
+        device: Where weights are drawn.
+        seed: Of the weights.
+        gemma: The text encoder has all its 26 layers and tokens, 2.6 G weights, instead of 2 layers.
+        beside: A folder written before, whose other parts this one shares; only the transformer is made.
+    """
     import diffusers
     from diffusers import AutoencoderDC, DPMSolverMultistepScheduler, SanaTransformer2DModel
     from transformers import Gemma2Config, Gemma2Model
@@ -127,9 +159,17 @@ def write(folder: Path, size: str = "tiny", device: str = "cpu", seed: int = 0) 
     torch.manual_seed(seed)
     dtype = torch.float32 if size == "tiny" else torch.bfloat16
     transformer, vae, text = _shapes(size)
-    vocabulary = _write_tokenizer(folder / "tokenizer")
     with torch.device(device):
         SanaTransformer2DModel(**transformer).to(dtype).save_pretrained(folder / "transformer")
+    if beside:
+        for part in beside.iterdir():
+            if part.name != "transformer":
+                (folder / part.name).symlink_to(part)
+        return folder
+    vocabulary = _write_tokenizer(folder / "tokenizer")
+    if gemma and size != "tiny":
+        text, vocabulary = {**text, **WHOLE_GEMMA}, 256000
+    with torch.device(device):
         AutoencoderDC(**vae).save_pretrained(folder / "vae")
         config = Gemma2Config(
             vocab_size=vocabulary, max_position_embeddings=8192, query_pre_attn_scalar=text["head_dim"], **text
@@ -155,12 +195,13 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--size", choices=("tiny", "1.6b"), default="tiny")
+    parser.add_argument("--size", choices=SIZES, default="tiny")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--gemma", action="store_true", help="A text encoder of full size: 5 GiB.")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    print(write(arguments.out, arguments.size, arguments.device, arguments.seed))
+    print(write(arguments.out, arguments.size, arguments.device, arguments.seed, arguments.gemma))
 
 
 if __name__ == "__main__":

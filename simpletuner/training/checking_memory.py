@@ -51,8 +51,6 @@ def memory_lines(config: RunConfig, family: Family, facts: Facts, found: Sequenc
     card = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
     where = "" if card else "On an NVIDIA card, "
     lines = [f"{where}{'training' if where else 'Training'} takes {memory_estimate.describe(estimated)}"]
-    if estimated.graphs:
-        lines.append(f"CUDA graphs take up to {estimated.graphs / GIB:.1f} GiB more where they are free")
     if card:
         lines.append(_against(subject, estimated, torch.cuda.mem_get_info(device)[0] + memory_estimate.CONTEXT))
     full = options.model.model_type == "full" and precision.weights == torch.bfloat16

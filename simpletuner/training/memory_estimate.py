@@ -212,6 +212,7 @@ def _text_activations(caching: Caching, model: Footprint) -> float:
 
 
 def describe(found: Estimate) -> str:
-    """One line: each phase in GiB, the largest named first."""
+    """One line: the peak, each phase in GiB, and what graphs would like beside."""
     told = ", ".join(f"{name} {value / GIB:.1f}" for name, value in found.phases.items())
-    return f"about {found.peak / GIB:.1f} GiB of GPU memory ({told}; half a GiB of each is the driver's)"
+    more = f"; CUDA graphs take up to {found.graphs / GIB:.1f} more where they are free" if found.graphs else ""
+    return f"about {found.peak / GIB:.1f} GiB of GPU memory ({told}; half a GiB of each is the driver's{more})"
