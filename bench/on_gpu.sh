@@ -43,7 +43,10 @@ for name in "$@"; do
     plans) part plans "${PLANS_S:-60}" python3 bench/operations.py --batch 8 --plans --seconds 45 ${PLANS:-} ;;
     stalls) part stalls "${STALLS_S:-60}" ncu --clock-control none -k "regex:(gate|spread)_kernel" -c 3 --set full \
         python3 -c "$STALLS" ;;
-    ladder) part ladder "${LADDER_S:-540}" python3 bench/ladder.py ${LADDER:-} ;;
+    ladder) part ladder "${LADDER_S:-540}" python3 bench/ladder.py --budget "${LADDER_S:-540}" --json "$out/ladder.json" ${LADDER:-} ;;
+    chart) part chart "${CHART_S:-100}" python3 bench/recompute_chart.py --out "$out/recompute.png" ${CHART:-} ;;
+    loader) part loader "${LOADER_S:-100}" python3 bench/step.py --loader --budget "${LOADER_S:-100}" --json "$out/loader.json" ;;
+    startup) part startup "${STARTUP_S:-130}" python3 bench/step.py --start-up --budget "${STARTUP_S:-130}" --json "$out/startup.json" ;;
     curve) part curve "${CURVE_S:-90}" python3 bench/loss_curve.py --out "$out/loss_curve.png" ;;
     step) part step "${STEP_S:-200}" python3 bench/step.py --json "$out/step.json" --budget "${STEP_S:-200}" ${STEP:-} ;;
     *) echo "there is no part $name" && exit 2 ;;

@@ -3,6 +3,8 @@
     python bench/step.py                          # a GPU: 1.6B, random weights, 1024 px, batches 1, 8 and 16; 10 minutes
     python bench/step.py --pocket                 # the pocket model on the CPU, a minute or two: anyone can try
     python bench/step.py --tiny --compile         # a rehearsal of the GPU's variants on the CPU; its figures mean nothing
+    python bench/step.py --loader                 # a GPU, about 70 s: the step with its loader beside one resident batch
+    python bench/step.py --start-up               # a GPU, about 100 s: the first step, with empty caches and with full ones
     python bench/step.py --no-numerics --variants ours-compiled ours-apart --profile ours-compiled --batch 1 8
 
 A step is the program's own loop: batches from a packed cache (captions of 150 tokens in the mean, 75 to 225, padded to
@@ -20,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -30,6 +33,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import step_beside as beside
 from step_variants import ROOT, TOKENS, VARIANTS
 
 UNSTEADY = 1.3  # a median so many times the fastest step is that of a machine with other work
@@ -46,11 +50,14 @@ SHAPES = {
 }
 
 
-def lines_of(job: dict[str, Any], limit: float) -> Iterator[dict[str, Any]]:
+def lines_of(
+    job: dict[str, Any], limit: float, script: str = "step_one.py", environment: dict[str, str] | None = None
+) -> Iterator[dict[str, Any]]:
     """What one process prints, line by line; it is ended when its time is up, and what went wrong is a line as well."""
-    command = [sys.executable, str(Path(__file__).with_name("step_one.py")), json.dumps(job)]
+    command = [sys.executable, str(Path(__file__).with_name(script)), json.dumps(job)]
+    told_besides = {**os.environ, **(environment or {})}
     with tempfile.TemporaryFile("w+") as complaints:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=complaints, text=True)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=complaints, text=True, env=told_besides)
         late = threading.Event()
 
         def end() -> None:
@@ -233,6 +240,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--recompute", type=int, default=0, help="Recompute every n-th block in backward; 0 is off.")
     parser.add_argument("--text", type=int, help="Mean tokens of a caption.")
     parser.add_argument("--profile", nargs="*", choices=VARIANTS, default=[], help="Print the kernels of these.")
+    parser.add_argument(
+        "--loader", action="store_true", help="Only: the step with the loader beside one resident batch."
+    )
+    parser.add_argument("--start-up", action="store_true", help="Only: seconds to the first step's end, cold and warm.")
     parser.add_argument("--no-numerics", action="store_true")
     parser.add_argument("--json", type=Path, default=ROOT / "output" / "step.json", help="Where the figures go.")
     return parser.parse_args()
@@ -301,6 +312,8 @@ def main() -> int:
         about = {"command": " ".join(sys.argv), "commit": commit(), "machine": device_name(job["device"]), "job": job}
         print(f"Sana {job['size']}, {about['machine']}, commit {about['commit']}", flush=True)
         report = Report(chosen.json, about)
+        if chosen.loader or chosen.start_up:
+            return beside.loader(job, report, end) if chosen.loader else beside.start_up(job, report, end)
         right = run(chosen, job, report, end)
     verdict = "not checked" if chosen.no_numerics else "right" if right else "WRONG"
     print(f"\nNumerics {verdict}; figures in {chosen.json}")

@@ -6,6 +6,7 @@ Started by bench/step.py; prints one JSON object a line, the last words of each 
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import resource
@@ -60,7 +61,8 @@ def samples(job: dict[str, Any]) -> tuple[Any, list[Any], tuple[int, int]]:
         dtype = torch.float32 if job["size"] == "pocket" else torch.bfloat16
         with store.writer() as writer:
             for index, ref in enumerate(refs):  # lengths spread evenly, 0.5 to 1.5 of the mean
-                length = job["text"] // 2 + round(job["text"] * (index * 7 % len(refs)) / max(len(refs) - 1, 1))
+                spread = job["text"] // 2 + round(job["text"] * (index * 7 % len(refs)) / max(len(refs) - 1, 1))
+                length = job["text"] if job.get("even") else spread
                 writer.add(ref.key, torch.randn(*shape["latents"], generator=generator).to(dtype), ref.name)
                 text = torch.randn(length, shape["text"], generator=generator).to(dtype)
                 writer.add(text_key(ref.captions[0]), text, ref.name)
@@ -133,6 +135,7 @@ def measure(job: dict[str, Any], parts: tuple[Any, Any], batch: int, stop_at: fl
     from simpletuner.training.fast_path import TEXT_MULTIPLE
     from simpletuner.training.hooks import Progress
     from simpletuner.training.loop import train
+    from simpletuner.training.prefetch import on_device
 
     trainee, recipe = parts
     store, refs, (height, width) = samples(job)
@@ -149,7 +152,9 @@ def measure(job: dict[str, Any], parts: tuple[Any, Any], batch: int, stop_at: fl
         stream = loader.stream(0, total)
         whole = variant.compiled and not variant.fast
         multiple = TOKENS[job["size"]] if variant.float32 else COMPILED_MULTIPLE if whole else 1
-        batches = padded(stream, multiple)
+        batches = on_device(padded(stream, multiple), trainee.device)
+        if job.get("resident"):  # one batch that lies on the device
+            batches = itertools.repeat(next(batches))
         hooks = [Progress(bar, metrics, reporter), clock]
         train(trainee, recipe, batches, 0, total, hooks, lambda: time.time() > stop_at)
         stream.close()

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -57,7 +58,18 @@ def obstacle(device: torch.device, precision: Precision) -> str | None:
         return "this GPU is older than Ampere"
     if torch.bfloat16 not in (precision.weights, precision.base, precision.autocast):
         return "its kernels are measured in bf16 alone: set mixed_precision to bf16"
+    keep_compiled()
     return cannot_compile(device)
+
+
+def keep_compiled() -> None:
+    """Let what is compiled lie where the next run finds it, also after the machine was started anew.
+
+    The compilers' own place is the folder for temporary files. What the user has set stays.
+    """
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "simpletuner"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(home / "inductor"))
+    os.environ.setdefault("TRITON_CACHE_DIR", str(home / "triton"))
 
 
 def cannot_compile(device: torch.device) -> str | None:
@@ -100,7 +112,12 @@ def put_on(family: Family, transformer: Any, wanted: Forward, full_rank: bool, h
         return Ways("diffusers", said=f"Note: training steps run diffusers' own forward: {found}")
     if not full_rank:
         return Ways("fast", said="Training steps run hand-written kernels")
-    return Ways("fast", True, "Training steps run hand-written kernels in compiled blocks: the first ones take a while")
+    return Ways(
+        "fast",
+        True,
+        "Training steps run hand-written kernels in compiled blocks. Compiling the blocks: the first step takes about half a "
+        "minute the first time, some seconds in later runs",
+    )
 
 
 def can_replay(ways: Ways, trainee: Trainee, accumulation: int, quantised: bool) -> bool:

@@ -54,6 +54,7 @@ from simpletuner.training.judging import Judging, load_clip, make_judging
 from simpletuner.training.loop import Hook
 from simpletuner.training.loop import train as train_loop
 from simpletuner.training.page_beside import page_beside
+from simpletuner.training.prefetch import on_device
 from simpletuner.training.previewing import make_previewer, tiny_decoder
 from simpletuner.training.redraw import Samples
 from simpletuner.training.session import Session, check_sizes, find_pictures, open_session, tell_data
@@ -300,7 +301,8 @@ def run_steps(
     reporter, accumulation = session.reporter, recipe.accumulation
     # Closed whatever happens: its thread reads ahead, and what it writes into is flushed right after this.
     stream = closing(loader.stream(start * accumulation, total * accumulation))
-    with stop_on_interrupt(reporter) as asked, reporter.bar("Training", total, start) as bar, stream as batches:
+    with stop_on_interrupt(reporter) as asked, reporter.bar("Training", total, start) as bar, stream as read:
+        batches = on_device(read, session.device)
         progress: list[Hook] = [Progress(bar, session.metrics, reporter)]
         control = next((hook for hook in hooks if isinstance(hook, Control)), None)
 

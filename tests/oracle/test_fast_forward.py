@@ -289,6 +289,28 @@ def test_recomputed_blocks_give_the_same_bits(interval: int) -> None:
     assert torch.equal(output, plain[0]) and all(torch.equal(gradients[n], g) for n, g in plain[1].items())
 
 
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf"
+)  # the compiler's own, as in use
+@pytest.mark.parametrize("interval", [0, 1, 2, 3])
+def test_recomputed_blocks_with_kernels_compiled_give_the_same_bits(interval: int) -> None:
+    torch._dynamo.reset()
+    model = real_shape().train()
+    run = torch.compile(ours.run_block, backend="aot_eager")
+    assert ours.use_plain(model, ours.KERNELS, run) is None
+    asked = question(model, "ragged")
+    plain = answer(model, asked)
+    if interval:
+        chosen = checkpointing.enable(model, model.transformer_blocks, interval, random=False)
+        assert chosen == -(-len(model.transformer_blocks) // interval)
+    else:
+        checkpointing.enable(model, model.transformer_blocks, 1)
+        model.disable_gradient_checkpointing()  # as bench/recompute_chart.py does
+    output, gradients = answer(model, asked)
+    assert torch.equal(output, plain[0]) and all(torch.equal(gradients[n], g) for n, g in plain[1].items())
+    torch._dynamo.reset()
+
+
 SIDES = {"target_module": ["Attention", "GLUMBConv"]}
 LOKR = {"algo": "lokr", "multiplier": 1.0, "linear_dim": 3, "linear_alpha": 0.75, "factor": 4, "apply_preset": SIDES}
 ADAPTERS = {
