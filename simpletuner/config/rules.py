@@ -50,7 +50,13 @@ def without_effect(options: Options, where: Mapping[str, str]) -> list[str]:
         *reporting_without_effect(options, where),
         *validation_without_effect(options, where),
         *preview_without_effect(options.previews, not options.validation.validation_disable, where),
+        *_page_without_effect(options, where),
     ]
+
+
+def _page_without_effect(options: Options, where: Mapping[str, str]) -> Iterator[str]:
+    if "dashboard_port" in where and not options.page.dashboard:
+        yield "dashboard_port has no effect: it acts only with dashboard"
 
 
 def _length(options: Options) -> Iterator[Row]:

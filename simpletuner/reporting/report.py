@@ -18,10 +18,11 @@ from typing import Any
 
 from PIL import Image
 
-from simpletuner.reporting.drawing import Line, chart, short
+from simpletuner.reporting.drawing import short
 from simpletuner.reporting.masking import masked_text
+from simpletuner.reporting.report_curves import curves
 from simpletuner.reporting.run_folder import RunFolder, Shot, confined
-from simpletuner.reporting.series import Series, best_eval, number, overfits_from, smoothed
+from simpletuner.reporting.series import Series, best_eval, number, overfits_from
 from simpletuner.reporting.settings import Group, changed_settings
 from simpletuner.wording import counted
 
@@ -30,8 +31,6 @@ MOST_PROMPTS = 24
 MOST_STEPS = 8  # columns of pictures
 MOST_THUMBNAILS = 60
 MOST_EVENTS = 400
-SMOOTHING = 0.95
-SIGMAS = (0.1, 0.3, 0.5, 0.7, 0.9)  # of held-out loss where a line does not say
 _STYLE = (Path(__file__).parent / "report_style.css").read_text(encoding="utf-8").strip()
 _HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 POLICY = f"default-src 'none'; img-src data:; style-src 'sha256-{_HASH}'; base-uri 'none'; form-action 'none'"
@@ -61,7 +60,7 @@ def page(folder: RunFolder, groups: Sequence[Group], finished: bool = False) -> 
     parts = [
         _head(name, config, state, folder.series),
         _before_after(folder.root, shots),
-        _curves(folder.series),
+        curves(folder.series),
         _film(folder.root, shots),
         _scores(folder.series),
         _dataset(folder.dataset()),
@@ -151,11 +150,11 @@ def _head(name: str, config: Mapping[str, Any], state: Mapping[str, Any], series
 
 
 def _rows(shots: Sequence[Shot]) -> dict[tuple[str, int, int, int], dict[int, Shot]]:
-    """Pictures by (nickname, width, height, index) and step: EMA weights where they were drawn."""
+    """Pictures by (nickname, width, height, index) and step: EMA weights where they were drawn, and the base model."""
     rows: dict[tuple[str, int, int, int], dict[int, Shot]] = {}
     for shot in shots:
         row = rows.setdefault((shot.nickname, shot.width, shot.height, shot.index), {})
-        if shot.step not in row or shot.label == "ema":
+        if shot.step not in row or shot.label in ("ema", "base"):
             row[shot.step] = shot
     return rows
 
@@ -213,61 +212,6 @@ def _image(root: Path, shot: Shot, edge: int) -> str:
     data = base64.b64encode(memory.getvalue()).decode("ascii")
     kind = ' class="small"' if max(small.size) <= 160 else ""
     return f'<img{kind} alt="" width="{small.width}" height="{small.height}" src="data:image/webp;base64,{data}">'
-
-
-def _curves(series: Series) -> str:
-    if not series.steps and not series.evals:
-        return ""
-    xs = series.steps
-    loss = series.columns["loss"]
-    keep = SMOOTHING if len(xs) > 200 else 0.85
-    raw = Line("each step", xs, loss, faint=True)
-    cards = [_card("Training loss", chart([raw, Line("smoothed", xs, smoothed(loss, keep))], (1100, 330)), "wide")]
-    own = [e for e in series.evals if e.get("kind") == "eval"]
-    live = [e for e in series.evals if e.get("kind") == "eval_live"]
-    if own:
-        lines = [_eval_line("EMA weights" if live else "held-out loss", own)]
-        if live:
-            lines.insert(0, _eval_line("live weights", live, "c2", dashed=True))
-        best = best_eval(series.evals)
-        star = (best["step"], number(best["loss"]), f"best {short(number(best['loss']))}") if best else None
-        cards.append(_card("Held-out loss", chart(lines, star=star)))
-        cards.append(_card("Held-out loss by noise level", chart(_bands(own))))
-    for title, column in (
-        ("Learning rate", "learning_rate"),
-        ("Gradient norm", "grad_norm"),
-        ("Pictures a second", "speed"),
-    ):
-        cards.append(_card(title, chart([Line("", xs, series.columns[column])], (400, 220)), "third"))
-    return f'<h2>Figures</h2><div class="charts">{"".join(cards)}</div>'
-
-
-def _card(title: str, body: str, kind: str = "") -> str:
-    return f'<section class="card {kind}"><h3>{_text(title)}</h3>{body}</section>'
-
-
-def _eval_line(label: str, evals: Sequence[Mapping[str, Any]], style: str = "c1", dashed: bool = False) -> Line:
-    xs, ys = [e["step"] for e in evals], [number(e.get("loss")) for e in evals]
-    return Line(label, xs, ys, style, dashed=dashed, dots=len(xs) < 60 and not dashed)
-
-
-def _bands(evals: Sequence[Mapping[str, Any]]) -> list[Line]:
-    told = [e for e in evals if isinstance(e.get("by_sigma"), list) and e["by_sigma"]]
-    if not told:
-        return []
-    count = min(len(e["by_sigma"]) for e in told)
-    sigmas = told[0]["sigmas"] if isinstance(told[0].get("sigmas"), list) else SIGMAS
-    xs = [e["step"] for e in told]
-    return [
-        Line(
-            f"σ {sigmas[i] if i < len(sigmas) else i + 1}",
-            xs,
-            [number(e["by_sigma"][i]) for e in told],
-            f"b{min(i, 4) + 1}",
-            dots=len(xs) < 60,
-        )
-        for i in range(count)
-    ]
 
 
 def _scores(series: Series) -> str:

@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 
-COLUMNS = ("loss", "regularisation_loss", "grad_norm", "learning_rate", "speed", "time")
+BANDS = 5  # of sigma from 0 to 1, in lines of steps
+BAND_COLUMNS = tuple(f"band_{band}" for band in range(BANDS))
+COLUMNS = ("loss", "regularisation_loss", "grad_norm", "learning_rate", "speed", "time", *BAND_COLUMNS)
 MOST_POINTS = 20_000
 RARE = ("evals", "scores", "system")
 _NAN = math.nan
@@ -72,8 +74,11 @@ class Series:
         seconds = number(line.get("seconds"))
         values = {name: number(line.get(name)) for name in COLUMNS}
         values["speed"] = number(line.get("samples")) / seconds if seconds > 0 else _NAN
+        by_sigma = line.get("by_sigma")
+        if isinstance(by_sigma, list) and len(by_sigma) == BANDS:
+            values |= {name: number(value) for name, value in zip(BAND_COLUMNS, by_sigma, strict=True)}
         if line.get("skipped"):
-            values["loss"] = _NAN
+            values |= {name: _NAN for name in ("loss", *BAND_COLUMNS)}
             self.skipped.append((step, str(line["skipped"])))
         self.steps.append(step)
         for name, value in values.items():
@@ -163,6 +168,11 @@ def best_eval(evals: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     """The lowest held-out loss of the weights that are exported, after training began."""
     lines = [e for e in evals if e.get("kind") == "eval" and e["step"] > 0 and math.isfinite(number(e.get("loss")))]
     return min(lines, key=lambda e: number(e["loss"]), default=None)
+
+
+def some_of(count: int, most: int = BANDS) -> list[int]:
+    """Indices of at most ``most`` of so many, the first and the last among them."""
+    return list(range(count)) if count <= most else [round(i * (count - 1) / (most - 1)) for i in range(most)]
 
 
 def overfits_from(evals: Sequence[Mapping[str, Any]], patience: int = 3, rise: float = 0.01) -> int | None:

@@ -53,17 +53,13 @@ function heldOutLines(runs) {
   const lines = [];
   for (const run of runs) {
     const colour = runColour(run.number), own = heldOut(run), live = run.evals.filter(e => e.kind === "eval_live");
-    const names = [...new Set(own.map(e => String(e.dataset ?? "")))];
-    for (const name of names) {
-      const part = own.filter(e => String(e.dataset ?? "") === name);
-      const label = titled(runs, run, [live.length ? t("ema") : t("heldOut"), name].filter(Boolean).join(" · "));
-      const line = { label, xs: part.map(e => e.step), ys: part.map(e => number(e.loss)), colour, points: part.length < 60 };
-      const lowest = names.length === 1 ? best(run) : null;
-      if (lowest) line.star = { x: lowest.step, y: lowest.loss, text: `${t("best")} ${figure(lowest.loss)}`, colour };
-      const from = overfitsFrom(run);
-      if (from !== null && runs.length === 1) line.shadeFrom = from;
-      lines.push(line);
-    }
+    const names = runs.length > 1 ? [] : Object.keys(own.at(-1)?.by_dataset ?? {});
+    names.forEach((name, i) => lines.push({ label: name, xs: own.map(e => e.step), ys: own.map(e => number(e.by_dataset?.[name])), colour: runColour(run.number + 1 + i), width: 1.25, dash: [2, 3] }));
+    const line = { label: titled(runs, run, live.length ? t("ema") : t("heldOut")), xs: own.map(e => e.step), ys: own.map(e => number(e.loss)), colour, points: own.length < 60 };
+    const lowest = best(run), from = overfitsFrom(run);
+    if (lowest) line.star = { x: lowest.step, y: lowest.loss, text: `${t("best")} ${figure(lowest.loss)}`, colour };
+    if (from !== null && runs.length === 1) line.shadeFrom = from;
+    lines.push(line);
     if (live.length) lines.push({ label: titled(runs, run, t("live")), xs: live.map(e => e.step), ys: live.map(e => number(e.loss)), colour, faint: 0.7, dash: [5, 5], width: 1.5 });
   }
   return lines;
@@ -73,29 +69,36 @@ function bandLines(run) {
   const evals = heldOut(run).filter(e => Array.isArray(e.by_sigma));
   if (!evals.length) return [];
   const sigmas = Array.isArray(evals[0].sigmas) ? evals[0].sigmas : SIGMAS;
-  const xs = evals.map(e => e.step);
-  return evals[0].by_sigma.map((_, i) => ({
-    label: t("sigma")(sigmas[i] ?? i + 1), xs, ys: evals.map(e => number(e.by_sigma[i])), colour: band(Math.min(i, 4)), points: xs.length < 60,
+  const xs = evals.map(e => e.step), count = evals[0].by_sigma.length;
+  const some = count <= 5 ? [...Array(count).keys()] : [0, 1, 2, 3, 4].map(i => Math.round(i * (count - 1) / 4));
+  return some.map((i, place) => ({
+    label: t("sigma")(figure(sigmas[i] ?? i + 1, 2)), xs, ys: evals.map(e => number(e.by_sigma[i])), colour: band(place), points: xs.length < 60,
+  }));
+}
+
+// One step has few pictures in each band: only their mean over many steps tells something.
+function trainingBandLines(run) {
+  return [0, 1, 2, 3, 4].map(i => [i, run.columns[`band_${i}`]]).filter(([, ys]) => ys.some(v => v !== null)).map(([i, ys]) => ({
+    label: t("sigma")(`${(i / 5).toFixed(1)}–${((i + 1) / 5).toFixed(1)}`), xs: run.columns.step, ys: smoothed(ys, Math.max(0.95, settings.keep)), colour: band(i), width: 1.75,
   }));
 }
 
 const column = (runs, name) => runs.map(run => ({ label: titled(runs, run, "") || t("step"), xs: run.columns.step, ys: run.columns[name], colour: runColour(run.number), width: 1.5 }))
   .filter(line => line.ys.some(v => v !== null));
 
-const GIB = 2 ** 30;
-const MEMORY = ["gpu_memory_reserved", "gpu_memory_used", "gpu_memory", "memory_reserved", "memory_allocated", "gpu_memory_gib", "gpu_memory_reserved_gib", "gpu_memory_used_gib"];
-function memoryOf(line) {
-  const name = MEMORY.find(key => number(line[key]) !== null) ?? Object.keys(line).find(key => /memory/i.test(key) && number(line[key]) !== null);
-  if (!name) return null;
-  return line[name] > 1e5 ? line[name] / GIB : /mib|_mb$/i.test(name) ? line[name] / 1024 : line[name];
-}
+const memoryOf = line => number(line.gpu_memory_reserved_gib) ?? number(line.gpu_memory_allocated_gib);
+const system = (runs, value) => runs.map(run => {
+  const points = run.system.map(line => [line.step, value(line)]).filter(pair => pair[1] !== null);
+  return { label: titled(runs, run, "") || t("step"), xs: points.map(p => p[0]), ys: points.map(p => p[1]), colour: runColour(run.number) };
+});
 
 function scores(runs) {
   const names = [...new Set(runs.flatMap(run => run.scores.map(s => String(s.name ?? ""))))].filter(Boolean).slice(0, 24);
   for (const name of names) {
     const id = `score-${name}`;
     if (!charts.has(id)) {
-      const card = el("article", { class: "card" }, el("header", {}, el("h2", {}, name.replaceAll("_", " "))), el("div", { class: "plot" }));
+      const words = name.replaceAll("_", " ");
+      const card = el("article", { class: "card" }, el("header", {}, el("h2", {}, words[0].toUpperCase() + words.slice(1))), el("div", { class: "plot" }));
       $("scores").append(card);
       chart(id, card);
     }
@@ -122,13 +125,13 @@ export function drawFigures(all, focus) {
   chart("loss").draw(lossLines(runs), { log: settings.log, range: settings.log ? undefined : lossRange(runs) });
   chart("heldout").draw(heldOutLines(runs));
   chart("bands").draw(bandLines(focus));
+  chart("trainbands").draw(trainingBandLines(focus));
   for (const name of ["learning_rate", "grad_norm", "speed"]) chart(name).draw(column(runs, name));
-  const memory = runs.map(run => {
-    const points = run.system.map(line => [line.step, memoryOf(line)]).filter(pair => pair[1] !== null);
-    return { label: titled(runs, run, "") || "GiB", xs: points.map(p => p[0]), ys: points.map(p => p[1]), colour: runColour(run.number) };
-  });
-  show($("card-memory"), memory.some(line => line.xs.length));
-  if (!$("card-memory").hidden) chart("memory").draw(memory);
+  for (const [id, value] of [["memory", memoryOf], ["utilisation", line => number(line.gpu_utilisation_percent)]]) {
+    const lines = system(runs, value), there = lines.some(line => line.xs.length);
+    show($(`card-${id}`), there);
+    if (there) chart(id).draw(lines);
+  }
   scores(runs);
   const badge = $("verdict"), from = overfitsFrom(focus), own = heldOut(focus).filter(e => e.step > 0);
   const improving = own.length > 1 && best(focus) === own.at(-1);

@@ -14,7 +14,7 @@ export function rowsOf(pictures, wanted) {
     const key = rowKey(shot);
     if (!rows.has(key)) rows.set(key, { key, nickname: shot.nickname, prompt: shot.prompt, width: shot.width, height: shot.height, index: shot.index, steps: new Map() });
     const row = rows.get(key), there = row.steps.get(shot.step);
-    if (!there || shot.label === wanted) row.steps.set(shot.step, shot);
+    if (!there || shot.label === wanted || shot.label === "base") row.steps.set(shot.step, shot);
   }
   return [...rows.values()];
 }

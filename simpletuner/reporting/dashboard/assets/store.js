@@ -1,4 +1,5 @@
 // What the page knows of each run, kept up to date by increments. Figures stay in plain arrays.
+const COLUMNS = ["step", "loss", "regularisation_loss", "grad_norm", "learning_rate", "speed", "time", ...[0, 1, 2, 3, 4].map(band => `band_${band}`)];
 const RARE = ["evals", "scores", "system"];
 const REFETCH = 26000; // points drawn before the server is asked for a thinner set
 
@@ -27,7 +28,7 @@ export class Run {
   forget() {
     this.generation = -1;
     this.count = 0;
-    this.columns = { step: [], loss: [], regularisation_loss: [], grad_norm: [], learning_rate: [], speed: [], time: [] };
+    this.columns = Object.fromEntries(COLUMNS.map(name => [name, []]));
     for (const name of RARE) this[name] = [];
   }
 
