@@ -60,8 +60,8 @@ def page(folder: RunFolder, groups: Sequence[Group], finished: bool = False) -> 
     parts = [
         _head(name, config, state, folder.series),
         _before_after(folder.root, shots),
-        curves(folder.series),
         _film(folder.root, shots),
+        curves(folder.series),
         _scores(folder.series),
         _dataset(folder.dataset()),
         _settings(config, groups),

@@ -33,7 +33,7 @@ function lossLines(runs) {
   for (const run of runs) {
     const { step, loss } = run.columns, colour = runColour(run.number);
     raw.push({ label: titled(runs, run, t("raw")), xs: step, ys: loss, colour, faint: 0.3, width: 1, quiet: runs.length > 1 });
-    smooth.push({ label: titled(runs, run, t("smooth")), xs: step, ys: smoothed(loss, settings.keep), colour, width: 2.25 });
+    smooth.push({ label: runs.length > 1 ? run.name : t("smooth"), xs: step, ys: smoothed(loss, settings.keep), colour, width: 2.25 });
   }
   return [...raw, ...smooth];
 }
@@ -55,7 +55,7 @@ function heldOutLines(runs) {
     const colour = runColour(run.number), own = heldOut(run), live = run.evals.filter(e => e.kind === "eval_live");
     const names = runs.length > 1 ? [] : Object.keys(own.at(-1)?.by_dataset ?? {});
     names.forEach((name, i) => lines.push({ label: name, xs: own.map(e => e.step), ys: own.map(e => number(e.by_dataset?.[name])), colour: runColour(run.number + 1 + i), width: 1.25, dash: [2, 3] }));
-    const line = { label: titled(runs, run, live.length ? t("ema") : t("heldOut")), xs: own.map(e => e.step), ys: own.map(e => number(e.loss)), colour, points: own.length < 60 };
+    const line = { label: runs.length > 1 ? run.name : live.length ? t("ema") : t("heldOut"), xs: own.map(e => e.step), ys: own.map(e => number(e.loss)), colour, points: own.length < 60 };
     const lowest = best(run), from = overfitsFrom(run);
     if (lowest) line.star = { x: lowest.step, y: lowest.loss, text: `${t("best")} ${figure(lowest.loss)}`, colour };
     if (from !== null && runs.length === 1) line.shadeFrom = from;
