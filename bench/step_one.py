@@ -26,6 +26,7 @@ from step_variants import TOKENS, VARIANTS, Variant, arrange, build
 # torch 2.13's compiler fails on attention with a mask of variable length (seen on a CPU, ours and diffusers' alike).
 COMPILED_MULTIPLE = 256
 SAID: list[str] = []  # by the graphs, since the last measurement
+COMPILING: list[Callable[[], None]] = []  # waits for the kernels, which the program too compiles beside other work
 
 
 class Clock:
@@ -95,13 +96,18 @@ def trainee_of(job: dict[str, Any], variant: Variant) -> tuple[Any, Any]:
     """What is trained, and how one step is made: the program's own parts."""
     from simpletuner.flow.schedules import Density
     from simpletuner.models.base import Facts
+    from random_sana import transformer_config
+
     from simpletuner.models.sana.family import Sana
+    from simpletuner.models.sana.kernels import ahead
     from simpletuner.training import optimizers
     from simpletuner.training.learning_rate import Schedule
     from simpletuner.training.step import Recipe, Trainee
     from simpletuner.training.step_graph import StepGraphs
 
     precision, name = precision_of(job, variant)
+    if variant.fast and job["device"] == "cuda":
+        COMPILING.append(ahead.begin(transformer_config(job["size"]), torch.bfloat16, torch.device("cuda")))
     model = build(job["size"], device=job["device"]).to(precision.weights).requires_grad_(True)
     arrange(model, variant)
     if job["recompute"]:
@@ -149,6 +155,8 @@ def measure(job: dict[str, Any], parts: tuple[Any, Any], batch: int, stop_at: fl
         torch.cuda.reset_peak_memory_stats()
     metrics = MetricsFile(Path(job["cache"]).parent / f"metrics-{os.getpid()}-{batch}.jsonl")
     with reporter.bar("Training", total) as bar:
+        while COMPILING:
+            COMPILING.pop()()
         stream = loader.stream(0, total)
         whole = variant.compiled and not variant.fast
         multiple = TOKENS[job["size"]] if variant.float32 else COMPILED_MULTIPLE if whole else 1

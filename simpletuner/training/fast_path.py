@@ -9,13 +9,14 @@ import importlib.util
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from simpletuner.models.base import Family
+from simpletuner.models.base import Family, LoadSource
 from simpletuner.training.precision import Precision
 from simpletuner.training.step import Trainee
 from simpletuner.wording import install

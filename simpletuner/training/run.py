@@ -102,6 +102,9 @@ def _train(session: Session) -> None:
         training, held_out = find_pictures(session)
     fit(session, [*training, *held_out])
     config, options = session.config, session.config.options  # with what ``memory`` chose
+    compiled = fast_path.kernels_ahead(
+        *(session.family, session.source, options.precision.transformer_forward, session.device, session.precision)
+    )
     resume_from, notes = checkpoint.find(session.output_dir, options.checkpoints.resume_from_checkpoint)
     for note in notes:
         session.reporter.say(note)
@@ -134,6 +137,7 @@ def _train(session: Session) -> None:
     drawn = translate_noise.density(options, session.facts)
     recipe = translate.recipe(options, drawn, total, session.precision)
     with stage("init_prepare_models", "Preparing the model for training"):
+        compiled()
         trainee = make_trainee(session, parts, adapter)
     shape = adapter.shape() if adapter else {}
     identity = translate.identity(config, samples.placed, session.precision, session.text, drawn, model, shape)

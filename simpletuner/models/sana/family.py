@@ -23,6 +23,7 @@ from simpletuner.models.base import (
 )
 from simpletuner.models.sana import attention, encoder, footprint, preview_decoder, prompts, samplers, tiling
 from simpletuner.models.sana import transformer as blocks_in_training
+from simpletuner.models.sana.kernels import ahead
 
 # The official recipe's shift for a scheduler that names none (facts: NVlabs/Sana trains at 3.0).
 OFFICIAL_SHIFT = 3.0
@@ -196,6 +197,10 @@ class Sana:
         """As ``use_plain_forward``, with hand-written kernels, and blocks compiled if asked for."""
         run = blocks_in_training.compiled_block() if compiled else blocks_in_training.run_block
         return blocks_in_training.use_plain(transformer, blocks_in_training.KERNELS, run)
+
+    def compile_ahead(self, source: LoadSource, dtype: torch.dtype, device: torch.device) -> Callable[[], None]:
+        """Start compiling the kernels of the fast forward in threads; returns what waits for them."""
+        return ahead.begin(load.config(source, source.transformer_subfolder), dtype, device)
 
     def checkpoint_blocks(self, transformer: Any, interval: int, random: bool = True) -> int:
         """Recompute every ``interval``-th transformer block in backward; returns how many."""

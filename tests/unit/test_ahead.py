@@ -1,0 +1,56 @@
+"""Kernels are compiled before the first step asks for them: all of them, on the shapes that a block has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from simpletuner.models.sana import transformer
+from simpletuner.models.sana.kernels import ahead
+from tests.small_sana import CAPTION, CHANNELS, base
+
+
+class Seen(TorchDispatchMode):
+    """Writes down our operators, with the dimensions of their tensors and which may be left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: set[tuple[Any, ...]] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "simpletuner" and "joined" not in func.name():
+            given = tuple(a.dim() if isinstance(a, torch.Tensor) else a is None for a in args)
+            self.calls.add((func.name(), given))
+        return func(*args, **(kwargs or {}))
+
+
+def test_every_operator_of_a_training_step_is_called_ahead() -> None:
+    """Also with what may be left out: each is another kernel."""
+    model = base().train().requires_grad_(True)
+    assert transformer.use_plain(model, transformer.KERNELS) is None
+    with Seen() as in_a_step:
+        answer = model(
+            torch.randn(2, CHANNELS, 4, 4),
+            encoder_hidden_states=torch.randn(2, 5, CAPTION),
+            encoder_attention_mask=torch.ones(2, 5),
+            timestep=torch.tensor([100.0, 800.0]),
+            return_dict=False,
+        )[0]
+        answer.sum().backward()
+    with Seen() as before, torch.no_grad():
+        for job in ahead.jobs(model.config, torch.float32, torch.device("cpu")):
+            job()
+    names = {name for name, _ in in_a_step.calls}
+    assert len(names) == 10, (
+        names
+    )  # two of depthwise, linear attention and cross-attention each, four of the residual stream
+    assert names == {name for name, _ in before.calls}
+    residual = {call for call in in_a_step.calls if "norm" in call[0] or "gated_add" in call[0]}
+    assert residual <= before.calls, residual - before.calls
+
+
+def test_it_is_waited_for() -> None:
+    """And on a device without kernels it does no harm."""
+    ahead.begin(base().config, torch.float32, torch.device("cpu"))()
