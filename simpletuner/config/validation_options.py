@@ -59,7 +59,7 @@ class ValidationOptions(Section):
     )
     num_validation_images: Positive = Field(1, description="Pictures per prompt and size.")
     validation_batch_size: Positive = Field(
-        1, description="Pictures of one size drawn at once: faster; on a GPU not the same to the bit."
+        1, description="Pictures of one size drawn at once: faster; pixels may differ by a grey level or two."
     )
     validation_time_budget: Annotated[float, Field(gt=0.0)] | None = Field(
         None, description="Seconds for one validation: the main prompt first, what is left out is first next time."

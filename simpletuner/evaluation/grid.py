@@ -33,11 +33,12 @@ def grid(
     Returns:
         ``out``.
     """
-    sides = [side for _, paths in rows for path in paths if (side := _longest_side(path))]
-    cell = min(max(max(sides, default=_CELL_MIN), _CELL_MIN), largest)
+    sides = [max(_size(path)) for _, paths in rows for path in paths]
+    cell = min(max(max(sides, default=0), _CELL_MIN), largest)
+    heights = [_height(paths, cell) for _, paths in rows]
     label_width, above = 110, _TITLE if title else 0
     width = label_width + len(captions) * (cell + _PAD) + _PAD
-    sheet = Image.new("RGB", (width, above + _LABEL + len(rows) * (cell + _PAD) + _PAD), _BACKGROUND)
+    sheet = Image.new("RGB", (width, above + _LABEL + sum(heights) + len(rows) * _PAD + _PAD), _BACKGROUND)
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(13)
     if title:
@@ -46,10 +47,12 @@ def grid(
         lines = textwrap.wrap(caption, max(10, cell // 7))[:3]
         draw.multiline_text((label_width + column * (cell + _PAD), above + 4), "\n".join(lines), fill=_INK, font=font)
     for number, (label, paths) in enumerate(rows):
-        top = above + _LABEL + number * (cell + _PAD)
-        draw.multiline_text((6, top + cell // 2 - 10), "\n".join(textwrap.wrap(label, 14)), fill=_INK, font=font)
+        top = above + _LABEL + sum(heights[:number]) + number * _PAD
+        draw.multiline_text(
+            (6, top + heights[number] // 2 - 16), "\n".join(textwrap.wrap(label, 14)), fill=_INK, font=font
+        )
         for column, path in enumerate(paths):
-            if path and _longest_side(path):
+            if path and any(_size(path)):
                 small = _thumbnail(path, path.stat().st_mtime_ns, cell)
                 sheet.paste(small, (label_width + column * (cell + _PAD), top))
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -59,15 +62,21 @@ def grid(
     return out
 
 
-def _longest_side(path: Path | None) -> int:
-    """In pixels, by the header alone; 0 for a file that is missing or no picture."""
+def _size(path: Path | None) -> tuple[int, int]:
+    """Width and height by the header alone; nothing for a file that is missing or no picture."""
     if path is None or not path.is_file():
-        return 0
+        return 0, 0
     try:
         with Image.open(path) as picture:
-            return max(picture.size)
+            return picture.size
     except OSError:
-        return 0
+        return 0, 0
+
+
+def _height(paths: Sequence[Path | None], cell: int) -> int:
+    """Of a row: that of its tallest picture in a cell; of an empty row, half a cell."""
+    shares = [height / max(width, height) for width, height in map(_size, paths) if height]
+    return round(cell * max(shares, default=0.5))
 
 
 @lru_cache(maxsize=256)  # a grid over time shows the same pictures again and again

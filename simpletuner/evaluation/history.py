@@ -35,7 +35,8 @@ def over_time(
         until: Steps done: later ones are those of a run that was set back.
     """
     paths = {(_column(line), _row(line)): output_dir / line["path"] for line in lines if line["step"] <= until}
-    rows = sorted({row for _, row in paths})
+    shapes = list(dict.fromkeys(row[:2] for _, row in paths))  # in the order of validation_resolution
+    rows = sorted({row for _, row in paths}, key=lambda row: (shapes.index(row[:2]), *row[2:]))
     columns = thinned(sorted({column for column, _ in paths}))
 
     def cell(column: int, row: tuple[int, int, int, str]) -> Path | None:
@@ -44,9 +45,8 @@ def over_time(
         other = (*which, "") if label and column <= 0 else row
         return paths.get((column, row), paths.get((column, other)))  # type: ignore[arg-type]
 
-    sizes = {row[:2] for row in rows}
     several = len({row[2] for row in rows}) > 1
-    named = [(_name(row, len(sizes) > 1, several), [cell(column, row) for column in columns]) for row in rows]
+    named = [(_name(row, len(shapes) > 1, several), [cell(column, row) for column in columns]) for row in rows]
     return named, ["base model" if column < 0 else f"step {column}" for column in columns]
 
 

@@ -97,7 +97,7 @@ def plan_of(subject: Subject) -> Plan:
         graph=replays(subject),
         shapes=True,  # captions have several lengths
         caching=_caching(subject, base != "no_change" and options.precision.quantize_via != "cpu"),
-        decoding=_decoding(subject),
+        decoding=decoding_bytes(subject),
     )
 
 
@@ -190,11 +190,13 @@ def _caching(subject: Subject, base_waits: bool) -> Caching:
     )
 
 
-def _decoding(subject: Subject) -> int:
+def decoding_bytes(subject: Subject) -> int:
+    """Beside the decoder's weights, for the validation pictures that are decoded together."""
     options = subject.options.validation
     if options.validation_disable or not subject.config.prompts:
         return 0
-    return max(
+    together = 1 if subject.options.precision.vae_enable_slicing else options.validation_batch_size
+    return together * max(
         subject.family.vae_activations(subject.source, width, height, True)
         for width, height in options.validation_resolution
     )

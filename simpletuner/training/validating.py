@@ -196,7 +196,9 @@ class ValidationPictures:
         for picture in wanted[: len(wanted) - len(first.left)]:
             self._tried[picture.key] = step
         self._tell(step, list(done.values()))
-        self._grids(step, labels[-1], {p.nickname for rendering in done.values() for p in rendering.drawn})
+        drawn = {picture.key for rendering in done.values() for picture in rendering.drawn}
+        if drawn:
+            self._grids(step, drawn)
         if self.judging:
             for label, rendering in done.items():
                 self.judging(step, label, rendering.drawn)
@@ -250,30 +252,29 @@ class ValidationPictures:
                 f"all then: {listed}"
             )
 
-    def _grids(self, step: int, label: str, nicknames: set[str]) -> None:
-        """This step's sheet, before and after, and each prompt over time."""
+    def _grids(self, step: int, drawn: set[Key]) -> None:
+        """This step's sheet, before and after, and each prompt over time; of what was drawn at this step."""
+
+        def now(at: int, label: str = "") -> list[Picture]:
+            return [picture for picture in self.validator.expected(at, label) if picture.key in drawn]
+
         rows: list[tuple[str, list[Path | None]]] = []
-        before = [self._before(picture) for picture in self.validator.expected(0)]
+        before = [picture.path if picture.path.is_file() else None for picture in now(0)]
         if step and any(before):
             rows.append(("before", before))
-        for one in self.shown.labels(step):
-            expected = self.validator.expected(step, one)
-            name = {"ema": f"step {step} EMA", BASE: "base model"}.get(one, f"step {step}")
-            rows.append((name, [p.path for p in expected]))
-        captions = [f"{p.prompt or 'no prompt'} ({p.size})" for p in self.validator.expected(step)]
-        folder = self.validator.expected(step)[0].path.parent
-        grid(rows, captions, folder / f"step_{step}_grid.png")
+        for label in self.shown.labels(step):
+            name = {"ema": f"step {step} EMA", BASE: "base model"}.get(label, f"step {step}")
+            rows.append((name, [picture.path for picture in now(step, label)]))
+        captions = [f"{p.prompt or 'no prompt'} ({p.size})" for p in now(step)]
+        grid(rows, captions, now(step)[0].path.with_name(f"step_{step}_grid.png"))
         if step and any(before):
             grid([rows[0], rows[-1]], captions, self.output_dir / "before_after.png")
         lines: dict[str, list[dict[str, Any]]] = {}
-        for line in self.metrics.read("picture") if nicknames else []:
+        for line in self.metrics.read("picture"):
             lines.setdefault(line["nickname"], []).append(line)
+        nicknames = {nickname for nickname, *_ in drawn}
         for nickname, prompt in self.validator.settings.prompts:
             if nickname in nicknames:
                 over, columns = history.over_time(lines[nickname], self.output_dir, step)
                 out = self.output_dir / "grids" / f"{self.validator.names[nickname]}.png"
                 grid(over, columns, out, prompt or "no prompt", history.CELL)
-
-    def _before(self, picture: Picture) -> Path | None:
-        """What training started from, if that was drawn."""
-        return picture.path if picture.path.is_file() else None

@@ -7,6 +7,7 @@ from fractions import Fraction
 from io import StringIO
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,12 +23,14 @@ from simpletuner.config.read import RunConfig, load
 from simpletuner.data.sampler import Bucket, Drawing, Plan, Turn
 from simpletuner.data.types import Size
 from simpletuner.errors import ConfigError
+from simpletuner.evaluation.grid import grid
 from simpletuner.evaluation.history import over_time, thinned
 from simpletuner.evaluation.pictures import ValidationSettings, groups, in_turn
 from simpletuner.evaluation.validation import Validator
 from simpletuner.models.base import EncodedText
 from simpletuner.reporting.metrics import MetricsFile
 from simpletuner.reporting.progress import Reporter
+from simpletuner.training import translate_memory
 from simpletuner.training.interval import Interval
 from simpletuner.training.loop import StepResult
 from simpletuner.training.validating import Shown, ValidationPictures
@@ -352,3 +355,32 @@ def test_the_samplers_that_can_draw_and_why_others_cannot(write: Load) -> None:
         assert write(**{key: False})
         with pytest.raises(ConfigError, match=f"{key}.*refused"):
             write(**{key: True})
+
+
+def test_the_memory_estimate_counts_pictures_that_are_decoded_together(write: Load) -> None:
+    def decoding(**options: Any) -> int:
+        config = write(validation_prompt="a fox", validation_resolution="64x64,128x64", **options)
+        family = SimpleNamespace(vae_activations=lambda source, width, height, decode: width * height)
+        subject: Any = SimpleNamespace(options=config.options, config=config, family=family, source=None)
+        return translate_memory.decoding_bytes(subject)
+
+    assert decoding() == 128 * 64 and decoding(validation_batch_size=3) == 3 * 128 * 64
+    assert decoding(validation_batch_size=3, vae_enable_slicing=True) == 128 * 64
+    assert decoding(validation_disable=True) == 0
+
+
+def test_a_sheet_shows_what_was_drawn_at_its_step_and_no_empty_columns(tmp_path: Path) -> None:
+    run = Run(tmp_path, validator(tmp_path, Pipeline(), "abcde", sizes=(Size(16, 8),), time_budget=2.0))
+    run.hook.on_start(0)
+    run.steps(1)  # a and c
+    with Image.open(tmp_path / "validation_images" / "step_1_grid.png") as sheet:
+        assert sheet.size == (110 + 2 * 168 + 8, 46 + 2 * 88 + 8), "rows are as tall as their pictures"
+
+
+def test_what_is_no_picture_leaves_its_cell_empty(tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    out = grid(
+        [("row", [tmp_path / "broken.png", None, tmp_path / "missing.png"])], ["a", "b", "c"], tmp_path / "grid.png"
+    )
+    with Image.open(out) as sheet:
+        assert sheet.size == (110 + 3 * 168 + 8, 46 + 88 + 8)
