@@ -94,10 +94,10 @@ def precision_of(job: dict[str, Any], variant: Variant) -> tuple[Any, str]:
 
 def trainee_of(job: dict[str, Any], variant: Variant) -> tuple[Any, Any]:
     """What is trained, and how one step is made: the program's own parts."""
-    from simpletuner.flow.schedules import Density
-    from simpletuner.models.base import Facts
     from random_sana import transformer_config
 
+    from simpletuner.flow.schedules import Density
+    from simpletuner.models.base import Facts
     from simpletuner.models.sana.family import Sana
     from simpletuner.models.sana.kernels import ahead
     from simpletuner.training import optimizers

@@ -88,6 +88,19 @@ def _small(x: torch.Tensor) -> torch.Tensor:
     return (x.float().sin() + 1).sum()
 
 
+def kernels_ahead(
+    family: Family, source: LoadSource, wanted: Forward, device: torch.device, precision: Precision
+) -> Callable[[], None]:
+    """Start compiling the kernels while the model is still being loaded; returns what waits for the end.
+
+    The first time on a machine that is half a minute of one core; afterwards they come from Triton's cache. Where the fast
+    way is not to run, there is nothing to wait for.
+    """
+    if wanted not in ("auto", "fast") or obstacle(device, precision):
+        return lambda: None
+    return family.compile_ahead(source, torch.bfloat16, device)
+
+
 def put_on(family: Family, transformer: Any, wanted: Forward, full_rank: bool, here: str | None) -> Ways:
     """Give the transformer's blocks their forward.
 
