@@ -36,6 +36,7 @@ from simpletuner.training.held_out import HeldOutLoss
 from simpletuner.training.session import Session
 from simpletuner.training.step import Recipe, Trainee, plain_score
 from simpletuner.training.step_graph import StepGraphs
+from simpletuner.training.stepping_aside import make_decoding_lonely
 from simpletuner.wording import counted
 
 
@@ -49,6 +50,8 @@ def make_validator(session: Session, parts: Components) -> Validator | None:
         text = session.family.encode_captions(parts, [prompt], session.text, with_instruction)
         return EncodedText(text.embeds.cpu(), text.mask.cpu())
 
+    if session.aside:
+        make_decoding_lonely(parts)
     pipeline = session.family.pipeline(parts, with_text=False)
     if options.validation_noise_scheduler:
         name = options.validation_noise_scheduler

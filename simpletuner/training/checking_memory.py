@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -42,17 +43,18 @@ def memory_lines(config: RunConfig, family: Family, facts: Facts, found: Sequenc
         plan = translate_memory.plan_of(subject)
     except ModelError as error:
         return [f"Memory is not estimated: {error}"]
-    estimated = memory_estimate.estimate(plan)
+    card = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
+    free = torch.cuda.mem_get_info(device)[0] + memory_estimate.CONTEXT if card else math.inf
+    estimated = translate_memory.within(subject, plan, free)
     shape = translate_memory.step_shape(subject)
     step = step_times.Step(
         shape.forward, plan.graph, shape.batch, facts.tokens(*shape.latents),
         plan.footprint.weights, plan.footprint.blocks, plan.interval,
     )  # fmt: skip
-    card = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
     where = "" if card else "On an NVIDIA card, "
     lines = [f"{where}{'training' if where else 'Training'} takes {memory_estimate.describe(estimated)}"]
     if card:
-        lines.append(_against(subject, estimated, torch.cuda.mem_get_info(device)[0] + memory_estimate.CONTEXT))
+        lines.append(_against(subject, estimated, free))
     full = options.model.model_type == "full" and precision.weights == torch.bfloat16
     lines.append(
         step_times.describe(step, card.name if card else None)

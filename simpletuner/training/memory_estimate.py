@@ -87,6 +87,7 @@ class Plan:
         shapes: Several shapes of batch are to be expected.
         caching: Of the encoders.
         decoding: Bytes beside the decoder's weights for one validation picture; 0 where none is drawn.
+        aside: The transformer's weights leave the GPU while a picture is decoded.
     """
 
     footprint: Footprint
@@ -101,6 +102,7 @@ class Plan:
     shapes: bool
     caching: Caching
     decoding: int
+    aside: bool = False
 
     @property
     def trained(self) -> int:
@@ -117,11 +119,13 @@ class Estimate:
         graphs: Bytes that CUDA graphs of several shapes take beside the steps where they are free; without them steps are
             launched kernel by kernel.
         parts: What is in memory while steps run: name → bytes.
+        aside: The transformer leaves the GPU while a validation picture is decoded.
     """
 
     phases: Mapping[str, float]
     graphs: float = 0.0
     parts: Mapping[str, float] = field(default_factory=dict)
+    aside: bool = False
 
     @property
     def peak(self) -> float:
@@ -189,7 +193,8 @@ def estimate(plan: Plan) -> Estimate:
     if plan.decoding:
         copy = trained * learning.weight if learning.averaged else 0.0
         decoder = 0.0 if caching.vae_stays else model.vae_decoder_weights * 4.0
-        phases["validation"] = static + copy + decoder + plan.decoding + PIXEL_MARGIN
+        gone = weights if plan.aside else 0.0
+        phases["validation"] = static + copy - gone + decoder + plan.decoding + PIXEL_MARGIN
     return Estimate(
         phases={name: value + CONTEXT for name, value in phases.items()},
         graphs=dynamic if plan.graph and plan.shapes else 0.0,
@@ -201,6 +206,7 @@ def estimate(plan: Plan) -> Estimate:
             "activations and gradients": dynamic,
             "the driver and its libraries": CONTEXT + LIBRARIES,
         },
+        aside=plan.aside,
     )
 
 

@@ -71,7 +71,7 @@ def what_helps(subject: Subject, budget: float) -> tuple[list[str], bool]:
     peaks = {}
     for remedy in remedies(subject.options):
         changed = with_changes(subject, remedy)
-        peaks[remedy.words] = translate_memory.estimate(changed).peak
+        peaks[remedy.words] = translate_memory.estimate(changed, budget).peak
     fitting = [words for words, peak in peaks.items() if peak <= budget]
     return (fitting, True) if fitting or not peaks else ([min(peaks, key=lambda w: peaks[w])], False)
 

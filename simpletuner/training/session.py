@@ -29,7 +29,11 @@ Purpose = Literal["train", "encode", "look"]
 
 @dataclass(slots=True)
 class Session:
-    """Everything one run holds, joined step by step in ``train``; ``graphs`` False keeps steps from being CUDA graphs."""
+    """Everything one run holds, joined step by step in ``train``.
+
+    ``graphs`` False keeps steps from being CUDA graphs; ``aside`` True has the transformer leave the GPU while a picture is
+    decoded.
+    """
 
     config: RunConfig
     reporter: Reporter
@@ -44,6 +48,7 @@ class Session:
     text: TextSettings
     caches: RemoteCaches
     graphs: bool = True
+    aside: bool = False
 
     @property
     def draws(self) -> bool:

@@ -215,13 +215,26 @@ def replays(subject: Subject) -> bool:
     )
 
 
+def may_step_aside(options: Options) -> bool:
+    """Whether the transformer's weights may leave the GPU and come back: nobody keeps their addresses."""
+    return options.training.optimizer not in fast_path.GUARDED and options.precision.base_model_precision == "no_change"
+
+
+def within(subject: Subject, plan: Plan, budget: float) -> memory_estimate.Estimate:
+    """The estimate of a plan; the transformer steps aside for the decoder where it has to and may."""
+    found = memory_estimate.estimate(plan)
+    if found.phases.get("validation", 0.0) > budget and may_step_aside(subject.options):
+        return memory_estimate.estimate(replace(plan, aside=True))
+    return found
+
+
 def _bytes(dtype: torch.dtype) -> int:
     return torch.empty((), dtype=dtype).element_size()
 
 
-def estimate(subject: Subject) -> memory_estimate.Estimate:
-    """The run's memory by phase."""
-    return memory_estimate.estimate(plan_of(subject))
+def estimate(subject: Subject, budget: float) -> memory_estimate.Estimate:
+    """The run's memory by phase, with this many bytes to be had."""
+    return within(subject, plan_of(subject), budget)
 
 
 def adapter_precision(options: Options) -> Precision:

@@ -19,6 +19,7 @@ from simpletuner.training.memory_choice import Choice
 from simpletuner.training.memory_estimate import GIB, Estimate
 from simpletuner.training.session import Session, find_pictures, open_session
 from simpletuner.training.step_times import Step
+from simpletuner.training.stepping_aside import make_decoding_lonely
 
 
 def costs(choice: Choice) -> Estimate:
@@ -114,7 +115,7 @@ def test_where_nothing_fits_it_says_what_would(session: Callable[..., Session]) 
 def test_the_warning_names_what_helps_by_itself(session: Callable[..., Session]) -> None:
     made = session(train_batch_size=4, use_ema=True, gradient_checkpointing=False)
     subject = fitting.subject_of(made, find_pictures(made)[0])
-    estimated = translate_memory.estimate(subject)
+    estimated = translate_memory.estimate(subject, 1e12)
     words, enough = memory_remedies.what_helps(subject, estimated.peak)
     assert enough and {"train_batch_size 1", "optimizer ao-adamw8bit"} <= set(words)
     line = memory_remedies.warning(subject, estimated, 1.0)
@@ -133,6 +134,30 @@ def test_values_of_memory(pocket_run: Callable[..., Path], given: Any, expected:
 def test_what_memory_is_not(pocket_run: Callable[..., Path], given: Any) -> None:
     with pytest.raises(ConfigError, match="memory"):
         load(str(pocket_run(memory=given)), environ={})
+
+
+def test_the_transformer_steps_aside_where_only_decoding_does_not_fit(session: Callable[..., Session]) -> None:
+    drawn = {"validation_disable": False, "validation_prompt": "a fox", "validation_resolution": "2048x2048"}
+    made = session(**drawn, optimizer="torch-sgd", vae_enable_tiling=False)
+    subject = fitting.subject_of(made, find_pictures(made)[0])
+    roomy = translate_memory.estimate(subject, 1e12)
+    tight = translate_memory.estimate(subject, roomy.phases["validation"] - 1)
+    weights = roomy.parts["weights"]
+    assert not roomy.aside and tight.aside and roomy.phases["validation"] - tight.phases["validation"] == weights > 0
+    assert tight.phases["steps"] == roomy.phases["steps"]
+    fused = fitting.subject_of(session(**drawn, optimizer="torch-adamw"), subject.found)
+    assert not translate_memory.estimate(fused, 1.0).aside, "a fused optimizer keeps the weights' addresses"
+
+
+def test_decoding_alone_gives_the_same_picture_and_leaves_the_same_weights(session: Callable[..., Session]) -> None:
+    made = session()
+    parts = made.family.load(made.source)
+    latents = torch.randn(1, made.facts.latent_channels, 2, 2, generator=torch.Generator().manual_seed(0))
+    expected = parts.vae.decode(latents, return_dict=False)[0]
+    before = list(parts.transformer.parameters())
+    make_decoding_lonely(parts)
+    assert torch.equal(parts.vae.decode(latents, return_dict=False)[0], expected)
+    assert all(a is b for a, b in zip(before, parts.transformer.parameters(), strict=True)), "an optimizer holds them"
 
 
 FAST = Step("fast", True, 8, 1024, 1604462752, 20, 0)
