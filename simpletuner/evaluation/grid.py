@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 CELL = 384  # largest side of a cell
+REMEMBERED = 256  # a grid over time has cells of this side, and shows the same pictures again and again: 192 KiB each
 _CELL_MIN, _PAD, _LABEL, _TITLE = 160, 8, 46, 24
 _BACKGROUND, _INK = (250, 250, 250), (30, 30, 30)
 
@@ -53,11 +54,11 @@ def grid(
         )
         for column, path in enumerate(paths):
             if path and any(_size(path)):
-                small = _thumbnail(path, path.stat().st_mtime_ns, cell)
+                small = (_remembered if cell <= REMEMBERED else _thumbnail)(path, path.stat().st_mtime_ns, cell)
                 sheet.paste(small, (label_width + column * (cell + _PAD), top))
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_suffix(".tmp")
-    sheet.save(temporary, format="PNG")
+    sheet.save(temporary, format="PNG", compress_level=1)  # quicker, and hardly larger
     temporary.replace(out)
     return out
 
@@ -79,11 +80,13 @@ def _height(paths: Sequence[Path | None], cell: int) -> int:
     return round(cell * max(shares, default=0.5))
 
 
-@lru_cache(maxsize=256)  # a grid over time shows the same pictures again and again
 def _thumbnail(path: Path, stamp: int, cell: int) -> Image.Image:
     """The picture in a cell. ``stamp`` tells a picture from one that was drawn anew under its name."""
     with Image.open(path) as picture:
         return _fit(picture.convert("RGB"), cell)
+
+
+_remembered = lru_cache(maxsize=1024)(_thumbnail)
 
 
 def _fit(picture: Image.Image, cell: int) -> Image.Image:

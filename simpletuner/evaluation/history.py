@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from simpletuner.evaluation.grid import REMEMBERED
 from simpletuner.evaluation.pictures import BASE
 
 COLUMNS = 12
-CELL = 256
+CELL = REMEMBERED
 Item = TypeVar("Item")
 
 
