@@ -53,6 +53,9 @@ def write_run(run: Path, steps: int = 30, running: bool = False, words: str = "a
             draw(run, name, (40 + 9 * step, 90, 200 - 90 * number))
             metrics.write("picture", picture_line(step, nickname, words, f"validation_images/{name}"))
     metrics.write("score", {"step": 20, "nickname": "fox", "label": "", "name": "clip", "value": 31.5})
+    where = {"step": 20, "nickname": "fox", "label": "", "width": 64, "height": 64, "index": 0}
+    near = {"name": "nearest_distance", "value": 0.01, "memorised": True, "nearest": words}
+    metrics.write("score", where | near)
     event = {"type": "notification", "severity": "info", "timestamp": "2026-01-02T03:04:05.000+00:00", "message": words}
     (run / "events.jsonl").write_text(json.dumps(event) + "\n", encoding="utf-8")
     config = {"model_type": "full", "learning_rate": 1e-4, "max_train_steps": steps, "hub_token": "hf_abcdefghijkl"}

@@ -214,24 +214,39 @@ def _image(root: Path, shot: Shot, edge: int) -> str:
     return f'<img{kind} alt="" width="{small.width}" height="{small.height}" src="data:image/webp;base64,{data}">'
 
 
+_SCORES = {
+    "clip": "CLIP score, 0 to 100",
+    "palette": "share of the training pictures' palette",
+    "colour_distance": "colour distance to the training pictures",
+    "nearest_distance": "distance to the nearest training picture",
+}
+
+
 def _scores(series: Series) -> str:
-    names = list(dict.fromkeys(str(s.get("name")) for s in series.scores if s.get("name")))[:40]
+    """First and last figure of every score, and pictures that repeat what was trained on."""
+    pictures = [s for s in series.scores if s.get("nickname") and math.isfinite(number(s.get("value")))]
     rows = []
-    for name in names:
-        lines = [s for s in series.scores if s.get("name") == name and math.isfinite(number(s.get("value")))]
-        if not lines:
-            continue
-        first, last = lines[0]["step"], lines[-1]["step"]
+    for name in list(dict.fromkeys(str(s.get("name")) for s in pictures))[:40]:
+        lines = [s for s in pictures if s.get("name") == name]
+        first, last = min(s["step"] for s in lines), max(s["step"] for s in lines)
         cells = "".join(f'<td class="number">{_mean_of(lines, step)}</td>' for step in dict.fromkeys((first, last)))
-        rows.append(f"<tr><th>{_text(name.replace('_', ' '))}</th>{cells}</tr>")
+        rows.append(f"<tr><th>{_text(_SCORES.get(name, name))}</th>{cells}</tr>")
     if not rows:
         return ""
+    repeats = {
+        f"{s['nickname']} at step {s['step']} repeats {s.get('nearest', '')}"
+        for s in pictures
+        if s.get("memorised") is True
+    }
+    warned = "".join(f'<p class="warn">{_text(line)}</p>' for line in sorted(repeats)[:50])
     head = "<tr><th>mean (lowest to highest)</th><td>first</td><td>last</td></tr>"
-    return f'<h2>Scores</h2><div class="card"><table class="rows">{head}{"".join(rows)}</table></div>'
+    return f'<h2>Scores</h2><div class="card"><table class="rows">{head}{"".join(rows)}</table>{warned}</div>'
 
 
 def _mean_of(lines: Sequence[Mapping[str, Any]], step: int) -> str:
-    values = [number(s["value"]) for s in lines if s["step"] == step]
+    """Of the EMA weights where they were scored."""
+    own = [s for s in lines if s["step"] == step]
+    values = [number(s["value"]) for s in own if s.get("label") == "ema"] or [number(s["value"]) for s in own]
     mean = short(sum(values) / len(values))
     return mean if len(values) < 2 else f"{mean} ({short(min(values))} to {short(max(values))})"
 

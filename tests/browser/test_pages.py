@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 from dashboard_server import Dashboard, serving
-from written_run import HOSTILE, write_run
+from written_run import HOSTILE, draw, write_run
 
 from simpletuner.config.options import defaults
 from simpletuner.reporting.report import write as write_report
@@ -82,7 +82,9 @@ def page(window) -> Iterator[object]:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     home = tmp_path_factory.mktemp("runs")
-    return write_run(home / "first", running=True), write_run(home / "second", words=HOSTILE)
+    first = write_run(home / "first", running=True)
+    draw(first, "step_10_fox_0_64x64_ema.png", (9, 9, 9))
+    return first, write_run(home / "second", words=HOSTILE)
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +102,9 @@ def test_it_lives_while_a_process_trains(page, server: Dashboard, runs: tuple[Pa
     assert page.inner_text("#verdict") == "rising since step 10"
     page.click("#tab-pictures")
     assert page.locator("#gallery .column").all_inner_texts() == ["base model", "step 10", "step 20"]
+    assert page.inner_text("#weights [aria-pressed=true]") == "EMA weights", "those that are exported"
+    assert "_ema.png" in page.get_attribute("#gallery [aria-label='fox, step 10'] img", "src")
+    assert page.locator("#gallery .flag").all_inner_texts() == ["repeats a fox"]
     writer = subprocess.Popen(
         [sys.executable, "-c", WRITER, str(runs[0]), str(ROOT / "tests")], env={**os.environ, "PYTHONPATH": str(ROOT)}
     )

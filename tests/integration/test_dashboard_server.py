@@ -97,8 +97,8 @@ def test_pictures_whole_and_reduced(server: Dashboard) -> None:
 def test_figures_come_whole_and_then_by_increments(server: Dashboard, folder: Path) -> None:
     told = json.loads(server.ask("/api/runs/0/series")[2])
     assert told["count"] == len(told["columns"]["loss"]) == 30
-    assert told["rare"] == {"evals": 5, "scores": 1, "system": 0}
-    more = json.loads(server.ask(f"/api/runs/0/series?since=28&generation={told['generation']}&evals=5&scores=1")[2])
+    assert told["rare"] == {"evals": 5, "scores": 2, "system": 0}
+    more = json.loads(server.ask(f"/api/runs/0/series?since=28&generation={told['generation']}&evals=5&scores=2")[2])
     assert more["columns"]["step"] == [29, 30]
     assert more["evals"] == more["scores"] == []
     runs = json.loads(server.ask("/api/runs")[2])

@@ -71,6 +71,7 @@ def test_what_stands_in_it(tmp_path: Path) -> None:
     ):
         assert words in text, words
     assert "risen since step 10" in text
+    assert "fox at step 20 repeats a fox" in text
     assert "every weight of the transformer" in text
     assert len(seen(text).addresses) == 4 + 6 + 1, "before and after, the course, and the sheet"
     assert file.stat().st_size < 200_000

@@ -112,7 +112,7 @@ export class Chart {
       legend: { show: false },
       padding: [12, 10, 0, 0],
       cursor: { y: false, drag: { x: true, y: false, dist: 6 }, points: { size: 6 }, sync: { key: "steps", setSeries: false } },
-      scales: { x: { time: false }, y: { distr: options.log ? 3 : 1, range: options.log ? undefined : options.range } },
+      scales: { x: { time: false, range: (u, min, max) => min === max ? [min, min + 1] : [min, max] }, y: { distr: options.log ? 3 : 1, range: options.log ? undefined : options.range } },
       hooks: {
         setScale: [(u, name) => { if (name === "x") this.zoomed = u.data[0].length > 1 && (u.scales.x.min > u.data[0][0] || u.scales.x.max < u.data[0].at(-1)); }],
         drawClear: [u => this.drawShade(u)],
@@ -142,6 +142,7 @@ export class Chart {
       const x = u.valToPos(mark.x, "x", true), y = u.valToPos(mark.y, "y", true);
       if (x < u.bbox.left || x > u.bbox.left + u.bbox.width) continue;
       u.ctx.save();
+      u.ctx.setLineDash([]);
       u.ctx.beginPath();
       u.ctx.arc(x, y, 6 * ratio, 0, 2 * Math.PI);
       u.ctx.lineWidth = 2 * ratio;

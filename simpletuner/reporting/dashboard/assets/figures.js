@@ -93,21 +93,20 @@ const system = (runs, value) => runs.map(run => {
 });
 
 function scores(runs) {
+  for (const card of $("scores").children) card.querySelector("h2").textContent = t("scoreNames")[card.dataset.score] ?? card.dataset.score;
   const names = [...new Set(runs.flatMap(run => run.scores.map(s => String(s.name ?? ""))))].filter(Boolean).slice(0, 24);
   for (const name of names) {
     const id = `score-${name}`;
     if (!charts.has(id)) {
-      const words = name.replaceAll("_", " ");
-      const card = el("article", { class: "card" }, el("header", {}, el("h2", {}, words[0].toUpperCase() + words.slice(1))), el("div", { class: "plot" }));
+      const card = el("article", { class: "card", data: { score: name } }, el("header", {}, el("h2", {}, t("scoreNames")[name] ?? name)), el("div", { class: "plot" }));
       $("scores").append(card);
       chart(id, card);
     }
     const lines = [];
     for (const run of runs) {
-      const all = run.scores.filter(s => s.name === name && number(s.value) !== null);
-      const own = all.some(s => s.label === "ema") ? all.filter(s => s.label === "ema") : all;
-      const byStep = new Map();
-      for (const s of own) byStep.set(s.step, [...(byStep.get(s.step) ?? []), s.value]);
+      const all = run.scores.filter(s => s.name === name && number(s.value) !== null && s.nickname); // no nickname: a mean
+      const averaged = new Set(all.filter(s => s.label === "ema").map(s => s.step)), byStep = new Map();
+      for (const s of all.filter(s => !averaged.has(s.step) || s.label === "ema")) byStep.set(s.step, [...(byStep.get(s.step) ?? []), s.value]);
       const xs = [...byStep.keys()].sort((a, b) => a - b), colour = runColour(run.number);
       const of = act => xs.map(x => act(byStep.get(x)));
       if (runs.length === 1 && [...byStep.values()].some(v => v.length > 1)) {

@@ -2,7 +2,8 @@
 import { $, el, empty, fileUrl, show } from "./dom.js";
 import { t } from "./words.js";
 
-let run = null, label = "", drawn = "", open = null, mode = "side";
+let run = null, label = "", chosen = "ema"; // the weights that are exported, until somebody chooses others
+let drawn = "", open = null, mode = "side";
 
 const rowKey = shot => JSON.stringify([shot.nickname, shot.width, shot.height, shot.index]);
 const stepWord = step => step === 0 ? t("base") : `${t("step")} ${step.toLocaleString("en")}`;
@@ -27,22 +28,30 @@ function image(shot, width) {
   return node;
 }
 
+// Training pictures that a drawn one repeats, by what tells a picture.
+function memorised() {
+  const found = new Map();
+  for (const s of run.scores) if (s.memorised === true) found.set(JSON.stringify([s.nickname, s.width, s.height, s.index, s.step, s.label]), String(s.nearest ?? ""));
+  return found;
+}
+
 export function drawGallery(of, fresh) {
   if (of !== run) drawn = "";
   run = of;
   const labels = new Set(run.pictures.filter(p => p.step > 0).map(p => p.label));
-  if (!labels.has(label)) label = labels.has("ema") ? "ema" : "";
+  label = labels.has(chosen) ? chosen : "";
   show($("weights"), labels.size > 1);
-  $("weights").replaceChildren(...["ema", ""].map(value => el("button", { aria: { pressed: value === label }, on: { click: () => { label = value; drawn = ""; drawGallery(run); } } }, value ? t("ema") : t("live"))));
+  $("weights").replaceChildren(...["ema", ""].map(value => el("button", { aria: { pressed: value === label }, on: { click: () => { chosen = value; drawn = ""; drawGallery(run); } } }, value ? t("ema") : t("live"))));
   const rows = rowsOf(run.pictures, label), steps = columnsOf(rows);
   latest(rows, steps);
   if (open) refreshViewer();
-  const signature = JSON.stringify([run.number, label, t("base"), run.pictures.map(p => [p.path, p.version])]);
+  const signature = JSON.stringify([run.number, label, t("base"), run.scores.length, run.pictures.map(p => [p.path, p.version])]);
   if (signature === drawn) return;
   drawn = signature;
   const box = $("gallery");
   if (!rows.length) { box.replaceChildren(empty(t("noPicturesYet"), t("noPicturesWhy"))); return; }
   const atEnd = box.scrollLeft + box.clientWidth >= box.scrollWidth - 40 || fresh;
+  const repeated = memorised();
   const several = new Set(rows.map(r => `${r.width}x${r.height}`)).size > 1 || rows.some(r => r.index > 0);
   const grid = el("div", { class: "grid", role: "table" });
   grid.style.setProperty("--columns", steps.length);
@@ -52,8 +61,8 @@ export function drawGallery(of, fresh) {
     if (several) words.append(el("small", {}, `${row.width}×${row.height}${row.index ? ` · ${row.index + 1}` : ""}`));
     grid.append(words);
     for (const step of steps) {
-      const shot = row.steps.get(step);
-      grid.append(shot ? el("button", { class: `shot ${step === 0 ? "base" : ""}`, on: { click: () => openViewer(row.key, step) }, aria: { label: `${row.nickname}, ${stepWord(step)}` } }, image(shot, 384)) : el("div", { class: "shot none" }));
+      const shot = row.steps.get(step), repeats = shot && repeated.get(JSON.stringify([shot.nickname, shot.width, shot.height, shot.index, shot.step, shot.label]));
+      grid.append(shot ? el("button", { class: `shot ${step === 0 ? "base" : ""}`, on: { click: () => openViewer(row.key, step) }, aria: { label: `${row.nickname}, ${stepWord(step)}` } }, image(shot, 384), repeats === undefined ? null : el("span", { class: "flag" }, t("repeats")(repeats))) : el("div", { class: "shot none" }));
     }
   }
   box.replaceChildren(grid);
@@ -73,21 +82,32 @@ function latest(rows, steps) {
   if (!rows.length && !live) { box.replaceChildren(empty(t("noPicturesYet"), t("noPicturesWhy"))); return; }
   const cells = rows.slice(0, 9).map(row => {
     const step = Math.max(...row.steps.keys()), shot = row.steps.get(step), base = row.steps.get(0), preview = forming.get(row.nickname);
-    if (preview) { forming.delete(row.nickname); return formingCell(preview); }
+    if (preview) { forming.delete(row.nickname); return formingCell(preview, "latest"); }
     const cell = el("button", { class: "shot peek", title: row.prompt || row.nickname, on: { click: () => openViewer(row.key, step) } }, image(shot, 384));
     if (base && step) { const before = image(base, 384); before.classList.add("before"); cell.append(before); }
     cell.append(el("span", { class: "name" }, row.nickname));
     return cell;
   });
-  for (const preview of forming.values()) cells.unshift(formingCell(preview));
+  for (const preview of forming.values()) cells.unshift(formingCell(preview, "latest"));
   box.replaceChildren(...cells.slice(0, 9));
 }
 
-function formingCell(preview) {
-  const cell = el("div", { class: "shot forming-cell", title: preview.prompt || preview.nickname },
-    el("img", { alt: preview.nickname, src: fileUrl(run.number, preview.path, preview.version) }),
-    el("span", { class: "name" }, preview.of ? `${preview.nickname} ${preview.sampler_step}/${preview.of}` : preview.nickname));
-  if (preview.of) { const bar = el("i", { class: "ring" }); bar.style.width = `${100 * preview.sampler_step / preview.of}%`; cell.append(bar); }
+// A forming picture keeps its element, and its last state until the next one is loaded: no flicker.
+const formingCells = new Map();
+function formingCell(preview, place) {
+  const key = JSON.stringify([place, run.number, preview.path]);
+  if (!formingCells.has(key)) {
+    if (formingCells.size > 200) formingCells.clear();
+    const picture = el("img", { alt: preview.nickname }), name = el("span", { class: "name" }), bar = el("i", { class: "ring" });
+    formingCells.set(key, { cell: el("div", { class: "shot forming-cell" }, picture, name, bar), picture, name, bar });
+  }
+  const { cell, picture, name, bar } = formingCells.get(key);
+  const next = new Image();
+  next.onload = () => { picture.src = next.src; };
+  next.src = fileUrl(run.number, preview.path, preview.version);
+  cell.title = preview.prompt || preview.nickname;
+  name.textContent = preview.of ? `${preview.nickname} ${preview.sampler_step}/${preview.of}` : preview.nickname;
+  bar.style.width = preview.of ? `${100 * preview.sampler_step / preview.of}%` : "0";
   return cell;
 }
 
@@ -95,7 +115,7 @@ export function drawForming(of) {
   run = of;
   const list = run.brief.previews;
   show($("forming"), list.length > 0);
-  $("forming").replaceChildren(el("h3", {}, t("forming")), el("div", { class: "strip" }, ...list.slice(-8).map(formingCell)));
+  $("forming").replaceChildren(el("h3", {}, t("forming")), el("div", { class: "strip" }, ...list.slice(-8).map(preview => formingCell(preview, "strip"))));
 }
 
 function openViewer(key, step) {

@@ -25,6 +25,8 @@ const en = {
   diedWhy: "Its process is gone without a word. The last checkpoint is whole: the same command goes on from there.",
   sigma: s => `σ ${s}`, picturesUsed: (u, f) => u === f ? `${u} pictures` : `${u} of ${f} pictures used`,
   shownOf: (a, b) => `${a} of ${b} shown`, mean: "mean", lowest: "lowest", highest: "highest", mb: v => `${v} GiB`,
+  scoreNames: { clip: "CLIP score, 0 to 100", palette: "Share of the training pictures' palette", colour_distance: "Colour distance to the training pictures",
+    nearest_distance: "Distance to the nearest training picture" }, repeats: name => `repeats ${name}`,
   skipped: "skipped step", compareRuns: "Runs on the curves",
 };
 const es = {
@@ -53,6 +55,8 @@ const es = {
   diedWhy: "Su proceso desapareció sin aviso. El último checkpoint está entero: la misma orden sigue desde ahí.",
   sigma: s => `σ ${s}`, picturesUsed: (u, f) => u === f ? `${u} imágenes` : `${u} de ${f} imágenes usadas`,
   shownOf: (a, b) => `se ven ${a} de ${b}`, mean: "media", lowest: "mínimo", highest: "máximo", mb: v => `${v} GiB`,
+  scoreNames: { clip: "Puntuación CLIP, 0 a 100", palette: "Parte de la paleta de las imágenes de entrenamiento", colour_distance: "Distancia de color a las imágenes de entrenamiento",
+    nearest_distance: "Distancia a la imagen de entrenamiento más parecida" }, repeats: name => `repite ${name}`,
   skipped: "paso omitido", compareRuns: "Entrenamientos en las curvas",
 };
 const languages = { en, es };
