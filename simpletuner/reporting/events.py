@@ -262,6 +262,29 @@ class Preview(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GpuFault(Event):
+    """The card failed, or its memory is full.
+
+    Attributes:
+        fault: ``out_of_memory`` or ``device_error``.
+        gpu: Index and name.
+        action_taken: What the run did.
+        exception_type: The error's class.
+    """
+
+    type: ClassVar[str] = "gpu.fault"
+    fault: str
+    gpu: Mapping[str, Any] = field(default_factory=dict)
+    action_taken: str = "the run ended"
+    exception_type: str = ""
+
+    def extra(self, path: Callable[[Path], str]) -> dict[str, Any]:
+        """The fault."""
+        words = {"action_taken": self.action_taken, "exception_type": self.exception_type}
+        return {"fault": {"type": self.fault, "gpu": dict(self.gpu), **words}}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Figures(Event):
     """One line of metrics.jsonl, for trackers; no message is made of it.
 

@@ -12,7 +12,7 @@ from simpletuner.config.options import defaults
 from simpletuner.models.base import Components
 from simpletuner.reporting import report
 from simpletuner.reporting.settings import with_defaults
-from simpletuner.training import adapting, best, checkpoint, optimizers
+from simpletuner.training import adapting, best, checkpoint, optimizers, translate_reporting
 from simpletuner.training.held_out import HeldOutLoss
 from simpletuner.training.loop import Hook
 from simpletuner.training.session import Session
@@ -41,6 +41,8 @@ def finish(session: Session, parts: Components, trainee: Trainee, hooks: list[Ho
         say(f"  before and after {pictures}")
         say(f"  all pictures     {session.output_dir / 'validation_images'}")
     _report(session)
+    if "tensorboard" in session.config.options.reporting.trackers():
+        say(f"  curves           tensorboard --logdir {translate_reporting.logging_folder(session)}")
     say(f"  trained model    {final} ({what}, {_weights(trainee)})")
     say(f"  checkpoints      {session.output_dir}")
     if measured and (named := best.read(session.output_dir)):

@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 from simpletuner.errors import TunerError
-from simpletuner.reporting.events import Done, Listener, Notification, Severity, Status
+from simpletuner.reporting.events import Done, GpuFault, Listener, Notification, Severity, Status
 from simpletuner.reporting.metrics import MetricsFile
 from simpletuner.reporting.progress import Reporter
 from simpletuner.reporting.stages import Stages
@@ -99,6 +101,7 @@ def told(stages: Stages, reporter: Reporter, listeners: Callable[[], Sequence[Li
         _failed(stages, str(error), "Error", "error")
         raise
     except Exception as error:
+        _gpu_fault(stages, error)
         lines = traceback.format_exc()[-TRACEBACK_CHARACTERS:]
         _failed(stages, f"{type(error).__name__}: {error}", "Fatal Error", "critical", {"traceback": lines})
         raise
@@ -110,6 +113,18 @@ def told(stages: Stages, reporter: Reporter, listeners: Callable[[], Sequence[Li
         reporter.tell(None)
         for sentence in stages.listeners.close():
             reporter.say(sentence)
+
+
+def _gpu_fault(stages: Stages, error: Exception) -> None:
+    """Tell of an error that comes from the card."""
+    if not isinstance(error, (torch.OutOfMemoryError, torch.AcceleratorError)):
+        return
+    fault = "out_of_memory" if isinstance(error, torch.OutOfMemoryError) else "device_error"
+    gpu: dict[str, Any] = {}
+    if torch.cuda.is_available():
+        gpu = {"index": torch.cuda.current_device(), "name": torch.cuda.get_device_name()}
+    message, kind = str(error).strip().splitlines()[0], type(error).__name__
+    stages.emit(GpuFault(message=message, severity="critical", fault=fault, gpu=gpu, exception_type=kind))
 
 
 def _failed(stages: Stages, reason: str, title: str, severity: Severity, more: dict[str, str] | None = None) -> None:

@@ -47,11 +47,16 @@ def run_name(options: Options) -> str:
     return options.reporting.tracker_run_name or folder.name or "run"
 
 
+def logging_folder(session: Session) -> Path:
+    """Where trackers keep files."""
+    return (session.config.options.reporting.logging_dir or session.output_dir / "logs").expanduser()
+
+
 def trackers(session: Session) -> list[Listener]:
     """Who draws curves."""
     options = session.config.options
     name = run_name(options)
-    folder = (options.reporting.logging_dir or session.output_dir / "logs").expanduser()
+    folder = logging_folder(session)
     made: list[Listener] = []
     for kind in options.reporting.trackers():
         if kind == "tensorboard":

@@ -4,15 +4,19 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 
 import pytest
+import torch
+from rich.console import Console
 
 from simpletuner.reporting.events import (
     CheckpointSaved,
     Done,
     Event,
     Figures,
+    GpuFault,
     Listeners,
     Notification,
     Preview,
@@ -22,7 +26,9 @@ from simpletuner.reporting.events import (
 )
 from simpletuner.reporting.events_file import EventsFile
 from simpletuner.reporting.metrics import MetricsFile
+from simpletuner.reporting.progress import Reporter
 from simpletuner.reporting.stages import RunFile, Stages
+from simpletuner.training.telling import told as told_run
 
 
 class Ear:
@@ -147,6 +153,7 @@ EVENTS: list[Event] = [
     Notification(title="Error", message="no", severity="error", data={"a": 1}),
     CheckpointSaved(path=Path("/out/checkpoint-3"), step=3, is_final=True),
     PromptValidated(step=3, nickname="a", prompt="b", pictures=(Path("/out/validation_images/x.png"),)),
+    GpuFault(severity="critical", fault="out_of_memory", gpu={"index": 0}),
     Preview(
         step=3, sampler_step=5, of=20, timestep=750.0, nickname="a", prompt="b", width=64, height=32,
         path=Path("/out/previews/a.png"),
@@ -164,6 +171,7 @@ def test_an_event_is_json_with_the_fields_that_receivers_know(event: Event, monk
         "notification": lambda: data["data"] == {"a": 1} and data["title"] == "Error",
         "training.checkpoint": lambda: data["checkpoint"]["label"] == "checkpoint-3",
         "training.validation": lambda: data["data"]["paths"] == ["/out/validation_images/x.png"],
+        "gpu.fault": lambda: data["fault"]["type"] == "out_of_memory" and data["fault"]["action_taken"],
         "validation.image": lambda: data["data"]["resolution"] == [64, 32] and data["body"] == "b",
     }
     assert own[event.type]()
@@ -236,3 +244,19 @@ def test_run_json_says_how_it_ended(tmp_path: Path) -> None:
     file.update(status="finished")
     run = json.loads((tmp_path / "new" / "run.json").read_text())
     assert run["status"] == "finished" and run["total_steps"] == 4 and run["pid"] and run["ended"]
+
+
+def test_a_run_that_runs_out_of_memory_tells_of_it(tmp_path: Path) -> None:
+    stages = Stages(run_file=RunFile(tmp_path / "run.json"))
+    ear, screen = Ear(), StringIO()
+    reporter = Reporter(Console(file=screen))
+    with pytest.raises(torch.OutOfMemoryError), told_run(stages, reporter, lambda: [ear], "a full fine-tune"):
+        reporter.say("Loading")
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    assert [event.type for event in ear.heard] == [
+        *("training.status", "notification", "gpu.fault", "notification", "lifecycle.stage", "training.status")
+    ]
+    assert ear.heard[1].message == "Loading" and ear.heard[3].title == "Fatal Error"
+    end = ear.heard[-1].to_json()["data"]
+    assert end["status"] == "failed" and "OutOfMemoryError" in end["traceback"]
+    assert json.loads((tmp_path / "run.json").read_text())["status"] == "failed"

@@ -5,10 +5,12 @@ import datetime
 import ipaddress
 import json
 import resource
+import socket
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -49,6 +51,9 @@ def quick(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> No
     monkeypatch.setattr(delivery, "TIMEOUT_S", 0.5)
     monkeypatch.setattr(delivery, "DEADLINE_S", 1.0)
     monkeypatch.setattr(delivery, "PAUSE_S", 0.02)
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
     if "server" in request.fixturenames:
         request.getfixturevalue("server").requests.clear()
 
@@ -215,6 +220,36 @@ def test_private_addresses_only_where_they_are_allowed(server: Running) -> None:
         with pytest.raises(DeliveryError, match="allow_private_addresses is false"):
             send(url, allow_private=False)
     assert server.requests[1]["headers"]["Host"].startswith("localhost:"), "it is asked by its name"
+
+
+def test_a_name_is_looked_up_once_and_its_address_judged(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that answers otherwise the second time (DNS rebinding) gains nothing."""
+    answers = ["127.0.0.1", "169.254.169.254"]
+    asked, real = list[str](), socket.getaddrinfo
+
+    def look_up(host: Any, *rest: Any, **more: Any) -> Any:
+        if host != "receiver.test":
+            return real(host, *rest, **more)
+        asked.append(host)
+        return real(answers[len(asked) - 1], *rest, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    url = server.url.replace("127.0.0.1", "receiver.test")
+    send(url)
+    assert asked == ["receiver.test"] and server.wait(1)[0]["headers"]["Host"].startswith("receiver.test:")
+    with pytest.raises(DeliveryError, match="clouds keep credentials"):
+        send(url)
+
+
+def test_the_proxy_of_the_environment_is_used(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", server.url)
+    send("http://receiver.invalid/hook")
+    assert server.wait(1)[0]["path"] == "http://receiver.invalid/hook"
+    with pytest.raises(DeliveryError, match="nothing is sent to"):
+        send("http://169.254.169.254/")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    send(f"{server.url}/direct")
+    assert server.wait(2)[1]["path"] == "/direct"
 
 
 REFUSED = ["169.254.169.254", "169.254.1.1", "fe80::1", "fd00:ec2::254", "100.100.100.200", "0.0.0.0", "::", "224.0.0.1",
