@@ -177,7 +177,8 @@ def test_regularisation_data_is_logged_apart(
     said = StringIO()
     real(load(str(config), environ={}), Reporter(Console(file=said, width=200)))
     assert "[kept] is regularisation data" in said.getvalue() and "[set] is regularisation" not in said.getvalue()
-    steps = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if line["kind"] == "step"]
     apart = [step for step in steps if step["regularisation_samples"]]
     assert 0 < len(apart) < 8, "batches of both sets, never mixed"
     assert all(s["regularisation_loss"] == 0.0 and s["regularisation_samples"] == s["samples"] == 2 for s in apart)
