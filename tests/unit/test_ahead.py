@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
 from typing import Any
 
+import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -51,6 +53,16 @@ def test_every_operator_of_a_training_step_is_called_ahead() -> None:
     assert residual <= before.calls, residual - before.calls
 
 
-def test_it_is_waited_for() -> None:
-    """And on a device without kernels it does no harm."""
+def test_it_is_done_in_processes_that_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device without kernels their plain twins run; a process that fails is no error here."""
+    codes: list[int] = []
+    wait = ahead._code
+
+    def noted(process: subprocess.Popen[bytes]) -> int:
+        codes.append(wait(process))
+        return codes[-1]
+
+    monkeypatch.setattr(ahead, "_code", noted)
     ahead.begin(base().config, torch.float32, torch.device("cpu"))()
+    ahead.begin(base().config, torch.float32, torch.device("mps"))()  # which is not here
+    assert codes[:2] == [0, 0] and any(codes[2:])

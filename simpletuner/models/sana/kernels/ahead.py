@@ -1,15 +1,21 @@
-"""Compiles the kernels of a Sana block before the first step asks for them, side by side and beside other work.
+"""Compiles the kernels of a Sana block before the first step asks for them, in processes of their own, beside other work.
 
-In: the transformer's configuration. Out: nothing but compiled kernels in Triton's cache. Each operator is called once on
-tensors of the real widths and few tokens; Triton compiles outside Python's lock, so threads share the work. What goes
-wrong here goes wrong again in the first step, which is where it is told.
+In: the transformer's configuration. Out: nothing but compiled kernels in Triton's cache on disk, where the first step finds
+them. Each operator is called once on tensors of the real widths and few tokens. Threads would not do: most of Triton's
+compiler holds Python's lock. What goes wrong here goes wrong again in the first step, which is where it is told.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +23,15 @@ import torch
 from simpletuner.models.sana.kernels import cross_attention, depthwise, linear_attention, residual
 
 SIDE, KEYS = 16, 64  # cells along a side of the picture, tokens of text
+PROCESSES = 2  # one is at the depthwise backward most of the time, the other at all the rest
+PATIENCE = 180.0  # seconds; then the first step compiles what is missing
+WIDTHS = [
+    "num_attention_heads",
+    "attention_head_dim",
+    "num_cross_attention_heads",
+    "cross_attention_head_dim",
+    "mlp_ratio",
+]
 
 Job = Callable[[], object]
 
@@ -65,25 +80,66 @@ def jobs(config: Mapping[str, Any], dtype: torch.dtype, device: torch.device) ->
 
 
 def begin(config: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> Callable[[], None]:
-    """Start compiling in threads; returns what waits for the end.
+    """Start compiling in processes, unless that was done here before; returns what waits for the end.
 
     Args:
         config: Of the SanaTransformer2DModel.
         dtype: Of weights and activations.
         device: CUDA.
     """
-    todo = jobs(config, dtype, device)
-    pool = ThreadPoolExecutor(len(todo), thread_name_prefix="kernels")
-
-    def run(job: Job) -> None:
-        on_side = torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else nullcontext()
-        with torch.no_grad(), on_side:
-            job()
-
-    futures = [pool.submit(run, job) for job in todo]
-    pool.shutdown(wait=False)
+    widths = {name: config[name] for name in WIDTHS}
+    done = _mark(widths, dtype, device)
+    if done and done.exists():
+        return lambda: None
+    asked = {"config": widths, "dtype": str(dtype).removeprefix("torch."), "device": str(device)}
+    running = [_start({**asked, "part": part}) for part in range(PROCESSES)]
 
     def finished() -> None:
-        wait(futures)
+        codes = [_code(process) for process in running]
+        if done and not any(codes):
+            with contextlib.suppress(OSError):
+                done.parent.mkdir(parents=True, exist_ok=True)
+                done.touch()
 
     return finished
+
+
+def _mark(widths: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> Path | None:
+    """A file that says that these very kernels lie in Triton's cache; None where nothing is compiled."""
+    if device.type != "cuda":
+        return None
+    sources = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    about = (widths, str(dtype), torch.cuda.get_device_capability(device), importlib.metadata.version("triton"))
+    digest = hashlib.sha256(sources + repr(about).encode()).hexdigest()[:16]
+    folder = os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "cache"
+    return Path(folder) / f"simpletuner-kernels-{digest}"
+
+
+def _start(asked: dict[str, Any]) -> subprocess.Popen[bytes]:
+    quiet = subprocess.DEVNULL
+    command = [sys.executable, "-m", __name__, json.dumps(asked)]
+    return subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet)
+
+
+def _code(process: subprocess.Popen[bytes]) -> int:
+    """Wait for its exit code; a process that takes too long is ended."""
+    try:
+        return process.wait(PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
+
+
+def main(asked: dict[str, Any]) -> None:
+    """One process's part of the jobs."""
+    device = torch.device(asked["device"])
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    todo = jobs(asked["config"], getattr(torch, asked["dtype"]), device)
+    with torch.no_grad():
+        for job in todo[:1] if asked["part"] == 0 else todo[1:]:
+            job()
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
