@@ -28,6 +28,10 @@ _LAZY = {
         "simpletuner.cli.dashboard:dashboard",
         "Show runs on a page of this machine: curves, pictures, log; live.",
     ),
+    "doctor": (
+        "simpletuner.cli.doctor:doctor",
+        "Look at the machine: Python, torch, card, folders, hub; and what to do.",
+    ),
     "merge": ("simpletuner.cli.adapters:merge", "Merge an adapter into its base model: a complete diffusers folder."),
     "report": ("simpletuner.cli.report:report", "Write what a run did and learned into one HTML file."),
     "train": ("simpletuner.cli.train:train", "Train by config/config.json, or the embedded example without one."),

@@ -98,6 +98,16 @@ def _without_a_hub() -> str:
 
     The library would try six times for each file, half a minute and a line each.
     """
+    from huggingface_hub import constants
+
+    obstacle = without_a_hub()
+    if obstacle:
+        constants.HF_HUB_OFFLINE = True
+    return obstacle
+
+
+def without_a_hub(seconds: float = HUB_SECONDS) -> str:
+    """Why the hub cannot be reached, or "": it is called, and asked for nothing."""
     import socket
     from urllib.parse import urlsplit
     from urllib.request import getproxies
@@ -109,9 +119,8 @@ def _without_a_hub() -> str:
     address = urlsplit(constants.ENDPOINT)
     port = address.port or (80 if address.scheme == "http" else 443)
     try:
-        socket.create_connection((address.hostname or "", port), HUB_SECONDS).close()
+        socket.create_connection((address.hostname or "", port), seconds).close()
     except OSError as error:
-        constants.HF_HUB_OFFLINE = True
         return f"{constants.ENDPOINT} cannot be reached ({error.strerror or error})"
     return ""
 

@@ -53,7 +53,7 @@ def obstacle(device: torch.device, precision: Precision) -> str | None:
         return "it needs an NVIDIA GPU"
     if importlib.util.find_spec("triton") is None:
         return f"Triton is not installed: {install('cuda')}"
-    if not any(shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang")):
+    if c_compiler() is None:
         return "Triton needs a C compiler: install gcc"
     if torch.cuda.get_device_capability(device) < OLDEST:
         return "this GPU is older than Ampere"
@@ -61,6 +61,11 @@ def obstacle(device: torch.device, precision: Precision) -> str | None:
         return "its kernels are measured in bf16 alone: set mixed_precision to bf16"
     keep_compiled()
     return cannot_compile(device)
+
+
+def c_compiler() -> str | None:
+    """The C compiler that Triton will find, or None."""
+    return next(filter(None, map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))), None)
 
 
 def keep_compiled() -> None:

@@ -1,0 +1,99 @@
+"""`simpletuner doctor`: each side of the machine by itself, in conditions that are really so."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from simpletuner.training.doctor import cards, packages, places
+from simpletuner.training.doctor.packages import Declared
+
+
+def test_every_extra_has_a_purpose_and_none_is_made_up() -> None:
+    extras = set(packages.declared().extras) - {"dev"}
+    assert extras == set(packages.PURPOSES)
+
+
+def test_the_record_of_the_installed_package_is_read_the_same_way(tmp_path: Path) -> None:
+    recorded = packages.declared(tmp_path / "none.toml")  # may be of an older commit
+    assert recorded.python and {"torch", "pydantic"} <= {r.name for r in recorded.needed}
+    assert not {"triton", "pytest"} & {r.name for r in recorded.needed}, "these belong to extras"
+    assert "triton" in {r.name for r in recorded.extras["cuda"]}
+
+
+def test_what_is_missing_or_outside_of_its_range_is_named() -> None:
+    asked = Declared(
+        ">=3.30",
+        (Requirement("click>=8"), Requirement("click<8"), Requirement("no-such-package>=1"), Requirement("torch<1")),
+        {"bnb": (Requirement("no-such-package"),), "s3": (Requirement("x; platform_system == 'Nowhere'"),)},
+    )
+    found = list(packages.lines(asked))
+    assert [line.state for line in found] == ["problem", "problem", "problem", "problem", "note", "OK"]
+    python, old, missing, torch, extra, nothing = map(str, found)
+    assert "needs >=3.30" in python and "outside of <8" in old and "no-such-package is not installed" in missing
+    assert "[bnb]'" in extra and "torch 2" in torch and "nothing to add" in nothing
+
+
+@pytest.mark.parametrize(
+    ("capability", "built", "runs"),
+    [
+        ((9, 0), ["sm_80", "sm_90"], True),
+        ((8, 9), ["sm_80", "sm_90"], True),  # the same generation, and no newer
+        ((8, 0), ["sm_86", "sm_90"], False),
+        ((12, 0), ["sm_80", "sm_90a"], False),
+        ((12, 0), ["sm_90", "compute_90"], True),  # PTX is translated for newer cards
+        ((12, 1), ["sm_120"], True),
+        ((6, 1), ["sm_75", "compute_75"], False),
+        ((9, 0), [], False),
+    ],
+)
+def test_which_builds_run_on_which_cards(capability: tuple[int, int], built: list[str], runs: bool) -> None:
+    assert cards.has_kernels(capability, built) is runs
+
+
+def test_a_build_that_does_not_fit_the_machine_is_a_problem() -> None:
+    assert cards.build("2.13+cpu", None, False, False, "").state == "OK"
+    assert cards.build("2.13", "13.0", True, True, "").state == "OK"
+    assert cards.build("2.13", "13.0", False, False, "").state == "OK"
+    without = cards.build("2.13+cpu", None, False, True, "")
+    old = cards.build("2.13", "13.0", False, True, "The NVIDIA driver is too old")
+    assert without.state == old.state == "problem" and "too old" in old.found and "driver" in old.remedy
+
+
+def test_folders_that_cannot_be_written_to(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("1")
+    before = sorted(tmp_path.iterdir())
+    assert places.place("Output", tmp_path / "new" / "folder", 0).state == "OK"
+    assert sorted(tmp_path.iterdir()) == before
+    below = places.place("Output", file / "folder")
+    assert below.state == "problem" and "is a file" in below.found and "choose another" in below.remedy
+    if Path("/proc/self").is_dir():  # closed for root as well
+        assert "cannot be written to" in places.place("Output", Path("/proc/self/output")).found
+    if os.name == "posix" and os.geteuid():
+        closed = tmp_path / "closed"
+        closed.mkdir(mode=0o500)
+        assert "cannot be written to" in places.place("Output", closed / "run").found
+
+
+def test_little_room_is_told(tmp_path: Path) -> None:
+    assert "takes about" in places.place("Output", tmp_path, 10**18).found
+
+
+def test_the_hub_is_called_and_given_up_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{port}")
+        assert places.hub().state == "OK"
+    refused = places.hub()
+    assert refused.state == "note" and "HF_ENDPOINT" in refused.remedy
+    assert constants.HF_HUB_OFFLINE is False, "looking changes nothing"
