@@ -15,6 +15,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -96,15 +97,17 @@ def main() -> None:
     parser.add_argument("--ways", nargs=2, default=["fast", "diffusers"])
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--one-by-one", action="store_true", help="Where three runs at a time are too many.")
     parser.add_argument("--out", type=Path, default=Path("docs/loss_curve.png"))
     arguments = parser.parse_args()
     first, second = arguments.ways
     runs = {first: (first, 1), second: (second, 1), f"{second}, another seed": (second, 2)}
-    with tempfile.TemporaryDirectory() as folder:
-        courses = {
-            name: smoothed(losses(way, seed, arguments.steps, arguments.precision, Path(folder) / str(number)))
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(1 if arguments.one_by_one else len(runs)) as pool:
+        asked = {
+            name: pool.submit(losses, way, seed, arguments.steps, arguments.precision, Path(folder) / str(number))
             for number, (name, (way, seed)) in enumerate(runs.items())
         }
+        courses = {name: smoothed(course.result()) for name, course in asked.items()}
     picture(courses, arguments.out)
     one, other, noise = courses.values()
     print(f"smoothed loss at the end: {', '.join(f'{name} {course[-1]:.4f}' for name, course in courses.items())}")

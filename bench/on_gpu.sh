@@ -47,7 +47,7 @@ for name in "$@"; do
     chart) part chart "${CHART_S:-100}" python3 bench/recompute_chart.py --out "$out/recompute.png" ${CHART:-} ;;
     loader) part loader "${LOADER_S:-100}" python3 bench/step.py --loader --budget "${LOADER_S:-100}" --json "$out/loader.json" ;;
     startup) part startup "${STARTUP_S:-130}" python3 bench/step.py --start-up --budget "${STARTUP_S:-130}" --json "$out/startup.json" ;;
-    curve) part curve "${CURVE_S:-90}" python3 bench/loss_curve.py --out "$out/loss_curve.png" ;;
+    curve) part curve "${CURVE_S:-150}" python3 bench/loss_curve.py --out "$out/loss_curve.png" ;;
     step) part step "${STEP_S:-200}" python3 bench/step.py --json "$out/step.json" --budget "${STEP_S:-200}" ${STEP:-} ;;
     *) echo "there is no part $name" && exit 2 ;;
     esac
