@@ -32,6 +32,10 @@ _LAZY = {
         "simpletuner.cli.doctor:doctor",
         "Look at the machine: Python, torch, card, folders, hub; and what to do.",
     ),
+    "generate": (
+        "simpletuner.cli.generate:generate",
+        "Draw pictures with a model, a run, a checkpoint or an adapter.",
+    ),
     "merge": ("simpletuner.cli.adapters:merge", "Merge an adapter into its base model: a complete diffusers folder."),
     "report": ("simpletuner.cli.report:report", "Write what a run did and learned into one HTML file."),
     "train": ("simpletuner.cli.train:train", "Train by config/config.json, or the embedded example without one."),

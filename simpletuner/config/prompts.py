@@ -55,6 +55,21 @@ def gather(options: Options, where: Mapping[str, str], read_file: Callable[[Path
     return prompts
 
 
+def of_file(file: Path, read_file: Callable[[Path], Any]) -> tuple[Prompts, list[str]]:
+    """The prompts of a library's file, and sentences about fields that mean nothing.
+
+    Raises:
+        ConfigError: There is no such file, or it is no library; all of it at once.
+    """
+    prompts, findings = Prompts(), Findings()
+    if not file.expanduser().is_file():
+        raise ConfigError([Problem("command line", "--prompts", str(file), "there is no such file", "check the path")])
+    _library(file.expanduser(), str(file), read_file, prompts, findings)
+    if findings.problems:
+        raise ConfigError(findings.problems)
+    return prompts, findings.notices
+
+
 def _library(file: Path, where: str, read_file: Callable[[Path], Any], prompts: Prompts, findings: Findings) -> None:
     """The user's own prompts."""
     if not file.is_file():

@@ -174,16 +174,17 @@ def part(cls: Any, source: LoadSource, subfolder: str, dtype: torch.dtype) -> An
     path = source.path
     if subfolder == source.transformer_subfolder and source.transformer_path:
         path = source.transformer_path
+    common = {
+        "subfolder": subfolder,
+        "revision": source.revision if path == source.path else None,
+        "dtype": dtype,
+        "use_safetensors": True,
+        "low_cpu_mem_usage": False,
+    }
     try:
-        return cls.from_pretrained(
-            path,
-            subfolder=subfolder,
-            revision=source.revision if path == source.path else None,
-            variant=source.variant,
-            dtype=dtype,
-            use_safetensors=True,
-            low_cpu_mem_usage=False,
-        )
+        if subfolder == source.transformer_subfolder and path == source.path:  # so that a mistyped variant is told
+            return cls.from_pretrained(path, variant=source.variant, **common)
+        return _variant_or_plain(cls, path, source.variant, common)
     except (OSError, ValueError, RuntimeError) as error:
         raise _explain(source, subfolder, error) from error
 
@@ -197,23 +198,23 @@ def text_encoder(source: LoadSource, index: dict[str, Any]) -> Any:
     if cls is None:
         raise ModelError(f"{source.path!r} names a text encoder {library}.{name} that transformers does not have.")
     try:
-        return _variant_or_plain(cls, source)
+        common = {"subfolder": "text_encoder", "revision": source.revision, "dtype": source.text_dtype}
+        return _variant_or_plain(cls, source.path, source.variant, common)
     except (OSError, ValueError, RuntimeError) as error:
         raise _explain(source, "text encoder", error) from error
 
 
-def _variant_or_plain(cls: Any, source: LoadSource) -> Any:
-    """The asked variant if the repository has one of the text encoder, else its plain weights.
+def _variant_or_plain(cls: Any, path: str, variant: str | None, common: dict[str, Any]) -> Any:
+    """The asked variant of a part, or its plain weights where there is none of it.
 
-    The published Sana repositories give variants of some parts only.
+    The published Sana repositories give variants of some parts only, and a checkpoint of ours gives none.
     """
-    common = {"subfolder": "text_encoder", "revision": source.revision, "dtype": source.text_dtype}
-    if source.variant:
+    if variant:
         try:
-            return cls.from_pretrained(source.path, variant=source.variant, **common)
+            return cls.from_pretrained(path, variant=variant, **common)
         except OSError:
             pass
-    return cls.from_pretrained(source.path, **common)
+    return cls.from_pretrained(path, **common)
 
 
 def tokenizer(source: LoadSource) -> Any:

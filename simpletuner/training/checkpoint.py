@@ -115,6 +115,11 @@ def problem_with(folder: Path) -> str | None:
     return None
 
 
+def is_one(folder: Path) -> bool:
+    """Whether a folder is a checkpoint, by what it holds and not by its name."""
+    return (folder / MANIFEST).is_file() and (folder / STATE).is_file()
+
+
 def existing(output_dir: Path) -> list[Path]:
     """Checkpoint folders, lowest step first."""
     found = [(int(m[1]), p) for p in output_dir.glob("checkpoint-*") if (m := _NAME.search(p.name)) and p.is_dir()]

@@ -1,0 +1,127 @@
+"""`simpletuner generate`: pictures from a model, a run, a checkpoint or an adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+@click.command(context_settings={"max_content_width": 110})
+@click.argument("model", metavar="MODEL")
+@click.option("--prompt", "-p", "prompts", multiple=True, metavar="TEXT", help="What to draw; may be repeated.")
+@click.option(
+    "--prompts", "library", type=click.Path(path_type=Path), metavar="FILE", help='JSON file: {"nickname": "prompt"}.'
+)
+@click.option("--negative", default="", metavar="TEXT", help="What not to draw.")
+@click.option("--seed", type=click.IntRange(min=0), default=42, show_default=True, help="Of the first picture.")
+@click.option(
+    "--num", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures of each prompt and size."
+)
+@click.option("--size", "sizes", multiple=True, metavar="WxH", help="May be repeated  [the model's own]")
+@click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True, help="Sampler steps.")
+@click.option("--guidance", type=click.FloatRange(min=0), default=4.5, show_default=True, help="1 or less is off.")
+@click.option("--scheduler", type=click.Choice(["flow_match", "dpm++", "unipc"]), help="[the model's own]")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder  [a new one below generated]")
+@click.option("--grid/--no-grid", default=True, show_default=True, help="One picture of all pictures as well.")
+@click.option("--overwrite", is_flag=True, help="Replace files of the same names.")
+@click.option("--ema", "which", flag_value="ema", help="Of a checkpoint: the EMA weights  [default if it has them]")
+@click.option("--live", "which", flag_value="live", help="Of a checkpoint: the live weights.")
+@click.option(
+    "--base", "--model", "base", metavar="MODEL", help="Pipeline under an adapter or checkpoint  [as recorded]"
+)
+@click.option("--strength", type=click.FloatRange(min=0), help="Of an adapter: 0 is the base model  [1]")
+@click.option("--revision", metavar="NAME", help="Hub revision of the pipeline.")
+@click.option("--variant", metavar="NAME", help="Weight variant, e.g. bf16.")
+@click.option("--dtype", type=click.Choice(list(_DTYPES)), help="[bf16 on a GPU, fp32 elsewhere]")
+@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures drawn at once.")
+@click.option("--tiling", is_flag=True, help="Decode large pictures in tiles: less memory.")
+@click.option(
+    "--instruction/--no-instruction", default=None, help="The model's own instruction before prompts  [as trained]"
+)
+@click.option("--tokens", type=click.IntRange(2, 8192), help="Kept of each prompt  [as trained, else 300]")
+@click.option("--debug", is_flag=True, help="Show a traceback with errors.")
+def generate(model: str, debug: bool, **given: Any) -> None:
+    """Draw pictures with MODEL.
+
+    MODEL is a hub id, a flavour's name, a pipeline's folder, the output_dir of a run, a checkpoint, or an adapter (file or
+    folder). Weights of a run are prompted as it was trained: same instruction, same number of tokens.
+    """
+    prompts, strengths, notices = _prompts(given["prompts"], given["library"])
+    import torch
+
+    from simpletuner.data.types import Size
+    from simpletuner.evaluation.pictures import ValidationSettings
+    from simpletuner.models.families import FAMILIES
+    from simpletuner.reporting.progress import Reporter
+    from simpletuner.training import subject
+    from simpletuner.training.generating import Loading, Target
+    from simpletuner.training.generating import generate as run
+
+    reporter = Reporter()
+    for notice in notices:
+        reporter.say(notice)
+    own = given["instruction"]
+    loading = Loading(
+        subject=subject.find(_by_name(model, "MODEL"), _by_name(given["base"], "--base"), given["which"]),
+        revision=given["revision"],
+        variant=given["variant"],
+        dtype=getattr(torch, _DTYPES[given["dtype"]]) if given["dtype"] else None,
+        strength=given["strength"],
+        tiling=given["tiling"],
+        sampler=given["scheduler"],
+        instruction=None if own is None else FAMILIES["sana"].default_instruction() if own else (),
+        tokens=given["tokens"],
+    )
+    settings = ValidationSettings(
+        prompts=prompts,
+        negative_prompt=given["negative"],
+        guidance=given["guidance"],
+        steps=given["steps"],
+        sizes=tuple(Size(*size) for size in _sizes(given["sizes"])),
+        images_per_prompt=given["num"],
+        seed=given["seed"],
+        strengths=strengths,
+        batch_size=given["batch"],
+    )
+    run(loading, settings, Target(given["out"], given["grid"], given["overwrite"]), reporter)
+
+
+def _by_name(model: str | None, asked_by: str) -> Any:
+    """A flavour's name → its hub id; ``{example:NAME}`` → its folder."""
+    from simpletuner.config.catalogue import FLAVOURS
+    from simpletuner.config.examples import expand
+
+    return None if model is None else FLAVOURS.get(model) or expand(model, asked_by)
+
+
+def _sizes(given: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
+    """Widths and heights, each once. Raises click.BadParameter."""
+    from simpletuner.config.values import parse_resolutions
+
+    try:
+        return tuple(dict.fromkeys(size for text in given for size in parse_resolutions(text)))
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--size") from error
+
+
+def _prompts(
+    given: tuple[str, ...], library: Path | None
+) -> tuple[tuple[tuple[str, str], ...], dict[str, float], list[str]]:
+    """(nickname, prompt) of all, strengths by nickname, and sentences to print."""
+    from simpletuner.config.prompts import Prompts, of_file
+    from simpletuner.config.read import read_file
+
+    prompts, notices = of_file(library, read_file) if library else (Prompts(), [])
+    for text in given:
+        name, number = " ".join(text.split())[:60].strip() or "no prompt", 2
+        nickname = name
+        while nickname in prompts.texts:
+            nickname, number = f"{name} {number}", number + 1
+        prompts.texts[nickname] = text
+    if not prompts.texts:
+        raise click.UsageError('there is nothing to draw: add --prompt "…", or --prompts FILE.')
+    return tuple(prompts.texts.items()), prompts.strengths, notices

@@ -1,0 +1,220 @@
+"""`simpletuner generate` draws what plain diffusers and validation draw, to the pixel, and never overwrites."""
+
+import json
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from conftest import Command
+from PIL import Image
+from rich.console import Console
+
+from simpletuner.cli.generate import generate
+from simpletuner.config.read import load
+from simpletuner.errors import ModelError, TunerError
+from simpletuner.reporting.progress import Reporter
+
+FAST = ("--steps", "2")
+SMALL = (*FAST, "--size", "64x96", "--seed", "11")
+FOX = "a blueprint of a fox"
+
+
+def call(*words: object) -> Result:
+    """The command in this process; its errors are raised."""
+    return CliRunner().invoke(generate, list(map(str, words)), catch_exceptions=False, standalone_mode=False)
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, pocket: Path) -> Callable[[str], Path]:
+    """Output folders of short runs on the pocket, full or lora, each trained once."""
+    from simpletuner.training.run import train
+
+    made: dict[str, Path] = {}
+
+    def run(kind: str) -> Path:
+        if kind in made:
+            return made[kind]
+        home = tmp_path_factory.mktemp(kind)
+        pictures = home / "pictures"
+        pictures.mkdir()
+        for number in range(2):
+            Image.linear_gradient("L").resize((64, 64)).rotate(90 * number).convert("RGB").save(
+                pictures / f"{number}.png"
+            )
+        config: dict[str, Any] = {
+            "model_type": kind,
+            "pretrained_model_name_or_path": str(pocket / "model"),
+            "output_dir": str(home / "out"),
+            "mixed_precision": "no",
+            "sana_complex_human_instruction": "None",
+            "tokenizer_max_length": 32,
+            "gradient_checkpointing": False,
+            "learning_rate": 1e-2,
+            "train_batch_size": 2,
+            "max_train_steps": 2,
+            "use_ema": True,
+            "ema_decay": 0.9,
+            "validation_prompt": FOX,
+            "validation_resolution": "64x96",
+            "validation_num_inference_steps": 2,
+            "validation_seed": 11,
+            "disable_benchmark": True,
+            "report_to": "none",
+            "report": False,
+            "validation_lycoris_strength": 1.0,
+        }
+        dataset = {"id": "set", "instance_data_dir": str(pictures), "resolution": 64, "resolution_type": "pixel"}
+        texts = {"id": "texts", "dataset_type": "text_embeds", "default": True, "cache_dir": str(home / "text")}
+        (home / "config.json").write_text(json.dumps(config))
+        (home / "multidatabackend.json").write_text(json.dumps([dataset, texts]))
+        train(load(str(home / "config.json"), environ={}), Reporter(Console(file=StringIO())))
+        return made.setdefault(kind, home / "out")
+
+    return run
+
+
+def test_a_folder_gives_the_pixels_of_plain_diffusers(pocket: Path, tmp_path: Path) -> None:
+    from diffusers import SanaPipeline
+
+    library = tmp_path / "library.json"
+    library.write_text(json.dumps({"cat_<token>": "a cat", "house": {"caption": "a house"}}))
+    words = ("--prompts", library, "--prompt", FOX, "--negative", "blurry", "--num", 2, "--guidance", 3)
+    call(pocket / "model", *words, "--out", tmp_path / "out", *SMALL, "--tokens", 32, "--scheduler", "unipc")
+    from diffusers import UniPCMultistepScheduler
+
+    pipe = SanaPipeline.from_pretrained(pocket / "model", dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    flow = {
+        "prediction_type": "flow_prediction",
+        "use_flow_sigmas": True,
+        "flow_shift": pipe.scheduler.config.flow_shift,
+    }
+    pipe.scheduler = UniPCMultistepScheduler.from_config(pipe.scheduler.config, **flow)
+    drawn = {line["path"]: line for line in json.loads((tmp_path / "out/pictures.json").read_text())["pictures"]}
+    assert len(drawn) == 6 and "cat_token_1_64x96.png" in drawn
+    for name in ("cat_token_1_64x96.png", "a_blueprint_of_a_fox_0_64x96.png"):
+        line = drawn[name]
+        expected = pipe(
+            line["prompt"],
+            negative_prompt="blurry",
+            width=64,
+            height=96,
+            num_inference_steps=2,
+            guidance_scale=3.0,
+            use_resolution_binning=False,
+            max_sequence_length=32,
+            generator=torch.Generator("cpu").manual_seed(line["seed"]),
+        ).images[0]
+        assert np.array_equal(pixels(tmp_path / "out" / name), np.asarray(expected))
+    with Image.open(tmp_path / "out" / "grid.png") as sheet:
+        assert sheet.width > 3 * 64
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_a_run_its_checkpoint_and_its_adapter_give_its_validation_pictures(
+    runs: Callable[[str], Path], kind: str, tmp_path: Path
+) -> None:
+    out = runs(kind)
+    validated = {
+        label: pixels(out / f"validation_images/step_2_validation_0_64x96{label}.png") for label in ("", "_ema")
+    }
+    assert not np.array_equal(validated[""], validated["_ema"])
+    cases: list[tuple[Path, tuple[str, ...], str]] = [
+        (out, (), "_ema"),
+        (out / "checkpoint-2", ("--live",), ""),
+        (out / "checkpoint-2", (), "_ema"),
+    ]
+    if kind == "lora":
+        cases.append((out / "pytorch_lora_weights.safetensors", ("--strength", "1"), "_ema"))
+    for number, (model, words, label) in enumerate(cases):
+        call(model, "--prompt", FOX, *SMALL, *words, "--no-grid", "--out", tmp_path / str(number))
+        (picture,) = (tmp_path / str(number)).glob("*.png")
+        assert np.array_equal(pixels(picture), validated[label]), (model, words)
+
+
+def test_strength_acts_and_zero_is_the_base_model(runs: Callable[[str], Path], pocket: Path, tmp_path: Path) -> None:
+    out, library = runs("lora"), tmp_path / "library.json"
+    library.write_text(json.dumps({"off": {"prompt": FOX, "adapter_strength": 0}, "half": FOX}))
+    call(out, "--prompts", library, *SMALL, "--strength", 0.5, "--out", tmp_path / "a")
+    call(pocket / "model", "--prompt", FOX, *SMALL, "--no-instruction", "--tokens", 32, "--out", tmp_path / "b")
+    off, half = (pixels(tmp_path / "a" / f"{name}_0_64x96.png") for name in ("off", "half"))
+    assert np.array_equal(off, pixels(tmp_path / "b" / "a_blueprint_of_a_fox_0_64x96.png"))
+    full = pixels(out / "validation_images/step_2_validation_0_64x96_ema.png")
+    assert not np.array_equal(half, off) and not np.array_equal(half, full)
+
+
+def test_an_adapter_elsewhere_finds_its_base_in_its_file(runs: Callable[[str], Path], tmp_path: Path) -> None:
+    out, elsewhere = runs("lora"), tmp_path / "mine.safetensors"
+    elsewhere.write_bytes((out / "pytorch_lora_weights.safetensors").read_bytes())
+    call(elsewhere, "--prompt", FOX, *SMALL, "--no-instruction", "--tokens", 32, "--out", tmp_path / "out")
+    (picture,) = (tmp_path / "out").glob("a_*.png")
+    assert np.array_equal(pixels(picture), pixels(out / "validation_images/step_2_validation_0_64x96_ema.png"))
+
+
+def test_nothing_is_overwritten_unless_asked(pocket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = (pocket / "model", "--prompt", FOX, *FAST, "--size", "64", "--no-instruction", "--tokens", 32)
+    call(*words)
+    call(*words)
+    (first,), (second,) = (list(Path(f"generated/00{n}").glob("a_*.png")) for n in (1, 2))
+    assert np.array_equal(pixels(first), pixels(second))
+    first.write_bytes(b"mine")
+    with pytest.raises(TunerError, match=r"a_blueprint_of_a_fox_0_64x64.png.* --overwrite"):
+        call(*words, "--out", "generated/001")
+    assert first.read_bytes() == b"mine"
+    call(*words, "--out", "generated/001", "--overwrite")
+    assert np.array_equal(pixels(first), pixels(second))
+
+
+def test_mistakes_are_sentences(
+    runs: Callable[[str], Path], pocket: Path, tmp_path: Path, simpletuner: Command
+) -> None:
+    out, empty = runs("full"), tmp_path / "empty"
+    empty.mkdir()
+    (tmp_path / "list.json").write_text("[1]")
+    prompt = ("--prompt", "a")
+    cases: list[tuple[tuple[object, ...], str]] = [
+        ((empty, *prompt), "holds nothing to draw with"),
+        ((out, *prompt, "--ema"), "name a checkpoint, which may hold both"),
+        ((out, *prompt, "--base", "x/y"), "needs no other model"),
+        ((pocket / "model", *prompt, "--strength", 2), "acts on an adapter"),
+        ((pocket / "model", *prompt, "--size", "100x64"), "multiples of 32 pixels"),
+        ((pocket / "model", "--prompts", tmp_path / "list.json"), "it must be"),
+        ((pocket / "model", "--prompts", tmp_path / "none.json"), "there is no such file"),
+        (("nowhere", *prompt), r"\(MODEL\) is neither a folder here nor a hub id"),
+        ((pocket / "model", *prompt, "--variant", "fp17"), "cannot load the transformer"),
+    ]
+    for words, sentence in cases:
+        with pytest.raises((TunerError, ModelError), match=sentence):
+            call(*words, "--out", tmp_path / "never")
+    assert not (tmp_path / "never").exists()
+    done = simpletuner("generate", pocket / "model", check=False)
+    assert done.returncode == 2 and "there is nothing to draw" in done.stderr
+
+
+def test_a_checkpoint_away_from_its_run_needs_its_base(
+    runs: Callable[[str], Path], pocket: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    moved = tmp_path / "checkpoint-2"
+    shutil.copytree(runs("full") / "checkpoint-2", moved)
+    with pytest.raises(TunerError, match=r"config\.resolved\.json .*--base"):
+        call(moved, "--prompt", FOX)
+    words = ("--base", pocket / "model", "--no-instruction", "--tokens", 32, *SMALL)
+    call(moved, "--prompt", FOX, *words, "--out", tmp_path / "out", "--live")
+    (picture,) = (tmp_path / "out").glob("a_*.png")
+    assert np.array_equal(pixels(picture), pixels(runs("full") / "validation_images/step_2_validation_0_64x96.png"))
+    (moved / "transformer" / "config.json").write_text("{}")
+    with pytest.raises(TunerError, match="does not match its hash"):
+        call(moved, "--prompt", FOX, *words, "--out", tmp_path / "out", "--overwrite")
