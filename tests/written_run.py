@@ -46,7 +46,10 @@ def write_run(run: Path, steps: int = 30, running: bool = False, words: str = "a
         metrics.write("step", step_line(step, 1 / step**0.5))
     for step, loss in ((0, 1.5), (10, 0.8), (15, 0.9), (20, 0.95), (25, 1.0)):
         bands = {"by_sigma": [loss * s for s in (0.5, 0.7, 1, 1.2, 1.6)], "zero_predictor": 2.7, "samples": 4}
-        metrics.write("eval", {"step": step, "loss": loss, **bands})
+        alarm = {"low": 10, "held_out": (0.8, 1.0), "training": (0.5, 0.25), "evaluations": 3} if step == 25 else None
+        metrics.write("eval", {"step": step, "loss": loss, **bands, "overfitting": alarm})
+    best = {"checkpoint": "checkpoint-15", "step": 15, "held_out_loss": 0.9, "weights": "weights"}
+    (run / "best.json").write_text(json.dumps(best), encoding="utf-8")
     for step in (0, 10, 20):
         for number, nickname in enumerate(("fox", "whale")):
             name = f"step_{step}_{nickname}_0_64x64.png"

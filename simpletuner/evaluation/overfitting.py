@@ -2,7 +2,8 @@
 
 The rule. Held-out loss rises over ``patience`` evaluations when each of them is higher than the one before. Training loss
 falls when its mean over the steps of that rise is lower than over as many steps before it (for a rise from the very start,
-when the second half of the rise is lower than the first). Both together raise the alarm, once for each rise.
+when the second half of the rise is lower than the first). Both together raise the alarm, once for each rise. It stands until
+held-out loss is lower than where the rise began. This is the only rule there is: pages show what the run wrote down by it.
 """
 
 from __future__ import annotations
@@ -47,6 +48,19 @@ def alarm(held_out: Figures, training: Figures, patience: int = PATIENCE) -> Ala
     low = len(held_out) - 1 - rising
     found = [_at(held_out, training, low, end) for end in range(low + patience, len(held_out))]
     return found[-1] if not any(found[:-1]) else None
+
+
+def standing(before: Alarm | None, raised: Alarm | None, loss: float) -> Alarm | None:
+    """The alarm that is in force after an evaluation.
+
+    Args:
+        before: The one in force until now.
+        raised: The one that this evaluation raises.
+        loss: Its held-out loss; NaN ends nothing.
+    """
+    if raised is not None:
+        return raised
+    return None if before is not None and loss < before.held_out[0] else before
 
 
 def _at(held_out: Figures, training: Figures, low: int, end: int) -> Alarm | None:

@@ -21,8 +21,8 @@ from PIL import Image
 from simpletuner.reporting.drawing import short
 from simpletuner.reporting.masking import masked_text
 from simpletuner.reporting.report_curves import curves
-from simpletuner.reporting.run_folder import RunFolder, Shot, confined
-from simpletuner.reporting.series import Series, best_eval, number, overfits_from
+from simpletuner.reporting.run_folder import BASE, RunFolder, Shot, confined
+from simpletuner.reporting.series import Series, number, overfitting
 from simpletuner.reporting.settings import Group, changed_settings
 from simpletuner.wording import counted
 
@@ -61,7 +61,7 @@ def page(folder: RunFolder, groups: Sequence[Group], finished: bool = False) -> 
         _head(name, config, state, folder.series),
         _before_after(folder.root, shots),
         _film(folder.root, shots),
-        curves(folder.series),
+        curves(folder.series, state["best"]),
         _scores(folder.series),
         _dataset(folder.dataset()),
         _settings(config, groups),
@@ -111,7 +111,7 @@ def what_was_trained(config: Mapping[str, Any]) -> str:
 
 
 def _head(name: str, config: Mapping[str, Any], state: Mapping[str, Any], series: Series) -> str:
-    best = best_eval(series.evals)
+    best = state["best"]
     steps = counted(state["step"], "step") if state["step"] else "no steps yet"
     of = f" of {state['total']}" if state["total"] and state["total"] != state["step"] else ""
     tiles = [("steps", str(state["step"]) + of, _STATES.get(str(state["status"]), ""))]
@@ -124,21 +124,16 @@ def _head(name: str, config: Mapping[str, Any], state: Mapping[str, Any], series
         last, first = number(own[-1].get("loss")), number(own[0].get("loss"))
         note = f"{short(first)} before" if len(own) > 1 and own[0]["step"] == 0 else ""
         tiles.append(("held-out loss", short(last), note))
-    if best and len(own) > 2:
-        tiles.append(("best held-out loss", short(number(best["loss"])), f"at step {best['step']}"))
+    if best:
+        tiles.append(("best checkpoint", f"step {best['step']}", f"held-out loss {short(best['held_out_loss'])}"))
     if state["speed"] is not None:
         tiles.append(("pictures a second", short(state["speed"]), "median of the last steps"))
     boxes = "".join(
         f'<div class="tile"><span>{_text(a)}</span><b>{_text(b)}</b><small>{_text(c)}</small></div>'
         for a, b, c in tiles
     )
-    turned = overfits_from(series.evals)
-    warning = (
-        f'<p class="warn">Held-out loss has risen since step {turned}: later weights remember the pictures more than they '
-        "learn from them.</p>"
-        if turned is not None
-        else ""
-    )
+    turned = overfitting(series.evals)
+    warning = f'<p class="warn">{_text(_alarm(turned))}</p>' if turned else ""
     skipped = (
         f'<p class="warn">{counted(len(series.skipped), "step was", "steps were")} skipped (NaN or infinity).</p>'
         if series.skipped
@@ -149,14 +144,28 @@ def _head(name: str, config: Mapping[str, Any], state: Mapping[str, Any], series
     return f'<header>{head}{lead}{warning}{skipped}<div class="tiles">{boxes}</div></header>'
 
 
+def _alarm(told: Mapping[str, Any]) -> str:
+    """What the run found, in a sentence."""
+    (low, high), (before, within) = told["held_out"], told["training"]
+    return (
+        f"Held-out loss rose from {short(low)} at step {told['low']} to {short(high)} while training loss fell from "
+        f"{short(before)} to {short(within)}, and has not been as low again: later weights remember the pictures more than "
+        "they learn from them."
+    )
+
+
 def _rows(shots: Sequence[Shot]) -> dict[tuple[str, int, int, int], dict[int, Shot]]:
-    """Pictures by (nickname, width, height, index) and step: EMA weights where they were drawn, and the base model."""
+    """Pictures by (nickname, width, height, index) and column: EMA weights where they were drawn, and the base model."""
     rows: dict[tuple[str, int, int, int], dict[int, Shot]] = {}
     for shot in shots:
         row = rows.setdefault((shot.nickname, shot.width, shot.height, shot.index), {})
-        if shot.step not in row or shot.label in ("ema", "base"):
-            row[shot.step] = shot
+        if shot.column not in row or shot.label == "ema":
+            row[shot.column] = shot
     return rows
+
+
+def _column(column: int) -> str:
+    return "base model" if column < 0 else f"step {column}"
 
 
 def _before_after(root: Path, shots: Sequence[Shot]) -> str:
@@ -166,11 +175,11 @@ def _before_after(root: Path, shots: Sequence[Shot]) -> str:
     edge = 512 if len(rows) <= 8 else 320
     figures = []
     for row in rows[:MOST_PROMPTS]:
-        first, last = row.get(0), row[max(row)]
+        first, last = row.get(-1), row[max(row)]
         after = _image(root, last, edge)
-        label = f"step {last.step}" if last.step else "base model"
+        label = _column(last.column)
         body = f'<div class="one">{after}<span>{label}</span></div>'
-        if first and last.step:
+        if first and first is not last:
             before = f'<div class="one">{_image(root, first, edge)}<span>base model</span></div>'
             body = f'<div class="two">{before}{body}</div>'
         prompt = last.prompt if last.prompt != last.nickname else ""
@@ -188,7 +197,7 @@ def _film(root: Path, shots: Sequence[Shot]) -> str:
         return ""
     if len(steps) > MOST_STEPS:
         steps = sorted({steps[round(i * (len(steps) - 1) / (MOST_STEPS - 1))] for i in range(MOST_STEPS)})
-    head = "".join(f"<th>{'base model' if step == 0 else f'step {step}'}</th>" for step in steps)
+    head = "".join(f"<th>{_column(step)}</th>" for step in steps)
     lines = []
     for row in list(rows.values())[:MOST_PROMPTS]:
         cells = "".join(f"<td>{_image(root, row[step], 192) if step in row else ''}</td>" for step in steps)
@@ -225,6 +234,7 @@ _SCORES = {
 def _scores(series: Series) -> str:
     """First and last figure of every score, and pictures that repeat what was trained on."""
     pictures = [s for s in series.scores if s.get("nickname") and math.isfinite(number(s.get("value")))]
+    pictures = [s for s in pictures if s.get("label") != BASE]  # the curve begins with what training began with
     rows = []
     for name in list(dict.fromkeys(str(s.get("name")) for s in pictures))[:40]:
         lines = [s for s in pictures if s.get("name") == name]

@@ -11,15 +11,20 @@ from html import escape
 from typing import Any
 
 from simpletuner.reporting.drawing import Line, chart, short
-from simpletuner.reporting.series import BAND_COLUMNS, BANDS, Series, best_eval, number, smoothed, some_of
+from simpletuner.reporting.series import BAND_COLUMNS, BANDS, Series, number, smoothed, some_of
 
 SMOOTHING = 0.95
 SIGMAS = (0.1, 0.3, 0.5, 0.7, 0.9)  # of held-out loss where a line does not say
 _HALF, _THIRD = (620, 250), (420, 240)
 
 
-def curves(series: Series) -> str:
-    """All curves there are figures for, as one part of the page."""
+def curves(series: Series, best: Mapping[str, Any] | None = None) -> str:
+    """All curves there are figures for, as one part of the page.
+
+    Args:
+        series: The figures.
+        best: The best checkpoint: its ``step`` and ``held_out_loss``.
+    """
     if not series.steps and not series.evals:
         return ""
     xs, loss = series.steps, series.columns["loss"]
@@ -29,8 +34,7 @@ def curves(series: Series) -> str:
     middle: list[tuple[str, list[Line], tuple[float, float, str] | None]] = []
     own = [e for e in series.evals if e.get("kind") == "eval"]
     if own:
-        best = best_eval(series.evals)
-        star = (best["step"], number(best["loss"]), f"best {short(number(best['loss']))}") if best else None
+        star = (best["step"], best["held_out_loss"], f"best {short(best['held_out_loss'])}") if best else None
         middle.append(("Held-out loss", _held_out(series, own), star))
         middle.append(("Held-out loss by noise level", _bands(own), None))
     if trained := _trained_bands(series):

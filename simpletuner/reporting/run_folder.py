@@ -13,7 +13,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,9 @@ PICTURE_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg
 MOST_EVENTS = 5000
 SMOOTHING = 0.9
 _PICTURE_NAME = re.compile(r"step_(\d{1,12})_(.+)_(\d{1,6})_(\d{1,6})x(\d{1,6})(?:_(ema))?\.(?:png|jpe?g|webp)")
+_BASE_FOLDER = "benchmarks/base_model"
+_BASE_NAME = re.compile(r"(.+)_(\d{1,6})_(\d{1,6})x(\d{1,6})\.png")
+BASE = "base"  # label of the base model's pictures
 STALE_S = 900.0
 _RECENT = 60  # steps from which the speed is told
 
@@ -35,12 +38,12 @@ class Shot:
     """One validation picture.
 
     Attributes:
-        step: Optimizer steps done; 0 is the base model.
+        step: Optimizer steps done.
         nickname: Of its prompt.
         prompt: "" where nobody wrote it down.
         width, height: In pixels.
         index: Among pictures of the same prompt and size.
-        label: ``ema`` or empty.
+        label: ``base`` of the base model, ``ema`` or empty.
         path: Relative to the output folder, with forward slashes.
     """
 
@@ -52,6 +55,11 @@ class Shot:
     index: int
     label: str
     path: str
+
+    @property
+    def column(self) -> int:
+        """The step; the base model stands before all of them."""
+        return -1 if self.label == BASE else self.step
 
 
 def confined(root: Path, relative: str) -> Path | None:
@@ -121,26 +129,50 @@ class RunFolder:
     def shots(self) -> list[Shot]:
         """Validation pictures that lie on the disk, by prompt and step; names of files tell where no line does."""
         found: dict[str, Shot] = {}
-        for folder in ("validation_images", "benchmarks/base_model"):
-            for name in _names(self.root / folder):
-                path = f"{folder}/{name}"
-                shot = self._told.get(path) or _shot(path, name)
-                if shot:
-                    found[path] = shot
+        for name in _names(self.root / "validation_images"):
+            path = f"validation_images/{name}"
+            shot = self._told.get(path) or _shot(path, name)
+            if shot:
+                found[path] = shot
         for path, shot in self._told.items():
             if path not in found and confined(self.root, path):
                 found[path] = shot
+        found = self._with_base(found)
         prompts = {shot.nickname: shot.prompt for shot in found.values() if shot.prompt}
         order = {
             nickname: place for place, nickname in enumerate(dict.fromkeys(s.nickname for s in self._told.values()))
         }
         shots = [
-            shot if shot.prompt else Shot(**{**asdict(shot), "prompt": prompts.get(shot.nickname, "")})
-            for shot in found.values()
+            shot if shot.prompt else replace(shot, prompt=prompts.get(shot.nickname, "")) for shot in found.values()
         ]
         return sorted(
-            shots, key=lambda s: (order.get(s.nickname, len(order)), s.nickname, s.width, s.height, s.index, s.step)
+            shots, key=lambda s: (order.get(s.nickname, len(order)), s.nickname, s.width, s.height, s.index, s.column)
         )
+
+    def _with_base(self, found: dict[str, Shot]) -> dict[str, Shot]:
+        """The base model's pictures as such: those of step 0, unless an adapter that was given acts in them already.
+
+        Copies in ``benchmarks`` are shown where the picture that they are copies of is gone.
+        """
+        given = self.config().get("init_lora") or any(shot.label == BASE for shot in found.values())
+        if not given:
+            found = {
+                path: replace(shot, label=BASE) if not (shot.step or shot.label) else shot
+                for path, shot in found.items()
+            }
+        drawn = {_as_base(path): shot for path, shot in found.items()}
+        based = {_as_base(path) for path, shot in found.items() if shot.label == BASE}
+        for name in _names(self.root / _BASE_FOLDER):
+            match = _BASE_NAME.fullmatch(name)
+            if match and name not in based:
+                like = drawn.get(name)
+                nickname, *whole = match.groups()
+                if like:
+                    nickname = like.nickname
+                index, width, height = map(int, whole)
+                path = f"{_BASE_FOLDER}/{name}"
+                found[path] = Shot(0, nickname, "", width, height, index, BASE, path)
+        return found
 
     def previews(self) -> list[dict[str, Any]]:
         """Pictures that are forming, with what the newest event says of each."""
@@ -179,6 +211,14 @@ class RunFolder:
         """The sheet of the training pictures that the run wrote at its start."""
         return read_object(self.root / "dataset_sheet.json")
 
+    def best(self) -> dict[str, Any] | None:
+        """The checkpoint of the lowest held-out loss as the run named it: ``checkpoint``, ``step``, ``held_out_loss``."""
+        told = read_object(self.root / "best.json")
+        name, step, loss = told.get("checkpoint"), told.get("step"), _finite(number(told.get("held_out_loss")))
+        if not isinstance(name, str) or not _whole(step) or loss is None:
+            return None
+        return {"checkpoint": name, "step": step, "held_out_loss": loss}
+
     def state(self) -> dict[str, Any]:
         """Where the run is: status, step of total, time left, newest figures.
 
@@ -205,6 +245,7 @@ class RunFolder:
             "learning_rate": _finite(series.columns["learning_rate"][-1]) if series.steps else None,
             "grad_norm": _finite(series.columns["grad_norm"][-1]) if series.steps else None,
             "speed": _finite(_median(series.columns["speed"][-_RECENT:])),
+            "best": self.best(),
             "stage": self._stage() if status == "running" else None,
             "message": masked(str(run.get("error") or "")),
         }
@@ -273,6 +314,11 @@ def _shot(path: str, name: str) -> Shot | None:
         return None
     step, nickname, index, width, height, label = match.groups()
     return Shot(int(step), nickname, "", int(width), int(height), int(index), label or "", path)
+
+
+def _as_base(path: str) -> str:
+    """What the base model's picture of the same prompt, size and index is called in ``benchmarks``."""
+    return re.sub(r"^step_\d+_|_ema(?=\.\w+$)", "", path.rpartition("/")[2])
 
 
 def alive(pid: object, started: object = None) -> bool:

@@ -164,31 +164,24 @@ def smoothed(values: Sequence[float], keep: float) -> list[float]:
     return out
 
 
-def best_eval(evals: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The lowest held-out loss of the weights that are exported, after training began."""
-    lines = [e for e in evals if e.get("kind") == "eval" and e["step"] > 0 and math.isfinite(number(e.get("loss")))]
-    return min(lines, key=lambda e: number(e["loss"]), default=None)
-
-
 def some_of(count: int, most: int = BANDS) -> list[int]:
     """Indices of at most ``most`` of so many, the first and the last among them."""
     return list(range(count)) if count <= most else [round(i * (count - 1) / (most - 1)) for i in range(most)]
 
 
-def overfits_from(evals: Sequence[Mapping[str, Any]], patience: int = 3, rise: float = 0.01) -> int | None:
-    """The step of the best held-out loss, where it has risen since.
-
-    Args:
-        evals: Lines of metrics.jsonl.
-        patience: Evaluations after the best that must all lie above it by ``rise``.
-        rise: Relative.
+def overfitting(evals: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The overfit alarm that the run itself wrote down as being in force at its last evaluation, or None.
 
     Returns:
-        The step, or None where held-out loss has not clearly turned.
+        ``low``, the step at which held-out loss began to rise; ``held_out`` and ``training``, losses [then, at the alarm];
+        ``evaluations``, each higher than the one before.
     """
-    best = best_eval(evals)
-    if best is None:
+    own = [line for line in evals if line.get("kind") == "eval"]
+    told = own[-1].get("overfitting") if own else None
+    if not isinstance(told, Mapping) or not math.isfinite(number(told.get("low"))):
         return None
-    later = [e for e in evals if e.get("kind") == "eval" and e["step"] > best["step"]]
-    above = [number(e.get("loss")) > number(best["loss"]) * (1 + rise) for e in later]
-    return best["step"] if len(above) >= patience and all(above[-patience:]) else None
+    pairs = [told.get(name) for name in ("held_out", "training")]
+    whole = all(
+        isinstance(pair, Sequence) and len(pair) == 2 and all(map(math.isfinite, map(number, pair))) for pair in pairs
+    )
+    return told if whole else None

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from simpletuner.evaluation.eval_loss import EvalResult
-from simpletuner.evaluation.overfitting import alarm
+from simpletuner.evaluation.overfitting import Alarm, alarm, standing
 from simpletuner.reporting.events import Notification
 from simpletuner.reporting.metrics import MetricsFile
 from simpletuner.reporting.progress import Reporter
@@ -27,7 +27,7 @@ class HeldOutLoss:
     """Held-out loss before, on the interval and after; of the EMA weights where there are any.
 
     In the metrics file ``eval`` is the figure of the weights that are exported, and ``eval_live`` that of the live ones
-    beside an EMA.
+    beside an EMA. Each ``eval`` also holds the overfit alarm in force, so that whoever reads the file needs no rule of his own.
 
     Attributes:
         interval: When, besides before and after.
@@ -52,6 +52,7 @@ class HeldOutLoss:
     measured_at: int = -1
     _figures: dict[int, float] = field(default_factory=dict)
     _losses: dict[int, float] = field(default_factory=dict)
+    _alarm: Alarm | None = None
 
     def on_start(self, step: int) -> None:
         """The figure of what training starts from, once; a resumed run knows the figures of its first half."""
@@ -60,10 +61,19 @@ class HeldOutLoss:
                 if line["step"] <= step and line["loss"] is not None and not line.get("skipped"):
                     known[line["step"]] = line["loss"]
         if step:
+            self._recall(step)
             self._choose()
         else:
             best.write(self.output_dir, None)
             self._measure(0)
+
+    def _recall(self, step: int) -> None:
+        """The alarm that was in force at the last evaluation before a resumed run goes on."""
+        lines = [line for line in self.metrics.read("eval") if line["step"] <= step]
+        found = lines[-1].get("overfitting") if lines else None
+        if found:
+            held_out, training = tuple(found["held_out"]), tuple(found["training"])
+            self._alarm = Alarm(found["low"], held_out, training, found["evaluations"])
 
     def acts_at(self, step: int) -> bool:
         """On the interval."""
@@ -105,17 +115,21 @@ class HeldOutLoss:
                 result = self.measure()
         transformer.train(was_training)
         self.measured_at = step
-        kind = self._kind(step)
-        self.metrics.write("eval", {"step": step, **asdict(result), "weights": kind})
+        raised = None
+        if math.isfinite(result.loss):
+            self._figures[step] = result.loss
+            raised = alarm(sorted(self._figures.items()), sorted(self._losses.items()))
+        self._alarm = standing(self._alarm, raised, result.loss)
+        kind, told = self._kind(step), asdict(self._alarm) if self._alarm else None
+        self.metrics.write("eval", {"step": step, **asdict(result), "weights": kind, "overfitting": told})
         several = "".join(f", {name} {loss:.4f}" for name, loss in result.by_dataset.items())
         self.reporter.say(
             f"step {step}: held-out loss {result.loss:.4f} ({kind}{beside}{several}, {counted(result.samples, 'picture')}; "
             f"a model that has learned nothing scores {result.zero_predictor:.2f})"
         )
-        if math.isfinite(result.loss):
-            self._figures[step] = result.loss
         self._choose()
-        self._warn(step)
+        if raised:
+            self._warn(step, raised)
 
     def _kind(self, step: int) -> str:
         """What is measured."""
@@ -131,11 +145,8 @@ class HeldOutLoss:
         if found != before:
             best.write(self.output_dir, found)
 
-    def _warn(self, step: int) -> None:
-        """Say it once when held-out loss rises while training loss falls."""
-        raised = alarm(sorted(self._figures.items()), sorted(self._losses.items()))
-        if raised is None:
-            return
+    def _warn(self, step: int, raised: Alarm) -> None:
+        """Say that held-out loss rises while training loss falls."""
         named = best.read(self.output_dir)
         where = f" The best checkpoint so far is {named.checkpoint}." if named else ""
         sentence = (

@@ -99,7 +99,8 @@ def test_it_lives_while_a_process_trains(page, server: Dashboard, runs: tuple[Pa
     assert "token" not in page.url
     assert page.inner_text("#status") == "running"
     assert page.locator("#card-loss canvas").count() == 1
-    assert page.inner_text("#verdict") == "rising since step 10"
+    assert page.inner_text("#verdict") == "learns by heart since step 10"
+    assert "best checkpoint: 0.9 at step 15" in page.inner_text("#tiles")
     page.click("#tab-pictures")
     assert page.locator("#gallery .column").all_inner_texts() == ["base model", "step 10", "step 20"]
     assert page.inner_text("#weights [aria-pressed=true]") == "EMA weights", "those that are exported"

@@ -155,3 +155,27 @@ def test_without_an_ema_it_measures_the_live_weights(hooked: Hooked) -> None:
     hook.on_stop(1, finished=True)
     assert len(seen) == 2 and all(torch.equal(weights, live) for weights, _ in seen)
     assert [line["step"] for line in hook.metrics.read("eval")] == [0, 1]
+
+
+def test_each_figure_tells_whether_the_alarm_is_in_force_also_after_a_resume(tmp_path: Path) -> None:
+    metrics, said = MetricsFile(tmp_path / "metrics.jsonl"), StringIO()
+    # By step: a rise of three, one dip that is no new low, and a new low.
+    losses = {0: 1.0, 1: 0.6, 2: 0.7, 3: 0.8, 4: 0.9, 5: 0.7, 6: 0.5}
+
+    def train(start: int, until: int) -> None:
+        figures = iter([losses[n] for n in range(start + bool(start), until + 1)])
+        reporter = Reporter(Console(file=said))
+        hook = HeldOutLoss(
+            Interval(1), lambda: EvalResult(next(figures), (1.0,), 2.0, 1), toy.trainee(), tmp_path, metrics, reporter
+        )
+        hook.on_start(start)
+        for number in range(start + 1, until + 1):
+            result = StepResult(number, 1.0 / number, 1.0, 1e-3, 0.1, 2)
+            metrics.write("step", {"step": number, "loss": result.loss})
+            hook.on_step_end(result)
+
+    train(0, 4)
+    train(4, 6)
+    told = [line["overfitting"] and line["overfitting"]["low"] for line in metrics.read("eval")]
+    assert told == [None, None, None, None, 1, 1, None]
+    assert said.getvalue().count("WARNING") == 1

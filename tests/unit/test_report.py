@@ -65,12 +65,12 @@ def test_what_stands_in_it(tmp_path: Path) -> None:
         "Before and after",
         "Pictures over time",
         "Held-out loss by noise level",
-        "best 0.8",
+        "best 0.9",
         "Scores",
         "31.5",
     ):
         assert words in text, words
-    assert "risen since step 10" in text
+    assert "rose from 0.8 at step 10 to 1 while training loss fell from 0.5 to 0.25" in text
     assert "fox at step 20 repeats a fox" in text
     assert "every weight of the transformer" in text
     assert len(seen(text).addresses) == 4 + 6 + 1, "before and after, the course, and the sheet"

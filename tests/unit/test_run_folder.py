@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,12 +12,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from written_run import draw, step_line, write_run
+from written_run import draw, picture_line, step_line, write_run
 
 from simpletuner.reporting.json_lines import JsonLines
 from simpletuner.reporting.masking import DOTS, masked
+from simpletuner.reporting.metrics import MetricsFile
 from simpletuner.reporting.run_folder import RunFolder, alive, confined
-from simpletuner.reporting.series import MOST_POINTS, Series, overfits_from, smoothed, thinned
+from simpletuner.reporting.series import MOST_POINTS, Series, overfitting, smoothed, thinned
 
 
 def test_a_half_written_line_waits_for_its_end(tmp_path: Path) -> None:
@@ -101,14 +103,47 @@ def test_smoothing_stays_between_the_values(values: list[float], keep: float) ->
     assert all(min(values) - 1e-9 <= v <= max(values) + 1e-9 for v in out)
 
 
-def test_overfitting_is_told_only_where_it_lasts() -> None:
-    def evals(*losses: float) -> list[dict[str, object]]:
-        return [{"kind": "eval", "step": 10 * i, "loss": loss} for i, loss in enumerate(losses)]
+def test_overfitting_is_what_the_run_wrote_down_last(tmp_path: Path) -> None:
+    folder = RunFolder(write_run(tmp_path / "run"))
+    folder.refresh()
+    told = overfitting(folder.series.evals)
+    assert told is not None and (told["low"], told["held_out"]) == (10, [0.8, 1.0])
+    assert folder.state()["best"] == {"checkpoint": "checkpoint-15", "step": 15, "held_out_loss": 0.9}
+    rising = [{"kind": "eval", "step": i, "loss": i} for i in range(9)]
+    assert overfitting(rising) is None, "pages have no rule of their own"
+    assert overfitting([{"kind": "eval", "step": 9, "overfitting": told}, {"kind": "eval_live", "step": 9}]) == told
+    for damaged in (3, {}, {"low": 3}, {**told, "training": [1]}, {**told, "held_out": [1, "x"]}):
+        assert overfitting([{"kind": "eval", "step": 9, "overfitting": damaged}]) is None
 
-    assert overfits_from(evals(2.0, 1.0, 1.2, 1.2, 1.3)) == 10
-    assert overfits_from(evals(2.0, 1.0, 1.2, 1.2)) is None
-    assert overfits_from(evals(2.0, 1.0, 1.2, 1.0, 1.3)) is None
-    assert overfits_from(evals(0.5, 1.0, 0.9)) is None, "what the base model scores is no mark"
+
+def columns(run: Path) -> dict[str, int]:
+    folder = RunFolder(run)
+    folder.refresh()
+    return {shot.path: shot.column for shot in folder.shots()}
+
+
+def test_the_base_models_pictures_are_known_as_such(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    kept = run / "benchmarks" / "base_model" / "fox_0_64x64.png"
+    kept.parent.mkdir(parents=True)
+    first = run / "validation_images" / "step_0_fox_0_64x64.png"
+    shutil.copy(first, kept)
+    told = columns(run)
+    name, copy = "validation_images/step_0_fox_0_64x64.png", "benchmarks/base_model/fox_0_64x64.png"
+    assert told[name] == -1 and copy not in told, "a copy of what is shown"
+    first.unlink()
+    told = columns(run)
+    assert told[copy] == -1 and name not in told
+
+
+def test_where_an_adapter_was_given_step_0_is_not_the_base_model(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    name, base = "validation_images/step_0_fox_0_64x64.png", "benchmarks/base_model/fox_0_64x64.png"
+    (run / base).parent.mkdir(parents=True)
+    shutil.copy(run / name, run / base)
+    MetricsFile(run / "metrics.jsonl").write("picture", picture_line(0, "fox", "a fox", base) | {"label": "base"})
+    told = columns(run)
+    assert told[name] == 0 and told[base] == -1
 
 
 def test_pictures_are_known_by_lines_or_by_names(tmp_path: Path) -> None:

@@ -156,7 +156,12 @@ class Pages:
         """All validation pictures."""
         run = self._run(request)
         with run.lock:
-            return JSONResponse([asdict(shot) | {"version": _version(run, shot.path)} for shot in run.folder.shots()])
+            return JSONResponse(
+                [
+                    asdict(shot) | {"column": shot.column, "version": _version(run, shot.path)}
+                    for shot in run.folder.shots()
+                ]
+            )
 
     def events(self, request: Request) -> Response:
         """The log since the lines the page has."""

@@ -15,16 +15,9 @@ const band = index => getComputedStyle(document.documentElement).getPropertyValu
 const SIGMAS = [0.1, 0.3, 0.5, 0.7, 0.9]; // of the held-out loss where the line does not say
 
 const heldOut = run => run.evals.filter(e => e.kind === "eval" && number(e.loss) !== null);
-export function best(run) {
-  return heldOut(run).filter(e => e.step > 0).reduce((low, e) => !low || e.loss < low.loss ? e : low, null);
-}
-// The step from which held-out loss has clearly risen (see reporting/series.py), or null.
-export function overfitsFrom(run) {
-  const lowest = best(run);
-  if (!lowest) return null;
-  const later = heldOut(run).filter(e => e.step > lowest.step);
-  return later.length >= 3 && later.slice(-3).every(e => e.loss > lowest.loss * 1.01) ? lowest.step : null;
-}
+// What the run itself found (training/held_out.py): the step from which it learns by heart, or null.
+const overfitsFrom = run => number(heldOut(run).at(-1)?.overfitting?.low);
+const isLowest = (run, line) => heldOut(run).every(e => e === line || e.step === 0 || e.loss > line.loss);
 
 function titled(runs, run, text) { return runs.length > 1 ? (text ? `${run.name} · ${text}` : run.name) : text; }
 
@@ -56,8 +49,8 @@ function heldOutLines(runs) {
     const names = runs.length > 1 ? [] : Object.keys(own.at(-1)?.by_dataset ?? {});
     names.forEach((name, i) => lines.push({ label: name, xs: own.map(e => e.step), ys: own.map(e => number(e.by_dataset?.[name])), colour: runColour(run.number + 1 + i), width: 1.25, dash: [2, 3] }));
     const line = { label: runs.length > 1 ? run.name : live.length ? t("ema") : t("heldOut"), xs: own.map(e => e.step), ys: own.map(e => number(e.loss)), colour, points: own.length < 60 };
-    const lowest = best(run), from = overfitsFrom(run);
-    if (lowest) line.star = { x: lowest.step, y: lowest.loss, text: `${t("best")} ${figure(lowest.loss)}`, colour };
+    const best = run.state.best, from = overfitsFrom(run);
+    if (best) line.star = { x: best.step, y: best.held_out_loss, text: `${t("best")} ${figure(best.held_out_loss)}`, colour };
     if (from !== null && runs.length === 1) line.shadeFrom = from;
     lines.push(line);
     if (live.length) lines.push({ label: titled(runs, run, t("live")), xs: live.map(e => e.step), ys: live.map(e => number(e.loss)), colour, faint: 0.7, dash: [5, 5], width: 1.5 });
@@ -104,7 +97,7 @@ function scores(runs) {
     }
     const lines = [];
     for (const run of runs) {
-      const all = run.scores.filter(s => s.name === name && number(s.value) !== null && s.nickname); // no nickname: a mean
+      const all = run.scores.filter(s => s.name === name && number(s.value) !== null && s.nickname && s.label !== "base"); // no nickname: a mean
       const averaged = new Set(all.filter(s => s.label === "ema").map(s => s.step)), byStep = new Map();
       for (const s of all.filter(s => !averaged.has(s.step) || s.label === "ema")) byStep.set(s.step, [...(byStep.get(s.step) ?? []), s.value]);
       const xs = [...byStep.keys()].sort((a, b) => a - b), colour = runColour(run.number);
@@ -133,7 +126,7 @@ export function drawFigures(all, focus) {
   }
   scores(runs);
   const badge = $("verdict"), from = overfitsFrom(focus), own = heldOut(focus).filter(e => e.step > 0);
-  const improving = own.length > 1 && best(focus) === own.at(-1);
+  const improving = own.length > 1 && isLowest(focus, own.at(-1));
   show(badge, from !== null || improving);
   badge.className = `badge ${from !== null ? "warn" : "good"}`;
   badge.textContent = from !== null ? t("overfit")(from) : t("improving");
@@ -141,11 +134,11 @@ export function drawFigures(all, focus) {
 }
 
 function tiles(run) {
-  const state = run.state, lowest = best(run), first = heldOut(run)[0];
+  const state = run.state, best = state.best, first = heldOut(run)[0];
   const memory = run.system.length ? memoryOf(run.system.at(-1)) : null;
   const list = [
     [t("lossTile"), figure(state.loss), t("smoothedNote"), "strong"],
-    [t("heldOutTile"), figure(state.held_out), lowest ? t("bestNote")(figure(lowest.loss), lowest.step) : first && number(first.zero_predictor) !== null ? t("zeroNote")(figure(first.zero_predictor, 3)) : ""],
+    [t("heldOutTile"), figure(state.held_out), best ? t("bestNote")(figure(best.held_out_loss), best.step) : first && number(first.zero_predictor) !== null ? t("zeroNote")(figure(first.zero_predictor, 3)) : ""],
     [t("lrTile"), figure(state.learning_rate, 3), ""],
     [t("gradTile"), figure(state.grad_norm, 3), ""],
     [t("speedTile"), figure(state.speed, 3), ""],

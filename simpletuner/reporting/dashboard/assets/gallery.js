@@ -6,7 +6,8 @@ let run = null, label = "", chosen = "ema"; // the weights that are exported, un
 let drawn = "", open = null, mode = "side";
 
 const rowKey = shot => JSON.stringify([shot.nickname, shot.width, shot.height, shot.index]);
-const stepWord = step => step === 0 ? t("base") : `${t("step")} ${step.toLocaleString("en")}`;
+const BASE = -1; // the base model's column, before all steps
+const stepWord = step => step === BASE ? t("base") : `${t("step")} ${step.toLocaleString("en")}`;
 
 // Rows of pictures; of each step the weights that were asked for, or those there are.
 export function rowsOf(pictures, wanted) {
@@ -14,15 +15,15 @@ export function rowsOf(pictures, wanted) {
   for (const shot of pictures) {
     const key = rowKey(shot);
     if (!rows.has(key)) rows.set(key, { key, nickname: shot.nickname, prompt: shot.prompt, width: shot.width, height: shot.height, index: shot.index, steps: new Map() });
-    const row = rows.get(key), there = row.steps.get(shot.step);
-    if (!there || shot.label === wanted || shot.label === "base") row.steps.set(shot.step, shot);
+    const row = rows.get(key), there = row.steps.get(shot.column);
+    if (!there || shot.label === wanted) row.steps.set(shot.column, shot);
   }
   return [...rows.values()];
 }
 const columnsOf = rows => [...new Set(rows.flatMap(row => [...row.steps.keys()]))].sort((a, b) => a - b);
 
 function image(shot, width) {
-  const node = el("img", { loading: "lazy", decoding: "async", alt: `${shot.nickname}, ${stepWord(shot.step)}`, src: fileUrl(run.number, shot.path, shot.version, width) });
+  const node = el("img", { loading: "lazy", decoding: "async", alt: `${shot.nickname}, ${stepWord(shot.column)}`, src: fileUrl(run.number, shot.path, shot.version, width) });
   if (Math.max(shot.width, shot.height) <= 256) node.className = "pixels";
   if (shot.width && shot.height) node.style.aspectRatio = `${shot.width} / ${shot.height}`;
   return node;
@@ -30,15 +31,18 @@ function image(shot, width) {
 
 // Training pictures that a drawn one repeats, by what tells a picture.
 function memorised() {
-  const found = new Map();
-  for (const s of run.scores) if (s.memorised === true) found.set(JSON.stringify([s.nickname, s.width, s.height, s.index, s.step, s.label]), String(s.nearest ?? ""));
+  const found = new Map(), started = run.pictures.some(p => p.step === 0 && p.label === ""); // step 0 is not the base model
+  for (const s of run.scores) {
+    const label = s.step === 0 && !s.label && !started ? "base" : s.label;
+    if (s.memorised === true) found.set(JSON.stringify([s.nickname, s.width, s.height, s.index, s.step, label]), String(s.nearest ?? ""));
+  }
   return found;
 }
 
 export function drawGallery(of, fresh) {
   if (of !== run) drawn = "";
   run = of;
-  const labels = new Set(run.pictures.filter(p => p.step > 0).map(p => p.label));
+  const labels = new Set(run.pictures.filter(p => p.column !== BASE).map(p => p.label));
   label = labels.has(chosen) ? chosen : "";
   show($("weights"), labels.size > 1);
   $("weights").replaceChildren(...["ema", ""].map(value => el("button", { aria: { pressed: value === label }, on: { click: () => { chosen = value; drawn = ""; drawGallery(run); } } }, value ? t("ema") : t("live"))));
@@ -55,14 +59,14 @@ export function drawGallery(of, fresh) {
   const several = new Set(rows.map(r => `${r.width}x${r.height}`)).size > 1 || rows.some(r => r.index > 0);
   const grid = el("div", { class: "grid", role: "table" });
   grid.style.setProperty("--columns", steps.length);
-  grid.append(el("div", { class: "corner", role: "row" }), ...steps.map(step => el("div", { class: `column ${step === 0 ? "base" : ""}`, role: "columnheader" }, stepWord(step))));
+  grid.append(el("div", { class: "corner", role: "row" }), ...steps.map(step => el("div", { class: `column ${step === BASE ? "base" : ""}`, role: "columnheader" }, stepWord(step))));
   for (const row of rows) {
     const words = el("div", { class: "prompt", role: "rowheader" }, el("b", {}, row.nickname), el("p", {}, row.prompt && row.prompt !== row.nickname ? row.prompt : ""));
     if (several) words.append(el("small", {}, `${row.width}×${row.height}${row.index ? ` · ${row.index + 1}` : ""}`));
     grid.append(words);
     for (const step of steps) {
       const shot = row.steps.get(step), repeats = shot && repeated.get(JSON.stringify([shot.nickname, shot.width, shot.height, shot.index, shot.step, shot.label]));
-      grid.append(shot ? el("button", { class: `shot ${step === 0 ? "base" : ""}`, on: { click: () => openViewer(row.key, step) }, aria: { label: `${row.nickname}, ${stepWord(step)}` } }, image(shot, 384), repeats === undefined ? null : el("span", { class: "flag" }, t("repeats")(repeats))) : el("div", { class: "shot none" }));
+      grid.append(shot ? el("button", { class: `shot ${step === BASE ? "base" : ""}`, on: { click: () => openViewer(row.key, step) }, aria: { label: `${row.nickname}, ${stepWord(step)}` } }, image(shot, 384), repeats === undefined ? null : el("span", { class: "flag" }, t("repeats")(repeats))) : el("div", { class: "shot none" }));
     }
   }
   box.replaceChildren(grid);
@@ -81,10 +85,10 @@ function latest(rows, steps) {
   box.dataset.signature = signature;
   if (!rows.length && !live) { box.replaceChildren(empty(t("noPicturesYet"), t("noPicturesWhy"))); return; }
   const cells = rows.slice(0, 9).map(row => {
-    const step = Math.max(...row.steps.keys()), shot = row.steps.get(step), base = row.steps.get(0), preview = forming.get(row.nickname);
+    const step = Math.max(...row.steps.keys()), shot = row.steps.get(step), base = row.steps.get(BASE), preview = forming.get(row.nickname);
     if (preview) { forming.delete(row.nickname); return formingCell(preview, "latest"); }
     const cell = el("button", { class: "shot peek", title: row.prompt || row.nickname, on: { click: () => openViewer(row.key, step) } }, image(shot, 384));
-    if (base && step) { const before = image(base, 384); before.classList.add("before"); cell.append(before); }
+    if (base && base !== shot) { const before = image(base, 384); before.classList.add("before"); cell.append(before); }
     cell.append(el("span", { class: "name" }, row.nickname));
     return cell;
   });
@@ -130,27 +134,27 @@ function refreshViewer() {
   if (!row) { $("viewer").close(); return; }
   const steps = [...row.steps.keys()].sort((a, b) => a - b);
   const place = Math.max(0, steps.indexOf(open.step));
-  const shot = row.steps.get(steps[place]), base = row.steps.get(0);
+  const shot = row.steps.get(steps[place]), base = row.steps.get(BASE);
   $("viewer-name").textContent = row.nickname;
   $("viewer-prompt").textContent = row.prompt;
   const slider = $("viewer-slider");
   slider.max = steps.length - 1;
   slider.value = place;
   slider.disabled = steps.length < 2;
-  $("viewer-step").textContent = `${stepWord(shot.step)}${shot.label ? ` · ${t("ema")}` : ""} · ${shot.width}×${shot.height}`;
+  $("viewer-step").textContent = `${stepWord(shot.column)}${shot.label === "ema" ? ` · ${t("ema")}` : ""} · ${shot.width}×${shot.height}`;
   $("view-side").setAttribute("aria-pressed", mode === "side");
   $("view-wipe").setAttribute("aria-pressed", mode === "wipe");
   const framed = (picture, caption) => el("figure", {}, image(picture), el("figcaption", {}, caption));
-  const two = base && shot.step !== 0;
+  const two = base && base !== shot;
   const stage = $("stage");
   stage.className = `stage ${two && mode === "wipe" ? "over" : two ? "two" : "one"}`;
-  if (!two) stage.replaceChildren(framed(shot, stepWord(shot.step)));
-  else if (mode === "side") stage.replaceChildren(framed(base, t("base")), framed(shot, stepWord(shot.step)));
+  if (!two) stage.replaceChildren(framed(shot, stepWord(shot.column)));
+  else if (mode === "side") stage.replaceChildren(framed(base, t("base")), framed(shot, stepWord(shot.column)));
   else stage.replaceChildren(wiped(base, shot));
 }
 
 function wiped(base, shot) {
-  const top = image(base), box = el("div", { class: "wiped" }, image(shot), top, el("i", { class: "edge" }), el("span", { class: "tag left" }, t("base")), el("span", { class: "tag right" }, stepWord(shot.step)));
+  const top = image(base), box = el("div", { class: "wiped" }, image(shot), top, el("i", { class: "edge" }), el("span", { class: "tag left" }, t("base")), el("span", { class: "tag right" }, stepWord(shot.column)));
   top.classList.add("cover");
   const set = share => box.style.setProperty("--cut", `${Math.max(0, Math.min(100, share))}%`);
   set(50);
