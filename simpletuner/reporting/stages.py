@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from simpletuner.reporting.events import Done, Event, Listeners, Notification, Stage, StageStatus
+from simpletuner.reporting.masking import masked_text
 
 PROGRESS_S = 1.0  # between two events of one phase's progress
 
@@ -95,9 +96,9 @@ class Stages:
             self._file.update(**values)
 
     def line(self, text: str) -> None:
-        """What was said on the screen, as an event for logs."""
+        """What was said on the screen, as an event for logs: files and receivers must not hold the page's token."""
         if text.strip():
-            self.emit(Notification(message=text, severity="debug"))
+            self.emit(Notification(message=masked_text(text), severity="debug"))
 
     def progress(self, label: str, total: int, done: int) -> _Progress | None:
         """Mirror a bar; None where no phase is open, as in the steps of training, which have events of their own."""

@@ -224,7 +224,7 @@ def train(
             began = time.perf_counter()
             outcome = one_step(trainee, recipe, batches, step, figures.guard)
             step += 1
-            acts = any(hook.acts_at(step) for hook in hooks)
+            acts = any([hook.acts_at(step) for hook in hooks])  # every hook is asked: one takes requests there
             if trainee.graphs and (acts or step == total):
                 trainee.graphs.make_room()
             figures.add(Figures(step, outcome, recipe.schedule.at(step - 1), began))

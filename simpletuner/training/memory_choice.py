@@ -96,8 +96,8 @@ def batches(most: int) -> list[int]:
 
 def told(choice: Choice, found: Estimate, budget: float, kept: Sequence[str]) -> str:
     """The choice in one line, and why."""
-    recompute = {0: "no block is recomputed", 1: "every block is recomputed", 2: "every 2nd block is recomputed"}
-    parts = [recompute.get(choice.interval, f"every {choice.interval}rd block is recomputed")]
+    which = {0: "no block", 1: "every block", 2: "every 2nd block", 3: "every 3rd block"}  # more only where it is set
+    parts = [f"{which.get(choice.interval, f'one block in {choice.interval}')} is recomputed"]
     parts.append("CUDA graphs where they can be" if choice.graph else "no CUDA graphs")
     parts.append(f"the VAE takes {choice.vae_batch} at a time{', in tiles' if choice.tiling else ''}")
     set_ones = f"; kept as set: {', '.join(kept)}" if kept else ""

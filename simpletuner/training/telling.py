@@ -11,6 +11,7 @@ import torch
 
 from simpletuner.errors import TunerError
 from simpletuner.reporting.events import Done, GpuFault, Listener, Notification, Severity, Status
+from simpletuner.reporting.masking import masked_text
 from simpletuner.reporting.metrics import MetricsFile
 from simpletuner.reporting.progress import Reporter
 from simpletuner.reporting.stages import Stages
@@ -128,7 +129,9 @@ def _gpu_fault(stages: Stages, error: Exception) -> None:
 
 
 def _failed(stages: Stages, reason: str, title: str, severity: Severity, more: dict[str, str] | None = None) -> None:
+    """Tell why the run ended, in run.json and to the listeners; an address in the words may hold a password."""
+    reason, more = masked_text(reason), {key: masked_text(text) for key, text in (more or {}).items()}
     stages.record(status="failed", error=reason)
     stages.emit(Notification(title=title, message=reason, severity=severity))
     stages.mark("training_abort", "Training failed", "failed", ends_run=True)
-    stages.emit(Status(status="failed", severity=severity, message=reason, state={"error": reason, **(more or {})}))
+    stages.emit(Status(status="failed", severity=severity, message=reason, state={"error": reason, **more}))

@@ -49,6 +49,8 @@ def test_a_run_with_its_page_is_stopped_from_there(tmp_path: Path, pocket_run: C
     assert read_object(tmp_path / "out" / "run.json")["status"] == "interrupted"
     assert read_object(tmp_path / "out" / "dataset_sheet.json")["datasets"][0]["pictures"]
     assert gone(page.address)
+    token = page.address.partition("token=")[2]
+    assert token and not any(token in file.read_text() for file in (tmp_path / "out").glob("*.json*"))
 
 
 def test_the_page_of_a_killed_run_ends_with_it(tmp_path: Path) -> None:

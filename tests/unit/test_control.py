@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from io import StringIO
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from simpletuner.reporting.progress import Reporter
 from simpletuner.reporting.stages import Stages
 from simpletuner.training import control
 from simpletuner.training.control import Control, forget
-from simpletuner.training.loop import BANDS, StepResult, by_sigma, train
+from simpletuner.training.loop import BANDS, Hook, StepResult, by_sigma, train
 
 
 class Run:
@@ -29,8 +29,8 @@ class Run:
         draw = (lambda step: self.did.append(f"drawn {step}")) if validates else None
         self.control = Control(folder, lambda step: self.did.append(f"saved {step}"), draw, reporter, Stages())
 
-    def steps(self, requests: dict[int, list[str]], total: int = 6) -> int:
-        """Train; ``requests`` lie there when the step of that number begins."""
+    def steps(self, requests: dict[int, list[str]], total: int = 6, before: Sequence[Hook] = ()) -> int:
+        """Train, with hooks ``before`` the control; ``requests`` lie there when the step of that number begins."""
 
         def batches() -> object:
             for step in range(1, total + 1):
@@ -45,7 +45,7 @@ class Run:
             batches(),
             0,
             total,
-            [self.control],
+            [*before, self.control],
             lambda: self.control.stopping,  # type: ignore[arg-type]
         )
 
@@ -81,6 +81,17 @@ def test_figures_that_come_late_do_not_make_it_act_twice_or_early(
     for step in (1, 2, 3, 3):
         run.control.on_step_end(StepResult(step, 1.0, 1.0, 1e-3, 0.1, 2))
     assert run.did == ["saved 3"] and not run.control.acts_at(4)
+
+
+def test_it_is_asked_where_another_hook_acts_at_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(tmp_path / "control", monkeypatch)
+
+    class Busy(Control):
+        def acts_at(self, step: int) -> bool:
+            return True
+
+    busy = Busy(tmp_path / "none", print, None, Reporter(Console(file=StringIO())), Stages())
+    assert run.steps({2: ["save"], 3: ["stop"]}, before=[busy]) == 3 and run.did == ["saved 2"]
 
 
 def test_what_was_asked_of_an_earlier_run_is_forgotten(tmp_path: Path) -> None:

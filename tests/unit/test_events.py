@@ -11,6 +11,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from simpletuner.errors import TunerError
 from simpletuner.reporting.events import (
     CheckpointSaved,
     Done,
@@ -260,3 +261,16 @@ def test_a_run_that_runs_out_of_memory_tells_of_it(tmp_path: Path) -> None:
     end = ear.heard[-1].to_json()["data"]
     assert end["status"] == "failed" and "OutOfMemoryError" in end["traceback"]
     assert json.loads((tmp_path / "run.json").read_text())["status"] == "failed"
+
+
+def test_no_token_or_password_is_told_on(tmp_path: Path) -> None:
+    """What is said on the screen may hold the page's token; listeners write files and send messages."""
+    stages = Stages(run_file=RunFile(tmp_path / "run.json"))
+    ear, screen = Ear(), StringIO()
+    reporter = Reporter(Console(file=screen, width=200))
+    with pytest.raises(TunerError), told_run(stages, reporter, lambda: [ear], "a full fine-tune"):
+        reporter.say("Dashboard: http://127.0.0.1:8686/?token=hidden-one")
+        raise TunerError("cannot read s3://me:hidden-two@store/pictures")
+    heard = json.dumps([event.to_json() for event in ear.heard]) + (tmp_path / "run.json").read_text()
+    assert "hidden" not in heard and "127.0.0.1:8686" in heard and "@store/pictures" in heard
+    assert "hidden-one" in screen.getvalue(), "who sits there needs it"

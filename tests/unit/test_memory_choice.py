@@ -57,6 +57,15 @@ def test_a_small_batch_gives_up_graphs_last() -> None:
     assert memory_choice.batches(6) == [6, 3, 1]
 
 
+@pytest.mark.parametrize(
+    ("interval", "said"),
+    [(0, "no block is"), (1, "every block is"), (3, "every 3rd block is"), (4, "one block in 4 is")],
+)
+def test_which_blocks_are_recomputed_is_told(interval: int, said: str) -> None:
+    line = memory_choice.told(Choice(interval, False, False, 4), Estimate({"steps": 7 * GIB}), 8 * GIB, [])
+    assert f"memory: {said} recomputed" in line
+
+
 def test_told_in_one_line() -> None:
     choice = Choice(3, False, True, 2)
     line = memory_choice.told(choice, Estimate({"steps": 7 * GIB}), 8 * GIB, ["vae_batch_size"])

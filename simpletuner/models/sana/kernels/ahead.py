@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.metadata
 import json
 import os
 import subprocess
@@ -108,8 +107,10 @@ def _mark(widths: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -
     """A file that says that these very kernels lie in Triton's cache; None where nothing is compiled."""
     if device.type != "cuda":
         return None
+    import triton  # its distribution has other names elsewhere: pytorch-triton, pytorch-triton-rocm
+
     sources = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
-    about = (widths, str(dtype), torch.cuda.get_device_capability(device), importlib.metadata.version("triton"))
+    about = (widths, str(dtype), torch.cuda.get_device_capability(device), triton.__version__)
     digest = hashlib.sha256(sources + repr(about).encode()).hexdigest()[:16]
     folder = os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "cache"
     return Path(folder) / f"simpletuner-kernels-{digest}"
