@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from simpletuner.errors import ModelError, UnreachableError
+from simpletuner.models import hub_errors
 from simpletuner.models.base import LoadSource
 
 HUB_SECONDS = 5.0  # to answer at all
@@ -19,7 +20,11 @@ HUB_SECONDS = 5.0  # to answer at all
 
 def _explain(source: LoadSource, what: str, error: Exception) -> ModelError:
     """One paragraph: what could not be loaded, from where, why, and what to do."""
-    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    told = None if source.local else hub_errors.why(error, source.path, source.revision)
+    if told:
+        unknown = UnreachableError if hub_errors.passing(error) else ModelError
+        return unknown(f"cannot load the {what} of {source.path!r}: {told[0]}. What to do: {told[1]}.")
+    first_line = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
     remedy = (
         "check that the folder is a complete diffusers pipeline"
         if source.local
