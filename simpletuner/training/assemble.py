@@ -5,6 +5,7 @@ In: a session and its parts. Out: adapter, validator, optimizer, EMA, trainee. T
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -67,7 +68,7 @@ def make_validator(session: Session, parts: Components) -> Validator | None:
 
 
 def held_out_batches(
-    session: Session, held_out: list[prepare.Found], refs: keeping.Refs, texts: Texts, latents_of: OnDemand
+    session: Session, held_out: Sequence[prepare.Found], refs: keeping.Refs, texts: Texts, latents_of: OnDemand
 ) -> list[tuple[Batch, list[str]]]:
     """Held-out pictures as they are measured, dataset by dataset; empty if there is nothing to measure."""
     options = session.config.options

@@ -1,6 +1,6 @@
 """The composition root: options become plain values, the rooms are joined, the run goes from start to export.
 
-With ``session``, ``assemble``, ``finish``, ``caching``, ``check`` and ``translate*`` the only modules that see options.
+It and its parts (CONTRIBUTING.md names them) are the only modules that see options.
 """
 
 from __future__ import annotations
@@ -11,56 +11,43 @@ from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from simpletuner.config.read import RunConfig
 from simpletuner.data.cache import write_atomic
 from simpletuner.data.loader import Loader
-from simpletuner.data.ondemand import OnDemand, TextsOnDemand
-from simpletuner.data.sampler import Plan
-from simpletuner.evaluation.validation import Validator
-from simpletuner.models.base import Components
 from simpletuner.reporting.progress import Reporter
 from simpletuner.training import (
     checkpoint,
     fast_path,
-    keeping,
     optimizers,
-    prepare,
-    quantising,
     resuming,
     translate,
     translate_data,
     translate_noise,
-    translate_precision,
     translate_reporting,
-    translate_validation,
 )
+from simpletuner.training.acting import make_hooks
 from simpletuner.training.assemble import (
-    held_out_batches,
     make_adapter,
     make_ema,
-    make_held_out,
     make_trainee,
     make_validator,
 )
-from simpletuner.training.caching import Texts, fill_caches, on_demand
 from simpletuner.training.control import FOLDER, Control, StoppedOnRequest, forget
 from simpletuner.training.finish import finish
 from simpletuner.training.fitting import fit
-from simpletuner.training.hooks import Checkpointing, Progress
+from simpletuner.training.hooks import Progress
 from simpletuner.training.interrupt import stop_on_interrupt
-from simpletuner.training.judging import Judging, load_clip, make_judging
+from simpletuner.training.judging import load_clip, make_judging
 from simpletuner.training.loop import Hook
 from simpletuner.training.loop import train as train_loop
+from simpletuner.training.material import gather
 from simpletuner.training.page_beside import page_beside
+from simpletuner.training.parts import load_model, make_room
 from simpletuner.training.prefetch import on_device
 from simpletuner.training.previewing import make_previewer, tiny_decoder
-from simpletuner.training.redraw import Samples
-from simpletuner.training.session import Session, check_sizes, find_pictures, open_session, tell_data
+from simpletuner.training.session import Session, find_pictures, open_session, tell_data
 from simpletuner.training.step import Recipe, Trainee
 from simpletuner.training.telling import StepStatus, told
-from simpletuner.training.validating import ValidationPictures
 from simpletuner.wording import counted
 
 
@@ -112,104 +99,45 @@ def _train(session: Session) -> None:
         parts, model = load_model(session)
     adapter = make_adapter(session, parts)
     tell_data(session, parts, training)
-    refs, texts = fill_caches(session, parts, [*training, *held_out])
-    check_sizes(session, training)  # again: pictures that could not be decoded are out now
+    material = gather(session, parts, training, held_out)
     with stage("validation_prompt_encoding", "Encoding the validation prompts"):
         validator = make_validator(session, parts)
-    make_room(session, parts, [*training, *held_out], texts)
-
-    latents_of = on_demand(session, parts)
-    samples = Samples(training, refs, latents_of.forget)
-    plan = samples.plan(translate_data.drawing(config), options.training.seed)
-    loader = make_loader(session, samples, texts, plan, training, latents_of)
+    make_room(session, parts, material)
     if validator:
-        shown = [refs[item.source.id, p.sample.path] for item in training for p in item.placed]
-        validator.previews = make_previewer(session, tiny, parts, shown, latents_of)
+        validator.previews = make_previewer(session, tiny, parts, material.shown(), material.latents_of)
     judging = make_judging(session, clip, training) if validator else None
-    total = translate.total_steps(config, plan)
-    for dataset_id in translate_data.regularisation(config):
-        session.reporter.say(
-            f"[{dataset_id}] is regularisation data: its target is the base model's own prediction, and its loss stands "
-            "apart, as regularisation_loss in metrics.jsonl"
-        )
-    for line in translate.notes_on_length(options, total):
-        session.reporter.say(line)
+    total = translate.total_steps(config, material.plan)
+    tell_course(session, total)
     drawn = translate_noise.density(options, session.facts)
     recipe = translate.recipe(options, drawn, total, session.precision)
     with stage("init_prepare_models", "Preparing the model for training"):
         compiled()
         trainee = make_trainee(session, parts, adapter)
     shape = adapter.shape() if adapter else {}
-    identity = translate.identity(config, samples.placed, session.precision, session.text, drawn, model, shape)
+    identity = translate.identity(config, material.samples.placed, session.precision, session.text, drawn, model, shape)
     with stage("init_resume_checkpoint", "Looking for a checkpoint to go on from"):
         start = resume(session, trainee, resume_from, identity, total)
     session.stages.phase = "training"
     session.stages.record(start_step=start, total_steps=total, phase="training")
-    if start < total:
-        for line in translate_noise.describe(recipe, training, session.facts):
-            session.reporter.say(line)
-    status = StepStatus(session.stages, session.metrics, total, *translate_reporting.course(options, plan))
-    hooks = make_hooks(session, trainee, recipe, plan, validator, judging, held_out, refs, texts, latents_of, identity)
-    try:
-        done = run_steps(session, trainee, recipe, loader, start, total, [status, *hooks])
-    finally:
-        if validator:
-            validator.close()
-        latents_of.close()
-        texts.close()
+    for line in translate_noise.describe(recipe, training, session.facts) if start < total else ():
+        session.reporter.say(line)
+    status = StepStatus(session.stages, session.metrics, total, *translate_reporting.course(options, material.plan))
+    hooks = make_hooks(session, trainee, recipe, material, validator, judging, identity)
+    with closing(material), closing(validator) if validator else nullcontext():
+        done = run_steps(session, trainee, recipe, material.loader, start, total, [status, *hooks])
     with stage("model_save", "Exporting the model"):
         finish(session, parts, trainee, hooks, done, total)
 
 
-def load_model(session: Session) -> tuple[Components, str]:
-    """All parts, the base quantised if asked for; and a short digest of the base weights."""
-    session.reporter.say(f"Loading {session.source.path}")
-    parts = session.family.load(session.source)
-    model = resuming.sketch(parts.transformer)
-    quantised = translate_precision.base_quantisation(session.config.options, session.precision, session.device)
-    if quantised:
-        session.reporter.say(quantising.transformer(session.family, parts, session.facts, quantised))
-    parts.vae.to(session.device)
-    return parts, model
-
-
-def make_room(session: Session, parts: Components, found: list[prepare.Found], texts: Texts) -> None:
-    """What only caching needed leaves the device, and the transformer comes; the decoder is fetched while pictures are drawn."""
-    if isinstance(texts, TextsOnDemand):
-        pass  # captions are still to be encoded
-    elif session.config.options.precision.text_encoder_1_precision != "no_change":
-        parts.text_encoder = None  # the export has the published weights, not the quantised ones
-    else:
-        parts.text_encoder.to("cpu")
-    if all(item.source.caching == "ahead" for item in found):
-        parts.vae.to("cpu")
-    if session.device.type == "cuda":
-        torch.cuda.empty_cache()  # what caching had reserved is free for training, and for other programs on the card
-    parts.transformer.to(session.device)
-
-
-def make_loader(
-    session: Session,
-    samples: Samples,
-    texts: Texts,
-    plan: Plan,
-    training: list[prepare.Found],
-    latents_of: OnDemand,
-) -> Loader:
-    """Batches in the order of the plan."""
-    options = session.config.options
-    return Loader(
-        samples,
-        texts,
-        plan,
-        options.training.seed,
-        options.data.caption_dropout_probability,
-        {item.source.id: item.source.timestep_offset for item in training},
-        latents_of,
-        translate_data.regularisation(session.config),
-        text_multiple=fast_path.text_multiple(options.precision.transformer_forward, session.device),
-        pinned=session.device.type == "cuda",
-    )
+def tell_course(session: Session, total: int) -> None:
+    """What a person should know of the steps that come."""
+    for dataset_id in translate_data.regularisation(session.config):
+        session.reporter.say(
+            f"[{dataset_id}] is regularisation data: its target is the base model's own prediction, and its loss stands "
+            "apart, as regularisation_loss in metrics.jsonl"
+        )
+    for line in translate.notes_on_length(session.config.options, total):
+        session.reporter.say(line)
 
 
 def resume(session: Session, trainee: Trainee, folder: Path | None, identity: resuming.Identity, total: int) -> int:
@@ -237,48 +165,6 @@ def resume(session: Session, trainee: Trainee, folder: Path | None, identity: re
         what = "later checkpoints" if start else "an earlier run's checkpoints, metrics and pictures"
         session.reporter.say(f"{what} are kept in {moved}")
     return start
-
-
-def make_hooks(
-    session: Session,
-    trainee: Trainee,
-    recipe: Recipe,
-    plan: Plan,
-    validator: Validator | None,
-    judging: Judging | None,
-    held_out: list[prepare.Found],
-    refs: keeping.Refs,
-    texts: Texts,
-    latents_of: OnDemand,
-    identity: resuming.Identity,
-) -> list[Hook]:
-    """Checkpoint first: a failing validation must not cost what was learned."""
-    options = session.config.options
-
-    keep = options.checkpoints.checkpoints_total_limit or None
-    save = resuming.saver(trainee, session.output_dir, identity, keep)
-    often = options.checkpoints.checkpoint_step_interval
-    checkpointing = Checkpointing(often, save, session.reporter, session.stages)
-    hooks: list[Hook] = [checkpointing]
-    drawing: ValidationPictures | None = None
-    stacked = held_out_batches(session, held_out, refs, texts, latents_of)
-    if stacked:
-        hooks.append(make_held_out(session, trainee, recipe, plan, stacked))
-    if validator:
-        drawing = ValidationPictures(
-            translate_validation.interval(options, plan),
-            translate_validation.draws_at_start(options),
-            validator,
-            translate_validation.shown(options, trainee),
-            session.output_dir,
-            session.metrics,
-            session.reporter,
-            stages=session.stages,
-            judging=judging,
-        )
-        hooks.append(drawing)
-    folder, draw = session.output_dir / FOLDER, drawing.now if drawing else None
-    return [*hooks, Control(folder, checkpointing.now, draw, session.reporter, session.stages)]
 
 
 def run_steps(
