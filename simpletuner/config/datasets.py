@@ -28,118 +28,181 @@ def _spelling(value: Any) -> Any:
 class CaptionShuffle(Section):
     """``caption_shuffle``: alternative captions with their parts in another order."""
 
-    enable: bool = False
-    count: Positive = 1
-    seed: int = 0
-    split_on: Literal["comma", "space", "period"] = "comma"
-    position_start: Annotated[int, Field(ge=0)] = 0
-    include_original: bool = True
+    enable: bool = Field(False, description="Make captions with their parts in another order.")
+    count: Positive = Field(1, description="How many orders of each caption.")
+    seed: int = Field(0, description="Which orders.")
+    split_on: Literal["comma", "space", "period"] = Field("comma", description="What parts the caption.")
+    position_start: Annotated[int, Field(ge=0)] = Field(
+        0, description="So many parts at the front stay where they are."
+    )
+    include_original: bool = Field(True, description="The caption as it is counts as well.")
 
 
 class CaptionTableOptions(Section):
     """``parquet``: a table of captions (.parquet, .jsonl, .json or .csv)."""
 
-    path: Path
-    filename_column: str = "filename"
-    caption_column: str = "caption"
-    fallback_caption_column: str | None = None
-    identifier_includes_extension: bool = False
-    width_column: str | None = None
-    height_column: str | None = None
-    aspect_ratio_column: str | None = None
+    path: Path = Field(description="The table; its ending says what it is.")
+    filename_column: str = Field("filename", description="Column of file names: paths inside instance_data_dir.")
+    caption_column: str = Field("caption", description="Column of captions; a list holds alternatives.")
+    fallback_caption_column: str | None = Field(None, description="Column for rows without a caption.")
+    identifier_includes_extension: bool = Field(False, description="File names in the table have their ending.")
+    width_column: str | None = Field(None, description="Not needed: sizes are read from the pictures' own headers.")
+    height_column: str | None = Field(None, description="Not needed, likewise.")
+    aspect_ratio_column: str | None = Field(None, description="Not needed, likewise.")
 
 
 class OnS3(Section):
     """Keys of entries whose files or caches may lie in a bucket."""
 
-    aws_bucket_name: str | None = None
-    aws_data_prefix: str | None = None
-    aws_region_name: str | None = None
-    aws_endpoint_url: str | None = None
-    aws_access_key_id: SecretStr | None = None
-    aws_secret_access_key: SecretStr | None = None
+    aws_bucket_name: str | None = Field(None, description="Bucket of type aws.")
+    aws_data_prefix: str | None = Field(None, description="Where in the bucket.")
+    aws_region_name: str | None = Field(None, description="Its region.")
+    aws_endpoint_url: str | None = Field(None, description="Another store that speaks S3.")
+    aws_access_key_id: SecretStr | None = Field(
+        None, description="Key; better as {env:NAME}. Without one the usual AWS sources count."
+    )
+    aws_secret_access_key: SecretStr | None = Field(None, description="Its secret.")
     cache_url: str = ""
 
 
 class ImageDataset(OnS3):
     """Pictures to train on (dataset_type image) or to measure held-out loss on (eval)."""
 
-    id: Annotated[str, Field(min_length=1)]
-    type: Literal["local", "aws", "huggingface", "csv", "webdataset"] = "local"
-    dataset_type: Literal["image", "eval"] = "image"
-    instance_data_dir: Path
+    id: Annotated[str, Field(min_length=1)] = Field(description="Its name in messages and caches.")
+    type: Literal["local", "aws", "huggingface", "csv", "webdataset"] = Field(
+        "local",
+        description="Where the pictures are: a folder or URL, S3, a Hugging Face dataset, a CSV of addresses, tar files.",
+    )
+    dataset_type: Literal["image", "eval"] = Field(
+        "image", description="image is trained on; eval is held out and only measured."
+    )
+    instance_data_dir: Path = Field(
+        description="Folder, URL or tar files of the pictures; subfolders count. Nothing is written into it."
+    )
     source_url: str = ""
-    dataset_name: str | None = None
-    dataset_config: str | None = None
-    split: str = "train"
-    revision: str | None = None
-    image_column: str = "image"
-    caption_column: str = "caption"
-    fallback_caption_column: str | None = None
-    csv_file: Path | None = None
-    csv_caption_column: str = "caption"
-    csv_cache_dir: Path | None = None
-    cache_dir_vae: Path
-    resolution: Annotated[float, Field(gt=0.0)]
-    resolution_type: Literal["pixel", "area", "pixel_area"]
-    crop: bool = False
-    crop_aspect: Literal["square", "preserve", "closest", "random"] = "square"
-    crop_aspect_buckets: Annotated[tuple[tuple[float, float], ...] | None, BeforeValidator(parse_aspects)] = None
-    crop_style: Annotated[Literal["center", "corner", "random"], BeforeValidator(_spelling)] = "center"
-    minimum_image_size: Nonnegative | None = None
-    maximum_image_size: Nonnegative | None = None
-    target_downsample_size: Nonnegative | None = None
-    minimum_aspect_ratio: Nonnegative | None = None
-    maximum_aspect_ratio: Nonnegative | None = None
-    max_upscale_threshold: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
-    max_num_samples: Positive | None = None
+    dataset_name: str | None = Field(None, description="Hub id or folder, with type huggingface.")
+    dataset_config: str | None = Field(None, description="Configuration of that dataset.")
+    split: str = Field("train", description="Its split.")
+    revision: str | None = Field(None, description="Its revision.")
+    image_column: str = Field("image", description="Column of pictures.")
+    caption_column: str = Field(
+        "caption", description="Column of captions (huggingface), or key of the .json members (webdataset)."
+    )
+    fallback_caption_column: str | None = Field(None, description="Column for rows without a caption.")
+    csv_file: Path | None = Field(None, description="The CSV file, with type csv.")
+    csv_caption_column: str = Field("caption", description="Its column of captions.")
+    csv_cache_dir: Path | None = Field(None, description="Where fetched pictures are kept.")
+    cache_dir_vae: Path = Field(
+        description="Where its latents are kept; may be a URL. By default a folder of its own below cache_dir."
+    )
+    resolution: Annotated[float, Field(gt=0.0)] = Field(
+        description="How large pictures are trained, in the unit of resolution_type."
+    )
+    resolution_type: Literal["pixel", "area", "pixel_area"] = Field(
+        description="pixel_area: as many pixels as a square of this edge; area: megapixels; pixel: the shorter side."
+    )
+    crop: bool = Field(
+        False,
+        description="Cut pictures to crop_aspect; without it each keeps its shape, but for the last pixels of its bucket.",
+    )
+    crop_aspect: Literal["square", "preserve", "closest", "random"] = Field(
+        "square",
+        description="Shape that is cut: a square, the picture's own, the nearest or any of crop_aspect_buckets.",
+    )
+    crop_aspect_buckets: Annotated[tuple[tuple[float, float], ...] | None, BeforeValidator(parse_aspects)] = Field(
+        None, description="Aspects (width / height) for closest and random: numbers, or {aspect, weight}."
+    )
+    crop_style: Annotated[Literal["center", "corner", "random"], BeforeValidator(_spelling)] = Field(
+        "center", description="Which part is kept."
+    )
+    minimum_image_size: Nonnegative | None = Field(None, description="Smaller pictures are skipped, and named.")
+    maximum_image_size: Nonnegative | None = Field(
+        None, description="With crop: larger pictures are first reduced to target_downsample_size."
+    )
+    target_downsample_size: Nonnegative | None = Field(
+        None, description="See maximum_image_size: makes crops of very large pictures show more."
+    )
+    minimum_aspect_ratio: Nonnegative | None = Field(
+        None, description="Narrower pictures (width / height) are skipped."
+    )
+    maximum_aspect_ratio: Nonnegative | None = Field(None, description="Wider pictures are skipped.")
+    max_upscale_threshold: Annotated[float, Field(ge=0.0, le=1.0)] | None = Field(
+        None, description="closest and random pass over buckets that enlarge a picture by more than this share."
+    )
+    max_num_samples: Positive | None = Field(None, description="At most so many pictures, a fixed random choice.")
     caption_strategy: Literal[
         "filename", "textfile", "instanceprompt", "parquet", "huggingface", "csv", "webdataset", "null"
-    ]
-    instance_prompt: str | tuple[str, ...] | None = None
-    prepend_instance_prompt: bool = False
-    only_instance_prompt: bool = False
-    parquet: CaptionTableOptions | None = None
-    caption_filter_list: Annotated[tuple[str, ...], BeforeValidator(parse_filter)] = ()
-    caption_shuffle: CaptionShuffle | None = None
-    disable_multiline_split: bool = False
-    repeats: Annotated[int, Field(ge=0)] = 0
-    probability: Nonnegative = 1.0
-    train_batch_size: Positive | None = None
-    start_epoch: Annotated[int, Field(ge=0)] = 1
-    start_step: Annotated[int, Field(ge=0)] = 0
-    end_epoch: Annotated[int, Field(ge=0)] | None = None
-    end_step: Annotated[int, Field(ge=0)] | None = None
-    is_regularisation_data: bool = False
-    conditioning_data: Annotated[str | None, BeforeValidator(_only_one)] = None
-    timestep_sampling_offset: float = 0.0
-    vae_batch_size: Positive = 4
-    vae_cache_ondemand: bool = False
-    vae_cache_disable: bool = False
-    vae_cache_clear_each_epoch: bool = False
-    disable_after_epoch_step: Annotated[int, Field(ge=0)] | None = None
+    ] = Field(description="Where captions are.")
+    instance_prompt: str | tuple[str, ...] | None = Field(
+        None,
+        description="The caption of all pictures (instanceprompt), or words before each; a list holds alternatives.",
+    )
+    prepend_instance_prompt: bool = Field(False, description="Put instance_prompt before every caption.")
+    only_instance_prompt: bool = Field(False, description="Use instance_prompt alone.")
+    parquet: CaptionTableOptions | None = Field(
+        None, description="The table of captions, with caption_strategy parquet; its keys are below."
+    )
+    caption_filter_list: Annotated[tuple[str, ...], BeforeValidator(parse_filter)] = Field(
+        (), description="Words and patterns taken out of captions, a list or a file; s/a/b replaces."
+    )
+    caption_shuffle: CaptionShuffle | None = Field(
+        None, description="Captions with their parts in another order; its keys are below."
+    )
+    disable_multiline_split: bool = Field(False, description="A text file is one caption, not one for each line.")
+    repeats: Annotated[int, Field(ge=0)] = Field(0, description="Extra passes an epoch: 1 shows every picture twice.")
+    probability: Nonnegative = Field(1.0, description="Share of batches, beside other datasets; 0 leaves it out.")
+    train_batch_size: Positive | None = Field(None, description="Pictures per micro-batch of this dataset.")
+    start_epoch: Annotated[int, Field(ge=0)] = Field(1, description="First epoch in which it is used.")
+    start_step: Annotated[int, Field(ge=0)] = Field(0, description="Optimizer steps done before it is first used.")
+    end_epoch: Annotated[int, Field(ge=0)] | None = Field(None, description="Last epoch in which it is used.")
+    end_step: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="It is used no more once so many optimizer steps are done."
+    )
+    is_regularisation_data: bool = Field(
+        False,
+        description="With an adapter: the target is the base model's own prediction, so what is shown does not change.",
+    )
+    conditioning_data: Annotated[str | None, BeforeValidator(_only_one)] = Field(
+        None, description="Id of the dataset with this one's masks."
+    )
+    timestep_sampling_offset: float = Field(
+        0.0, description="Added to the mean of the logit-normal density: above 0 more noise, below less."
+    )
+    vae_batch_size: Positive = Field(4, description="Pictures per VAE call while caching.")
+    vae_cache_ondemand: bool = Field(False, description="Encode latents when first needed, and keep them.")
+    vae_cache_disable: bool = Field(False, description="Encode latents whenever needed, and keep none.")
+    vae_cache_clear_each_epoch: bool = Field(
+        False, description="New random crops and aspects every epoch, encoded anew."
+    )
+    disable_after_epoch_step: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="Its share of batches falls in a line to nothing at this step of the run."
+    )
 
 
 class MaskDataset(Section):
     """Masks for a masked loss (dataset_type conditioning); sizes and crops are those of the pictures they belong to."""
 
-    id: Annotated[str, Field(min_length=1)]
-    type: Literal["local"] = "local"
-    dataset_type: Literal["conditioning"]
-    conditioning_type: Literal["mask", "segmentation"]
-    instance_data_dir: Path
+    id: Annotated[str, Field(min_length=1)] = Field(
+        description="Its name; conditioning_data of the pictures' entry says it."
+    )
+    type: Literal["local"] = Field("local", description="A folder.")
+    dataset_type: Literal["conditioning"] = Field(description="This kind of entry.")
+    conditioning_type: Literal["mask", "segmentation"] = Field(
+        description="mask: white counts, black does not, grey in part; segmentation: whatever is not black counts."
+    )
+    instance_data_dir: Path = Field(description="Masks with the pictures' own file names.")
 
 
 class TextEmbedsDataset(OnS3):
     """Where text embeds are kept."""
 
-    id: Annotated[str, Field(min_length=1)]
-    type: Literal["local", "aws"] = "local"
-    dataset_type: Literal["text_embeds"]
-    default: bool = False
-    cache_dir: Path
-    text_cache_ondemand: bool = False
-    text_cache_disable: bool = False
+    id: Annotated[str, Field(min_length=1)] = Field(description="Its name.")
+    type: Literal["local", "aws"] = Field("local", description="A folder, or a prefix in a bucket.")
+    dataset_type: Literal["text_embeds"] = Field(description="This kind of entry.")
+    default: bool = Field(False, description="Needed only where there are several.")
+    cache_dir: Path = Field(description="Where text embeds are kept; may be a URL.")
+    text_cache_ondemand: bool = Field(False, description="Encode captions when first needed, and keep them.")
+    text_cache_disable: bool = Field(False, description="Encode captions whenever needed, and keep none.")
 
 
 @dataclass(frozen=True, slots=True)
