@@ -18,6 +18,23 @@ PAGES = ("CHANGELOG.md", "CONTRIBUTING.md", "bench/RESULTS.md")
 LINK = re.compile(r"(\]\()([^)\s#:]+)(#[^)\s]*)?\)")
 
 
+def _named(nav: Any) -> set[str]:
+    """Every page that a navigation names."""
+    if isinstance(nav, str):
+        return {nav}
+    return {name for part in (nav.values() if isinstance(nav, dict) else nav) for name in _named(part)}
+
+
+def on_config(config: Any) -> Any:
+    """A page of docs/ that the navigation does not name yet stands at the end of How-to, under its own title."""
+    known = _named(config.nav)
+    how_to = next(section["How-to"] for section in config.nav if "How-to" in section)
+    for page in sorted((ROOT / "docs").glob("*.md")):
+        if page.name not in known:
+            how_to.append({page.read_text(encoding="utf-8").partition("\n")[0].lstrip("# "): page.name})
+    return config
+
+
 def on_files(files: Any, config: Any) -> Any:
     """Add the pages that lie outside docs/."""
     for name in PAGES:
