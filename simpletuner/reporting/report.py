@@ -106,8 +106,8 @@ def what_was_trained(config: Mapping[str, Any]) -> str:
     base = str(config.get("model_flavour") or config.get("pretrained_model_name_or_path") or "an unknown model")
     base = "/".join(Path(base).parts[-2:])  # of a folder the end is enough
     rate, optimizer = config.get("learning_rate", "?"), config.get("optimizer", "?")
-    size = config.get("train_batch_size", "?")
-    return f"Trained {kind}, on {base}, with {optimizer} at a learning rate of {rate}, {size} pictures at a time."
+    size = counted(config.get("train_batch_size", 4), "picture")
+    return f"Trained {kind}, on {base}, with {optimizer} at a learning rate of {rate}, {size} at a time."
 
 
 def _head(name: str, config: Mapping[str, Any], state: Mapping[str, Any], series: Series) -> str:
@@ -276,7 +276,7 @@ def _dataset(sheet: Mapping[str, Any]) -> str:
                 )
                 left -= 1
         used, found = entry.get("used", 0), entry.get("found", 0)
-        count = f"{used} pictures" if used == found else f"{used} of {found} pictures used"
+        count = counted(used, "picture") if used == found else f"{used} of {found} pictures used"
         parts.append(f'<h3>{_text(entry.get("id", ""))} <span class="soft">{_text(count)}</span></h3>')
         parts.append(f'<div class="sheet">{"".join(figures)}</div>')
     return f"<h2>Training pictures</h2>{''.join(parts)}" if parts else ""
