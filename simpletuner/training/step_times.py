@@ -75,6 +75,6 @@ def describe(step: Step, card: str | None) -> str:
         return "How long a step takes is not known: nothing like it was measured"
     told = f"about {found:.0f} ms on one {MACHINE}, where it was measured"
     if card and "H100" in card:
-        return f"A step takes {told}, so {1000 * step.batch / found:.1f} pictures a second"
+        return f"A step takes {told}, so {1000 * step.batch / found:.1f} pictures/s"
     here = f"for {card}" if card else "without a GPU"
     return f"A step takes {told}; {here} it is not known"
