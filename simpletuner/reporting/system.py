@@ -5,7 +5,6 @@ Read in the thread of a listener, every few seconds: asking a driver may take mi
 
 from __future__ import annotations
 
-import resource
 import sys
 import threading
 import time
@@ -15,6 +14,9 @@ from typing import Any
 import torch
 
 from simpletuner.reporting.events import Event, Status
+
+if sys.platform != "win32":
+    import resource
 
 INTERVAL_S = 10.0
 GIB = 2**30
@@ -52,8 +54,10 @@ class SystemFigures:
 
 def read(device: torch.device) -> dict[str, float]:
     """GiB, percent, degrees and watts, as far as the machine tells them."""
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB elsewhere
-    figures = {"process_memory_peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB}
+    figures: dict[str, float] = {}
+    if sys.platform != "win32":
+        unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB elsewhere
+        figures["process_memory_peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
     if device.type == "cuda":
         stats = torch.cuda.memory_stats(device)
         for name, key in (

@@ -19,7 +19,7 @@ from simpletuner.data.types import Size
 from simpletuner.errors import TunerError
 from simpletuner.reporting import dataset_sheet
 from simpletuner.reporting.drawing import Line, chart, nice_ticks, short
-from simpletuner.reporting.report import page, write
+from simpletuner.reporting.report import page, what_was_trained, write
 from simpletuner.reporting.run_folder import RunFolder, read_object
 from simpletuner.reporting.settings import with_defaults
 
@@ -55,6 +55,11 @@ def test_hostile_words_are_text(tmp_path: Path) -> None:
     assert all(address.startswith("data:image/") for address in tags.addresses)
     assert "hf_abcdefghijkl" not in text
     assert text.count("&lt;script&gt;") >= 4, "caption, prompt, log and setting are all there"
+
+
+def test_one_picture_is_one() -> None:
+    assert "1 picture at a time" in what_was_trained({"train_batch_size": 1})
+    assert "4 pictures at a time" in what_was_trained({"train_batch_size": 4})
 
 
 def test_what_stands_in_it(tmp_path: Path) -> None:

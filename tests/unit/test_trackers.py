@@ -1,6 +1,8 @@
 """Trackers: TensorBoard read back with its own reader; the others' lifecycle through a real tracker of accelerate."""
 
+import importlib.util
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -221,3 +223,14 @@ def test_a_run_writes_tensorboard_by_default(
     losses = [line["loss"] for line in recorded if line["kind"] == "step"]
     assert [point.value for point in run.Scalars("train/loss")] == pytest.approx(losses)
     assert run.Scalars("system/samples_seen")[0].value == 2
+
+
+def test_where_the_system_tells_no_memory_the_rest_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows has no ``resource``: the module is made again as it would be there."""
+    spec = importlib.util.find_spec("simpletuner.reporting.system")
+    assert spec and spec.loader
+    there = importlib.util.module_from_spec(spec)
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setitem(sys.modules, "resource", None)
+    spec.loader.exec_module(there)
+    assert there.read(torch.device("cpu")) == {}
