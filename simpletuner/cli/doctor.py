@@ -35,7 +35,8 @@ def _folders(config: str | None) -> dict[str, Path]:
 
     from huggingface_hub import constants
 
-    from simpletuner.config.read import find_config, load
+    from simpletuner.config.files import find_config
+    from simpletuner.config.read import load
     from simpletuner.errors import TunerError
 
     folders = {"Output": Path("output"), "Caches": Path("cache")}

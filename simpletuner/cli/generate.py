@@ -112,8 +112,8 @@ def _prompts(
     given: tuple[str, ...], library: Path | None
 ) -> tuple[tuple[tuple[str, str], ...], dict[str, float], list[str]]:
     """(nickname, prompt) of all, strengths by nickname, and sentences to print."""
+    from simpletuner.config.files import read_file
     from simpletuner.config.prompts import Prompts, of_file
-    from simpletuner.config.read import read_file
 
     prompts, notices = of_file(library, read_file) if library else (Prompts(), [])
     for text in given:

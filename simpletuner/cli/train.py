@@ -106,7 +106,8 @@ def train(config: str | None, env: str | None, example: str | None, debug: bool,
     """
     import os
 
-    from simpletuner.config.read import find_config, load
+    from simpletuner.config.files import find_config
+    from simpletuner.config.read import load
 
     words = list(arguments)
     for name in ("config", "env", "example"):  # key=value spelling of this command's own options

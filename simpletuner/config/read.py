@@ -10,7 +10,6 @@ import json
 import os
 import random
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from simpletuner.config.checking import Findings, build, nearest, other_values, 
 from simpletuner.config.dataloader import load_datasets
 from simpletuner.config.datasets import Datasets
 from simpletuner.config.examples import EXAMPLES, example_folder, instead_of
-from simpletuner.config.json_hints import hint
+from simpletuner.config.files import find_config, one_problem, read_file
 from simpletuner.config.options import Options, section_of, sections
 from simpletuner.config.prompts import gather
 from simpletuner.config.rules import check, without_effect
@@ -68,85 +67,6 @@ class RunConfig:
     def place(self, key: str) -> str:
         """Where a key came from; for one that nobody gave, the file it would stand in."""
         return self.where.get(key, self.config_file)
-
-
-def _one(file: str, key: str, value: object, reason: str, remedy: str = "") -> ConfigError:
-    return ConfigError([Problem(file, key, value, reason, remedy)])
-
-
-def find_config(config: str | None, env: str | None, example: str | None, environ: Mapping[str, str]) -> Path | None:
-    """The configuration file to use, or None if there is none and none was asked for.
-
-    Raises:
-        ConfigError: A file that was asked for does not exist, or is a config.env; or two were asked for.
-    """
-    chosen = {"--config": config, "--env": env, "--example": example}
-    given = [f"{name} {value}" for name, value in chosen.items() if value]
-    if len(given) > 1:
-        raise _one("command line", " and ".join(given), "", "each names another configuration", "keep one of them")
-    if example:
-        return example_folder(example) / "config.json"
-    asked = config or (None if env else environ.get("CONFIG_PATH"))
-    if asked:
-        path = Path(asked).expanduser()
-        if path.suffix == ".env" and path.is_file():
-            raise _env_file(path)
-        found = _in_folder(path) if path.is_dir() else path if path.is_file() else None
-        if found is None:
-            raise _one(str(path), "--config", asked, "there is no such configuration", "check the path")
-        return found
-    name = env or next(
-        (environ[k] for k in ("SIMPLETUNER_ENVIRONMENT", "SIMPLETUNER_ENV", "ENV") if environ.get(k)), ""
-    )
-    if name and name != "default":
-        found = _in_folder(Path("config") / name)
-        if found is None:
-            if env or not environ.get("ENV") == name:
-                raise _one(f"config/{name}", "--env", name, "it has no config.json", f"make config/{name}/config.json")
-            return _in_folder(Path()) or _in_folder(Path("config"))
-        return found
-    return _in_folder(Path()) or _in_folder(Path("config"))
-
-
-def _in_folder(folder: Path) -> Path | None:
-    """config.json or config.toml in a folder; a lone config.env is refused."""
-    for name in ("config.json", "config.toml"):
-        if (folder / name).is_file():
-            return folder / name
-    if (folder / "config.env").is_file():
-        raise _env_file(folder / "config.env")
-    return None
-
-
-def _env_file(path: Path) -> ConfigError:
-    return _one(
-        str(path),
-        path.name,
-        "",
-        "refused: shell-style configuration is not read",
-        "write the same keys into config.json beside it; `simpletuner examples copy sana` shows the form",
-    )
-
-
-def read_file(path: Path) -> Any:
-    """Parse JSON or TOML.
-
-    Raises:
-        ConfigError: It cannot be read or parsed; names line and column.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        return tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
-    except OSError as error:
-        raise _one(str(path), "", "", f"it cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise _one(str(path), "", "", "it is not UTF-8 text", "save it as UTF-8") from error
-    except json.JSONDecodeError as error:
-        lines = text.splitlines() or [""]
-        line = lines[min(error.lineno, len(lines)) - 1].strip()
-        raise _one(f"{path}:{error.lineno}:{error.colno}", "JSON", line, error.msg, hint(text, error)) from error
-    except tomllib.TOMLDecodeError as error:
-        raise _one(str(path), "TOML", "", str(error)) from error
 
 
 def substitute(value: Any, environ: Mapping[str, str], file: str, findings: Findings, key: str = "") -> Any:
@@ -268,6 +188,30 @@ def _complete(options: Options, where: Mapping[str, str], file: str, findings: F
     return options.model_copy(update={"model": model, "training": training})
 
 
+def _merged(
+    content: Mapping[str, Any],
+    file: str,
+    overrides: Mapping[str, Any],
+    environ: Mapping[str, str],
+    findings: Findings,
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Values by key, the later layer before the earlier; and where each came from, with the file itself under ""."""
+    values: dict[str, Any] = {}
+    where: dict[str, str] = {"": file}
+    layers = (
+        (content, file),
+        (_from_environment(environ, findings), "environment"),
+        (overrides, "command line"),
+    )
+    for written, source in layers:
+        layer = normalise(written, source, findings)
+        values.update(substitute(layer, environ, source, findings))
+        where.update(dict.fromkeys(layer, source))
+    _legacy(values, findings)
+    where.update({key: file for key in values if key not in where})
+    return values, where
+
+
 def load(
     config: str | None = None,
     env: str | None = None,
@@ -298,20 +242,8 @@ def load(
     findings = Findings()
     content = read_file(path)
     if not isinstance(content, Mapping):
-        raise _one(str(path), "", type(content).__name__, 'it must be one object: {"key": value, …}')
-    values: dict[str, Any] = {}
-    where: dict[str, str] = {"": str(path)}
-    layers = (
-        (content, str(path)),
-        (_from_environment(environ, findings), "environment"),
-        (overrides or {}, "command line"),
-    )
-    for written, source in layers:
-        layer = normalise(written, source, findings)
-        values.update(substitute(layer, environ, source, findings))
-        where.update(dict.fromkeys(layer, source))
-    _legacy(values, findings)
-    where.update({key: str(path) for key in values if key not in where})
+        raise one_problem(str(path), "", type(content).__name__, 'it must be one object: {"key": value, …}')
+    values, where = _merged(content, str(path), overrides or {}, environ, findings)
     options = _options(values, where, findings)
     options = _complete(options, where, str(path), findings)
     options = _lycoris(options, path, where, environ, findings)

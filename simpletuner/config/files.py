@@ -1,0 +1,97 @@
+"""Where a configuration lies, and what is written in it: the first half of ``read``. Checks nothing but the form."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from simpletuner.config.examples import example_folder
+from simpletuner.config.json_hints import hint
+from simpletuner.errors import ConfigError, Problem
+
+
+def one_problem(file: str, key: str, value: object, reason: str, remedy: str = "") -> ConfigError:
+    """The error of a single problem."""
+    return ConfigError([Problem(file, key, value, reason, remedy)])
+
+
+def find_config(config: str | None, env: str | None, example: str | None, environ: Mapping[str, str]) -> Path | None:
+    """The configuration file to use, or None if there is none and none was asked for.
+
+    Raises:
+        ConfigError: A file that was asked for does not exist, or is a config.env; or two were asked for.
+    """
+    chosen = {"--config": config, "--env": env, "--example": example}
+    given = [f"{name} {value}" for name, value in chosen.items() if value]
+    if len(given) > 1:
+        raise one_problem(
+            "command line", " and ".join(given), "", "each names another configuration", "keep one of them"
+        )
+    if example:
+        return example_folder(example) / "config.json"
+    asked = config or (None if env else environ.get("CONFIG_PATH"))
+    if asked:
+        path = Path(asked).expanduser()
+        if path.suffix == ".env" and path.is_file():
+            raise _env_file(path)
+        found = _in_folder(path) if path.is_dir() else path if path.is_file() else None
+        if found is None:
+            raise one_problem(str(path), "--config", asked, "there is no such configuration", "check the path")
+        return found
+    name = env or next(
+        (environ[k] for k in ("SIMPLETUNER_ENVIRONMENT", "SIMPLETUNER_ENV", "ENV") if environ.get(k)), ""
+    )
+    if name and name != "default":
+        found = _in_folder(Path("config") / name)
+        if found is None:
+            if env or not environ.get("ENV") == name:
+                raise one_problem(
+                    f"config/{name}", "--env", name, "it has no config.json", f"make config/{name}/config.json"
+                )
+            return _in_folder(Path()) or _in_folder(Path("config"))
+        return found
+    return _in_folder(Path()) or _in_folder(Path("config"))
+
+
+def _in_folder(folder: Path) -> Path | None:
+    """config.json or config.toml in a folder; a lone config.env is refused."""
+    for name in ("config.json", "config.toml"):
+        if (folder / name).is_file():
+            return folder / name
+    if (folder / "config.env").is_file():
+        raise _env_file(folder / "config.env")
+    return None
+
+
+def _env_file(path: Path) -> ConfigError:
+    return one_problem(
+        str(path),
+        path.name,
+        "",
+        "refused: shell-style configuration is not read",
+        "write the same keys into config.json beside it; `simpletuner examples copy sana` shows the form",
+    )
+
+
+def read_file(path: Path) -> Any:
+    """Parse JSON or TOML.
+
+    Raises:
+        ConfigError: It cannot be read or parsed; names line and column.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        return tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    except OSError as error:
+        raise one_problem(str(path), "", "", f"it cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise one_problem(str(path), "", "", "it is not UTF-8 text", "save it as UTF-8") from error
+    except json.JSONDecodeError as error:
+        lines = text.splitlines() or [""]
+        line = lines[min(error.lineno, len(lines)) - 1].strip()
+        raise one_problem(f"{path}:{error.lineno}:{error.colno}", "JSON", line, error.msg, hint(text, error)) from error
+    except tomllib.TOMLDecodeError as error:
+        raise one_problem(str(path), "TOML", "", str(error)) from error
