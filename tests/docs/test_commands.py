@@ -21,7 +21,7 @@ EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["option
 OTHERS = {"mkdir", "source", "cd", "cp", "touch", "ssh", "apt", "export", "$EDITOR", "git", "wandb", "tensorboard", "rm", "ls",
           "trackio", "swanlab", "nvidia-smi", "tail", "df", "pushd", "popd", "docker", "mkdocs", "echo", "pytest", "scp"}  # fmt: skip
 # Commands that other work brings: checked as soon as they are there.
-COMING = {"configure", "doctor", "generate"}
+COMING = {"configure"}
 SENTENCES = [
     (page.relative_to(ROOT).as_posix(), match[1])
     for page in PAGES

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from pages import PAGES
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +47,14 @@ def addresses(page: Path) -> Addresses:
     parser = Addresses()
     parser.feed(page.read_text(encoding="utf-8"))
     return parser
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_to_files_in_the_repository(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
+    links = re.findall(r"\]\(([^)\s]+)\)", text)
+    here = [link.partition("#")[0] for link in links if not re.match(r"(https?:|mailto:|#)", link)]
+    assert not [link for link in here if not (page.parent / link).exists()]
 
 
 def test_no_page_fetches_anything_from_elsewhere(site: Path) -> None:
