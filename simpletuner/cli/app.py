@@ -20,6 +20,10 @@ _LAZY = {
         "simpletuner.cli.check:check",
         "Look at the data: what is used, skipped, cut; with a page of all pictures.",
     ),
+    "configure": (
+        "simpletuner.cli.configure:configure",
+        "Ask, look at pictures and card, propose, and write the configuration.",
+    ),
     "convert-adapter": (
         "simpletuner.cli.adapters:convert",
         "Write a LoRA in the other key layout: diffusers to ComfyUI, or back.",

@@ -62,6 +62,11 @@ EXAMPLES: dict[str, Example] = {
 }
 
 
+def kinds() -> dict[str, str]:
+    """What can be taught, and what each is."""
+    return dict(_KINDS)
+
+
 def example_folder(name: str, asked_by: str = "--example") -> Path:
     """The folder of a packaged example.
 

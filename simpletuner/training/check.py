@@ -310,8 +310,8 @@ def _disk(config: RunConfig, found: list[tuple[prepare.Found, str]], facts: Fact
     width = 2 if config.options.precision.mixed_precision != "no" else 4
     need = sum((b.width // stride) * (b.height // stride) * channels * width for b in missing.values())
     homes = list(dict.fromkeys(item.source.latent_dir for item in kept))
-    tightest = min(homes, key=_free)
-    free = _free(tightest)
+    tightest = min(homes, key=free_bytes)
+    free = free_bytes(tightest)
     checked.lines.append(
         f"The latents need about {need / 2**20:.1f} MiB in {', '.join(map(str, homes[:3]))}{' …' if homes[3:] else ''}; "
         f"{free / 2**30:.1f} GiB are free there"
@@ -320,7 +320,7 @@ def _disk(config: RunConfig, found: list[tuple[prepare.Found, str]], facts: Fact
         checked.problems.append(f"the disk of {tightest} has no room for the latents")
 
 
-def _free(folder: Path) -> int:
+def free_bytes(folder: Path) -> int:
     """Bytes that are free where a folder is, or would be made."""
     home = folder.expanduser().absolute()
     while not home.exists():

@@ -7,7 +7,7 @@ GiB is also a bound for this process.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -95,7 +95,33 @@ def choose(session: Session, subject: Subject, budget: float) -> None:
     Raises:
         ConfigError: None does.
     """
-    options, where = session.config.options, session.config.where
+    way = quickest(subject, budget)
+    if way.choice is None:
+        raise ConfigError([_nothing_fits(subject, way.smallest, way.estimate(way.smallest), budget)])
+    _put(session, subject, way.choice)
+    session.reporter.say(memory_choice.told(way.choice, way.estimate(way.choice), budget, way.kept))
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """What fits a budget.
+
+    Attributes:
+        choice: The quickest that fits, or None.
+        smallest: What takes the least.
+        estimate: Of a choice.
+        kept: Keys that are set, and so not chosen.
+    """
+
+    choice: Choice | None
+    smallest: Choice
+    estimate: Callable[[Choice], Estimate]
+    kept: list[str]
+
+
+def quickest(subject: Subject, budget: float) -> Way:
+    """The quickest way within a budget in bytes; loads nothing and changes nothing."""
+    options, where = subject.options, subject.config.where
     precision = options.precision
     keys = {"gradient_checkpointing", "gradient_checkpointing_interval"} & where.keys()
     intervals = [translate_memory.interval(options)] if keys else list(memory_choice.INTERVALS)
@@ -108,14 +134,11 @@ def choose(session: Session, subject: Subject, budget: float) -> None:
     first = Choice(intervals[0], True, tilings[0], batch)
     shape = translate_memory.step_shape(subject)
     tokens = shape.batch * subject.facts.tokens(*shape.latents)
-    estimate, planned = estimator(subject, MARGIN * budget), MARGIN * budget
+    estimate = estimator(subject, MARGIN * budget)
     steps = memory_choice.step_ways(intervals, translate_memory.replays(subject), tokens)
-    choice = memory_choice.choose(estimate, first, steps, memory_choice.vae_ways(tilings, batches), planned)
-    if choice is None:
-        smallest = Choice(intervals[-1], False, tilings[-1], batches[-1])
-        raise ConfigError([_nothing_fits(subject, smallest, estimate(smallest), budget)])
-    _put(session, subject, choice)
-    session.reporter.say(memory_choice.told(choice, estimate(choice), budget, kept))
+    vae = memory_choice.vae_ways(tilings, batches)
+    choice = memory_choice.choose(estimate, first, steps, vae, MARGIN * budget)
+    return Way(choice, Choice(intervals[-1], False, tilings[-1], batches[-1]), estimate, kept)
 
 
 def estimator(subject: Subject, budget: float) -> Callable[[Choice], Estimate]:

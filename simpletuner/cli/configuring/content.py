@@ -1,0 +1,165 @@
+"""A proposal becomes files: the preset's own, with what was decided put into them. Pure but for reading the preset."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from simpletuner.cli.configuring.answers import Answers
+from simpletuner.cli.configuring.pictures import Pictures
+from simpletuner.cli.configuring.proposal import POCKET, SHARE, Proposal, Shape, validation_share
+from simpletuner.config.catalogue import FLAVOURS
+from simpletuner.config.examples import EXAMPLES
+
+CONFIG, DATASETS, PROMPTS, LYCORIS = (
+    "config.json",
+    "multidatabackend.json",
+    "user_prompt_library.json",
+    "lycoris_config.json",
+)
+_PLACEHOLDERS = {"subject": "sks dog", "style": "the pictures", "domain": "what the pictures show"}
+_CAPTIONS = {
+    "subject": "a photo of {}",
+    "style": "a picture in the style of {}",
+    "domain": "{}",
+}  # one for all pictures
+_LONGEST = 200  # letters of a caption that becomes a prompt
+
+
+def preset(name: str, file: str = CONFIG) -> Any:
+    """A file of a packaged example."""
+    example = EXAMPLES[name]
+    return json.loads((example.folder / example.files[file]).read_text(encoding="utf-8"))
+
+
+def words(answers: Answers, pictures: Pictures) -> str:
+    """What the pictures show: as a person said, else the name of their folder."""
+    said = answers.words or pictures.folder.resolve().name.replace("-", " ").replace("_", " ")
+    return " ".join(said.split()) or "the pictures"
+
+
+def files(proposal: Proposal, answers: Answers, pictures: Pictures, shape: Shape, folder: Path) -> dict[str, Any]:
+    """Name → content of all files that go into ``folder``."""
+    named = words(answers, pictures)
+    library = prompts(proposal, answers, pictures, named)
+    entries = datasets(proposal, answers, pictures, shape, named)
+    config = options(proposal, answers, named, shape, folder)
+    if not answers.validation:
+        config = {
+            key: value for key, value in config.items() if key not in ("user_prompt_library", "validation_prompt")
+        }
+        config["validation_disable"] = True
+    else:
+        _within_reason(config, answers, entries, len(library) + 1, shape)
+    made: dict[str, Any] = {CONFIG: config, DATASETS: entries, PROMPTS: library}
+    if proposal.value("method") == "lokr":
+        made[LYCORIS] = preset(proposal.preset, LYCORIS)
+    return made
+
+
+def options(proposal: Proposal, answers: Answers, named: str, shape: Shape, folder: Path) -> dict[str, Any]:
+    """config.json."""
+    config: dict[str, Any] = dict(preset(proposal.preset))
+    for key, value in config.items():  # the files beside it
+        if isinstance(value, str) and value.startswith(f"{{example:{proposal.preset}}}/") and value.endswith(".json"):
+            config[key] = (folder / value.rpartition("/")[2]).as_posix()
+    weights = str(proposal.value("model"))
+    if weights != POCKET:
+        config.pop("pretrained_model_name_or_path")
+        config |= {"model_flavour": weights} if weights in FLAVOURS else {"pretrained_model_name_or_path": weights}
+        config["validation_resolution"] = f"{shape.native}x{shape.native}"
+    for key in ("train_batch_size", "mixed_precision", "optimizer", "learning_rate", "max_train_steps", "output_dir"):
+        config[key] = proposal.value(key)
+    if config["optimizer"] != preset(proposal.preset)["optimizer"]:
+        config.pop("optimizer_config", None)
+    config |= proposal.settings
+    if "memory" in config:
+        config.pop("gradient_checkpointing", None)  # memory auto decides
+    if proposal.fill_up:
+        config["allow_dataset_oversubscription"] = True
+    steps = int(config["max_train_steps"])
+    for key in ("checkpoint_step_interval", "validation_step_interval", "lr_warmup_steps"):
+        if key in config and steps < int(preset(proposal.preset)["max_train_steps"]):
+            most = max(1, steps // (10 if key == "lr_warmup_steps" else 4))
+            config[key] = min(int(config[key]), most)
+    if answers.validation_step_interval is not None:
+        config["validation_step_interval"] = answers.validation_step_interval
+    if answers.validation_prompt or "validation_prompt" not in config:
+        config["validation_prompt"] = answers.validation_prompt or _CAPTIONS[answers.kind].format(named)
+    else:
+        config["validation_prompt"] = _named(str(config["validation_prompt"]), answers, named)
+    return config
+
+
+def datasets(
+    proposal: Proposal, answers: Answers, pictures: Pictures, shape: Shape, named: str
+) -> list[dict[str, Any]]:
+    """multidatabackend.json: the preset's entries over the folder of pictures."""
+    template = "full" if proposal.preset.startswith(POCKET) else proposal.value("method")
+    entries: list[dict[str, Any]] = []
+    caches = "cache/pocket" if proposal.value("model") == POCKET else "cache/sana"
+    strategy = pictures.strategy(answers.kind == "subject")
+    edge = int(proposal.value("resolution"))
+    for entry in preset(f"sana-{answers.kind}-{template}", DATASETS):
+        if entry.get("disabled"):
+            continue
+        if entry.get("dataset_type") == "text_embeds":
+            entries.append({**entry, "cache_dir": f"{caches}/text"})
+            continue
+        wanted = edge * int(entry["resolution"]) // 1024
+        if wanted % shape.alignment or (entries and wanted < shape.native // 2):
+            continue  # the smaller of two sizes, where the model does not know it
+        name = f"{answers.kind}-{wanted}" if entries else answers.kind
+        made = {**entry, "id": name, "instance_data_dir": str(pictures.folder), "resolution": wanted}
+        made["cache_dir_vae"] = f"{caches}/vae/{name}"
+        made["caption_strategy"] = strategy
+        made.pop("instance_prompt", None)
+        if strategy == "instanceprompt":
+            made["instance_prompt"] = _CAPTIONS[answers.kind].format(named)
+        made["repeats"] = max(int(entry["repeats"]), proposal.repeats)
+        entries.append(made)
+    return entries
+
+
+def prompts(proposal: Proposal, answers: Answers, pictures: Pictures, named: str) -> dict[str, str]:
+    """The prompt library: the preset's prompts in a person's words, and a caption of the pictures."""
+    library = {
+        nickname: _named(text, answers, named)
+        for nickname, text in preset(f"sana-{answers.kind}-full", PROMPTS).items()
+        if nickname != "dog"  # of the subject's kind, but not the subject: its name's last word
+    }
+    if answers.kind == "subject" and len(named.split()) > 1:
+        library["of_its_kind"] = f"a photo of a {named.split()[-1]} in a garden"
+    captions = [caption for caption in pictures.captions if len(caption) <= _LONGEST]
+    if captions:
+        library["own_caption"] = captions[0]
+    return library
+
+
+def _named(text: str, answers: Answers, named: str) -> str:
+    """A preset's prompt with a person's words in place of its own."""
+    return text.replace(_PLACEHOLDERS[answers.kind], named)
+
+
+def _within_reason(
+    config: dict[str, Any], answers: Answers, entries: list[dict[str, Any]], drawn: int, shape: Shape
+) -> None:
+    """Validate less often where it would take a good part of the time; what a person set stays."""
+    while share(config, entries, drawn, shape) > SHARE and answers.validation_step_interval is None:
+        interval = int(config.get("validation_step_interval") or 0)
+        if config.get("use_ema") and config.get("ema_validation") != "ema_only":
+            config["ema_validation"] = "ema_only"
+        elif 0 < interval < int(config["max_train_steps"]):
+            config["validation_step_interval"] = interval * 2
+        else:
+            config.pop("validation_step_interval", None)  # start and end
+            break
+
+
+def share(config: Mapping[str, Any], entries: list[dict[str, Any]], drawn: int, shape: Shape) -> float:
+    """How long validation takes against training; see ``validation_share``."""
+    edges = [int(entry["resolution"]) for entry in entries if "resolution" in entry]
+    tokens = sum(edge**2 for edge in edges) / len(edges)
+    return validation_share(config, drawn, tokens, float(shape.native**2), int(config["max_train_steps"]))

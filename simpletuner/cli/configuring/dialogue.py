@@ -1,0 +1,141 @@
+"""Asks in a terminal, step by step. Decides nothing: every answer goes through ``answers``, every proposal through ``drafting``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import questionary
+
+from simpletuner.cli.configuring import content, drafting, estimates, pictures
+from simpletuner.cli.configuring.answers import answers
+from simpletuner.cli.configuring.drafting import Draft
+from simpletuner.cli.configuring.pictures import Pictures
+from simpletuner.cli.configuring.proposal import POCKET, Machine
+from simpletuner.config.catalogue import FLAVOURS
+from simpletuner.config.examples import kinds
+from simpletuner.errors import ConfigError, DataError, ModelError
+
+Say = Callable[[str], None]
+SOURCE = "your answers"
+OTHER = "another: a folder or a hub id"
+CARDS = {"none: the CPU": 0, **{f"{size} GiB": size for size in (8, 12, 16, 24, 80)}}
+CHOICES: Mapping[str, list[str]] = {
+    "model": [POCKET, *FLAVOURS, OTHER],
+    "method": ["full", "lora", "lokr"],
+    "mixed_precision": ["bf16", "no", "fp16"],
+    "optimizer": ["optimi-adamw", "adamw_bf16", "torch-adamw", "adamw_schedulefree", "prodigy", "ao-adamw8bit"],
+}
+NUMBERS = ("resolution", "train_batch_size", "learning_rate", "max_train_steps")
+CHANGES = ("validation_prompt", "validation_step_interval")  # beside what the proposal lists
+
+
+def converse(config: Path, aside: Path, say: Say) -> Draft:
+    """The whole dialogue, up to a draft that a person takes. Raises KeyboardInterrupt on Ctrl-C."""
+    said: dict[str, Any] = {"kind": _kind()}
+    found = _pictures(said, say)
+    said["words"] = _text(_about(said["kind"]), content.words(answers(said, SOURCE), found))
+    machine = _machine(say)
+    taken: tuple[dict[str, Any], Draft] | None = None
+    while True:
+        say("")
+        try:
+            taken = said, drafting.draft(answers(said, SOURCE), found, machine, config.parent, aside, SOURCE)
+        except (ConfigError, ModelError) as error:
+            say(str(error))
+            if taken is None:
+                said = {**said, **_one_change(said, {})}
+                continue
+            say("So it stays as it was:")
+        said, draft = taken
+        _show(draft, say)
+        changed = _change_or_take(said, draft)
+        if changed is None:
+            return draft
+        said = {**said, **changed}
+
+
+def _kind() -> str:
+    return str(
+        questionary.select(
+            "What do you want to teach?",
+            [questionary.Choice(f"{name}: {text}", name) for name, text in kinds().items()],
+        ).unsafe_ask()
+    )
+
+
+def _about(kind: str) -> str:
+    names = {"subject": "What is your subject called in prompts (sks dog)?", "style": "Name the style in a few words:"}
+    return names.get(kind, "What do the pictures show, in a few words?")
+
+
+def _pictures(said: dict[str, Any], say: Say) -> Pictures:
+    """The folder, asked for until there is one with pictures."""
+    folder = "datasets/"
+    while True:
+        folder = questionary.path("Folder with the pictures:", default=folder, only_directories=True).unsafe_ask()
+        try:
+            found = pictures.look(Path(folder.strip() or "."))
+        except DataError as error:
+            say(str(error))
+            continue
+        for line in pictures.saw(found):
+            say(line)
+        said["pictures"] = folder.strip()
+        return found
+
+
+def _machine(say: Say) -> Machine:
+    """The card of this machine, or the one that will train."""
+    here = estimates.machine(None)
+    if here.gib:
+        say(f"Card: {here.name}, {here.gib:g} GiB free")
+        return here
+    size = questionary.select("No NVIDIA card is here. Which one will train?", list(CARDS)).unsafe_ask()
+    return estimates.machine(float(CARDS[size]))
+
+
+def _show(draft: Draft, say: Say) -> None:
+    for line in ("Proposed:", *drafting.told(draft.proposal), *draft.notes, *draft.estimate):
+        say(line)
+
+
+def _change_or_take(said: Mapping[str, Any], draft: Draft) -> dict[str, Any] | None:
+    """What a person changes, or None where it is taken as it is."""
+    take = "Take it"
+    if questionary.select("Is that right?", [take, "Change something"]).unsafe_ask() == take:
+        return None
+    return _one_change(said, {name: choice.value for name, choice in draft.proposal.choices.items()})
+
+
+def _one_change(said: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """One answer, asked for until it is a right one by itself."""
+    names = [*(values or (*CHOICES, *NUMBERS, "output_dir")), *CHANGES]
+    name = questionary.select("What?", names).unsafe_ask()
+    while True:
+        value = _value(name, values.get(name))
+        try:
+            answers({**said, name: value}, SOURCE)
+        except ConfigError as error:
+            questionary.print(str(error))
+            continue
+        return {name: value}
+
+
+def _value(name: str, now: Any) -> str:
+    if name in CHOICES:
+        listed = CHOICES[name]
+        value = questionary.select(f"{name}:", listed, default=now if now in listed else None).unsafe_ask()
+        if value != OTHER:
+            return str(value)
+    return _text(f"{name}:", "" if now is None else drafting.shown(now))
+
+
+def _text(question: str, default: str) -> str:
+    return str(questionary.text(question, default=default).unsafe_ask()).strip()
+
+
+def agreed(question: str) -> bool:
+    """Yes or no; no by default."""
+    return bool(questionary.confirm(question, default=False).unsafe_ask())

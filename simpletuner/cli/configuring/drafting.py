@@ -1,0 +1,131 @@
+"""Joins the parts: answers and facts become a draft, whose files the program has read and found right."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from simpletuner.cli.configuring import content, estimates
+from simpletuner.cli.configuring.answers import Answers
+from simpletuner.cli.configuring.estimates import Model
+from simpletuner.cli.configuring.pictures import Pictures
+from simpletuner.cli.configuring.proposal import SETTINGS, Choice, Machine, Proposal, model, problems, propose
+from simpletuner.config.read import RunConfig
+from simpletuner.errors import ConfigError, ModelError, Problem
+from simpletuner.models import imports
+from simpletuner.wording import counted
+
+LEAST = {"subject": 5, "style": 20, "domain": 1000}  # pictures, as the presets are meant for
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A proposal as files.
+
+    Attributes:
+        proposal: What is proposed, and why.
+        files: Name → content.
+        notes: What a person should know beside it.
+        estimate: Memory, time and disk.
+    """
+
+    proposal: Proposal
+    files: Mapping[str, Any]
+    notes: tuple[str, ...]
+    estimate: tuple[str, ...]
+
+
+def draft(answers: Answers, pictures: Pictures, machine: Machine, folder: Path, aside: Path, source: str) -> Draft:
+    """A draft that training accepts.
+
+    Args:
+        answers: What a person said.
+        pictures: What the folder holds.
+        machine: What trains.
+        folder: Where the files will lie.
+        aside: A temporary folder.
+        source: Where the answers came from, for messages.
+
+    Raises:
+        ConfigError: With everything that must not be.
+        ModelError: The model cannot be looked at.
+    """
+    imports.libraries()  # seconds: not before there is something to estimate
+    chosen = estimates.look_at(str(model(answers, pictures, machine).value), aside)
+
+    def made(proposal: Proposal) -> dict[str, Any]:
+        return content.files(proposal, answers, pictures, chosen.shape, folder)
+
+    def fits(proposal: Proposal) -> bool | None:
+        try:
+            config = estimates.load_from(made(proposal), aside)
+            return estimates.fits(estimates.subject(config, chosen, list(pictures.sizes)), machine)
+        except (ConfigError, ModelError):  # told below, with all the rest
+            return None
+
+    proposal = propose(answers, pictures, machine, chosen.shape, content.preset, fits)
+    files = made(proposal)
+    config = _checked(proposal, files, answers, pictures, chosen, aside, source)
+    asked = estimates.subject(config, chosen, list(pictures.sizes))
+    notes = [chosen.note] if chosen.note else []
+    if proposal.fits is False:
+        notes.append(f"Nothing was found that fits into {machine.gib:g} GiB: take a smaller model or resolution.")
+    least = LEAST[answers.kind]
+    if pictures.count < least:
+        few = counted(pictures.count, "is", "are")
+        notes.append(f"A {answers.kind} wants {least} pictures or more, and {few} there: expect them learned by heart.")
+    if proposal.fill_up:
+        notes.append(
+            "Buckets with fewer pictures than a batch are filled by repeating (allow_dataset_oversubscription)."
+        )
+    if answers.validation and _share(files, chosen) > 1:
+        notes.append("Drawing the validation pictures takes longer than so short a training.")
+    return Draft(proposal, files, tuple(notes), tuple(estimates.lines(asked, machine)))
+
+
+def _checked(
+    proposal: Proposal,
+    files: Mapping[str, Any],
+    answers: Answers,
+    pictures: Pictures,
+    chosen: Model,
+    aside: Path,
+    source: str,
+) -> RunConfig:
+    """The configuration as the program reads it. Raises ConfigError with its problems and the wizard's own, together."""
+    rows = list(problems(proposal, pictures, chosen.shape))
+    if answers.validation and answers.validation_step_interval and (times := _share(files, chosen)) > 1:
+        reason = f"validation would take {times:.1f} times as long as the training itself"
+        interval = answers.validation_step_interval
+        rows.append(("validation_step_interval", interval, reason, f"use {round(interval * times * 4)} or more, or 0"))
+    found = [Problem(source, *row) for row in rows]
+    try:
+        config = estimates.load_from(files, aside)
+    except ConfigError as error:
+        # The file they were tried in is gone: what a person can change are the answers.
+        theirs = (Problem(source, p.key, p.value, p.reason, p.remedy) for p in error.problems)
+        raise ConfigError([*found, *theirs]) from error
+    if found:
+        raise ConfigError(found)
+    return config
+
+
+def _share(files: Mapping[str, Any], chosen: Model) -> float:
+    """How long validation takes against training."""
+    drawn = len(files[content.PROMPTS]) + 1
+    return content.share(files[content.CONFIG], files[content.DATASETS], drawn, chosen.shape)
+
+
+def told(proposal: Proposal) -> list[str]:
+    """The proposal, a line each: the choice, its value, and why."""
+    further = {key: Choice(value, SETTINGS[key]) for key, value in proposal.settings.items()}
+    every = {**proposal.choices, **further}
+    width = max(map(len, every))
+    return [f"  {name:{width}}  {shown(choice.value)}: {choice.why}" for name, choice in every.items()]
+
+
+def shown(value: Any) -> str:
+    """A value as config.json has it."""
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
