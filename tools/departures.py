@@ -125,9 +125,8 @@ CHANGED_FIELDS: Mapping[str, str] = {
     "caption_strategy": "`csv` and `webdataset` are strategies of their types; a picture without any caption is skipped and "
     "named",
     "timestep_sampling_offset": "acts; the original ignores it for Sana",
-    "is_regularisation_data": "with standard LoRA too; with `full` it is said that it changes nothing",
+    "is_regularisation_data": "tested with LoRA and LoKr; with `full` it is said that it changes nothing",
     "vae_cache_clear_each_epoch": "acts for random crops and aspects",
     "repeats": "too few pictures are told before anything is loaded, with the one number to set",
-    "train_batch_size": "is also the unit of the rule of the smallest bucket",
     "conditioning_data": "one mask dataset",
 }

@@ -179,7 +179,7 @@ def rows(cls: type[Section], keys: Iterable[str], anchor: str = "") -> list[str]
         SystemExit: A field has no description.
     """
     schema = cls.model_json_schema()
-    lines = ["| key | values | default | |", "|---|---|---|---|"]
+    lines = ["| key | values | default | what it does |", "|---|---|---|---|"]
     for key in keys:
         text = cls.model_fields[key].description
         if not text:
@@ -243,7 +243,7 @@ def _status(known: Known) -> str:
 def migration() -> str:
     """The table of every key, and of values with other names."""
     own = {key for cls in sections().values() for key in cls.model_fields}
-    lines = ["| key | | |", "|---|---|---|"]
+    lines = ["| key | | how, or why |", "|---|---|---|"]
     for key in sorted({*own - departures.OURS, *CATALOGUE, *ALIASES}):
         if key in own:
             changed = departures.CHANGED.get(key)
@@ -254,7 +254,7 @@ def migration() -> str:
             lines.append(f"| `{key}` | {_status(CATALOGUE[key])} | {text} |")
         else:
             lines.append(f"| `{key}` | supported | older name of [`{ALIASES[key]}`](options.md#{ALIASES[key]}) |")
-    lines += ["", "### Keys of datasets", "", "| key | | |", "|---|---|---|"]
+    lines += ["", "### Keys of datasets", "", "| key | | how, or why |", "|---|---|---|"]
     fields = {key for key in ImageDataset.model_fields if key not in DERIVED}
     for key in sorted({*fields, *FIELD_CATALOGUE, *FIELD_ALIASES, "text_cache_ondemand", "text_cache_disable"}):
         changed = departures.CHANGED_FIELDS.get(key)

@@ -30,7 +30,7 @@ def kind_of(block: Block, content: Any) -> str:
     if block.mark.startswith("json: "):
         return block.mark.removeprefix("json: ")
     first = content[0] if isinstance(content, list) else content
-    for key, kind in (("webhook_type", "webhooks"), ("id", "datasets"), ("algo", "lycoris")):
+    for key, kind in (("webhook_type", "webhooks"), ("id", "datasets"), ("algo", "lycoris"), ("kind", "answers")):
         if key in first:
             return kind
     keys = {key.lstrip("-") for key in first}
