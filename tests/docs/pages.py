@@ -3,7 +3,7 @@
 Conventions, for who writes a page:
 
 - A block of ``json`` is a dataloader file (a list of entries with ``id``), webhooks (``webhook_type``), a LyCORIS file
-  (``algo``) or options of config.json, and is told by its keys. Anything else says what it is in a comment on the line
+  (``algo``), answers for `simpletuner configure` (``kind``) or options of config.json, and is told by its keys. Anything else says what it is in a comment on the line
   before it: ``<!-- json: prompt library -->``, or ``<!-- json: metrics -->`` for what the program writes.
 - ``title="config/config.json"`` says which file a block is; tests that run commands write it there.
 - A block of ``bash`` holds commands as they are typed; ``<!-- run: NAME -->`` before it says that tests run it.

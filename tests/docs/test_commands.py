@@ -12,6 +12,7 @@ import pytest
 from pages import PAGES, ROOT, Block, blocks
 
 from simpletuner.cli.app import app
+from simpletuner.cli.configuring.answers import answers
 from simpletuner.cli.train import parse_overrides
 from simpletuner.config.catalogue import ALIASES
 from simpletuner.config.options import section_of
@@ -20,8 +21,6 @@ EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["option
 # Commands of the system and of other programs, which are not ours to check.
 OTHERS = {"mkdir", "source", "cd", "cp", "touch", "ssh", "apt", "export", "$EDITOR", "git", "wandb", "tensorboard", "rm", "ls",
           "trackio", "swanlab", "nvidia-smi", "tail", "df", "pushd", "popd", "docker", "mkdocs", "echo", "pytest", "scp"}  # fmt: skip
-# Commands that other work brings: checked as soon as they are there.
-COMING = {"configure"}
 SENTENCES = [
     (page.relative_to(ROOT).as_posix(), match[1])
     for page in PAGES
@@ -57,10 +56,11 @@ def check_ours(words: list[str]) -> None:
         click.ClickException: They do not.
         AssertionError: A key is none.
     """
-    if words[0] in COMING - set(app.list_commands(click.Context(app))):
-        return
     found, made = down(app, "simpletuner", words)
-    if made is not None:
+    if found == "configure" and made is not None:
+        given = [word for word in made.params["arguments"] if "=" in word]
+        answers(dict(word.split("=", 1) for word in given), "a page")
+    elif made is not None:
         for key in parse_overrides(list(made.params.get("arguments") or ())):
             assert ALIASES.get(key, key) in section_of() or key in ("config", "env", "example"), f"{found}: no {key}"
 
@@ -133,7 +133,7 @@ def test_a_block_can_be_typed(block: Block) -> None:
 @pytest.mark.parametrize(("page", "command"), SENTENCES, ids=lambda value: value[:60])
 def test_a_command_in_a_sentence_exists(page: str, command: str) -> None:
     words = shlex.split(command.replace("…", ""))
-    if words[1:] and words[1] not in COMING - set(app.list_commands(click.Context(app))):
+    if words[1:]:
         group = app.get_command(click.Context(app), words[1])
         assert group is not None, f"{page}: there is no {command!r}"
         needed = [p for p in group.params if isinstance(p, click.Argument) and p.required]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from pages import Block, blocks
 
+from simpletuner.cli.configuring.answers import answers
 from simpletuner.config import lycoris
 from simpletuner.config.checking import Findings
 from simpletuner.config.options import section_of
@@ -81,6 +82,8 @@ def test_it_is_read(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (tmp_path / "config" / "multidatabackend.json").write_text(json.dumps(ENTRIES))
         (tmp_path / "config" / "config.json").write_text(json.dumps(options))
         assert set(content) <= set(dict(load(environ={}).prompts))
+    elif kind == "answers":
+        assert answers(content, str(block))
     elif kind == "datasets":
         config = read(tmp_path, REST, content)
         made = (*config.datasets.train, *config.datasets.eval, *config.datasets.masks)
@@ -90,7 +93,7 @@ def test_it_is_read(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         config = read(tmp_path, {**REST, **{key.lstrip("-"): value for key, value in content.items()}}, ENTRIES)
         assert not [line for line in config.notices if not line.startswith(SAID)] or block.mark == "notices"
     else:
-        assert kind in ("metrics", "events", "answers"), f"{block}: {kind!r} is no kind that is known"
+        assert kind in ("metrics", "events"), f"{block}: {kind!r} is no kind that is known"
     assert not findings.problems and not findings.notices
 
 
