@@ -64,7 +64,7 @@ def _scripted(answers_file: str | None, given: dict[str, Any], config: Path, asi
     """A draft without a question."""
     from simpletuner.cli.configuring import drafting, estimates, pictures
     from simpletuner.cli.configuring.answers import answers
-    from simpletuner.config.read import read_file
+    from simpletuner.config.files import read_file
     from simpletuner.errors import ConfigError, DataError, Problem
 
     source = answers_file or "command line"
@@ -113,7 +113,8 @@ def _check(config: Path, say: Any) -> bool:
     """What `simpletuner check` says of what was written; whether training would start."""
     import os
 
-    from simpletuner.config.read import find_config, load
+    from simpletuner.config.files import find_config
+    from simpletuner.config.read import load
     from simpletuner.reporting.progress import Reporter
     from simpletuner.training.check import check
 
