@@ -16,7 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from simpletuner.reporting.events import Done, Event, Listeners, Notification, Stage, StageStatus
+from simpletuner.reporting.events import Done, Event, Notification, Stage, StageStatus
+from simpletuner.reporting.listeners import Listeners
 from simpletuner.reporting.masking import masked_text
 
 PROGRESS_S = 1.0  # between two events of one phase's progress

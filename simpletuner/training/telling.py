@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from simpletuner.errors import TunerError
-from simpletuner.reporting.events import Done, GpuFault, Listener, Notification, Severity, Status
+from simpletuner.reporting.events import Done, GpuFault, Notification, Severity, Status
+from simpletuner.reporting.listeners import Listener
 from simpletuner.reporting.masking import masked_text
 from simpletuner.reporting.metrics import MetricsFile
 from simpletuner.reporting.progress import Reporter

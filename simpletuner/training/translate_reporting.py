@@ -13,8 +13,8 @@ from simpletuner.config.values import to_bool
 from simpletuner.data.sampler import Plan
 from simpletuner.reporting import webhook
 from simpletuner.reporting.delivery import Receiver
-from simpletuner.reporting.events import Listener
 from simpletuner.reporting.events_file import EventsFile
+from simpletuner.reporting.listeners import Listener
 from simpletuner.reporting.system import SystemFigures
 from simpletuner.reporting.tensorboard import TensorBoard
 from simpletuner.reporting.trackers import AccelerateTracker, Tracking

@@ -18,7 +18,6 @@ from simpletuner.reporting.events import (
     Event,
     Figures,
     GpuFault,
-    Listeners,
     Notification,
     Preview,
     PromptValidated,
@@ -26,6 +25,7 @@ from simpletuner.reporting.events import (
     Status,
 )
 from simpletuner.reporting.events_file import EventsFile
+from simpletuner.reporting.listeners import Listeners
 from simpletuner.reporting.metrics import MetricsFile
 from simpletuner.reporting.progress import Reporter
 from simpletuner.reporting.stages import RunFile, Stages

@@ -7,7 +7,7 @@ from pathlib import Path
 from simpletuner.config.checking import Findings
 from simpletuner.config.reporting_options import TRACKERS, ReportingOptions
 from simpletuner.config.webhooks import WebhookEntry, webhooks
-from simpletuner.reporting import delivery, events, webhook
+from simpletuner.reporting import delivery, events, listeners, webhook
 
 DOC = (Path(__file__).resolve().parents[2] / "docs" / "reporting.md").read_text(encoding="utf-8")
 
@@ -31,4 +31,4 @@ def test_its_bounds_are_those_in_force() -> None:
     assert (delivery.TIMEOUT_S, delivery.DEADLINE_S, delivery.TRIES, delivery.HOPS) == (5, 10, 3, 3)
     assert (delivery.ANSWER_BYTES, delivery.LONGEST_PAUSE_S) == (64 * 1024, 30)
     assert (webhook.FAILURES, webhook.REST_S, webhook.ATTACHMENTS) == (3, 30, 10)
-    assert (events.CAPACITY, events.CLOSING_S) == (1000, 10)
+    assert (listeners.CAPACITY, listeners.CLOSING_S) == (1000, 10)

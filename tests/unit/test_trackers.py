@@ -18,7 +18,8 @@ from simpletuner.config.options import Options
 from simpletuner.config.reporting_options import TRACKERS, ReportingOptions, installed
 from simpletuner.config.reporting_rules import reporting_problems, reporting_without_effect
 from simpletuner.reporting.curves import Curves
-from simpletuner.reporting.events import Done, Event, Figures, Listener, Listeners, PromptValidated, Status
+from simpletuner.reporting.events import Done, Event, Figures, PromptValidated, Status
+from simpletuner.reporting.listeners import Listener, Listeners
 from simpletuner.reporting.metrics import MetricsFile
 from simpletuner.reporting.system import SystemFigures
 from simpletuner.reporting.tensorboard import TensorBoard, png_size

@@ -26,13 +26,13 @@ from simpletuner.reporting.events import (
     Done,
     Event,
     Figures,
-    Listeners,
     Notification,
     Preview,
     PromptValidated,
     Stage,
     Status,
 )
+from simpletuner.reporting.listeners import Listeners
 from simpletuner.reporting.webhook import Webhook
 
 SECRET = "tok-en-4711"
