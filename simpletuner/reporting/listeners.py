@@ -49,7 +49,8 @@ class Channel:
         self._waiting: tuple[deque[tuple[int, Event]], ...] = (deque(), deque(), deque())
         self._size = self._number = self.dropped = 0
         self.failed = 0
-        self._changed = threading.Condition(threading.Lock())
+        # One that its own thread may take twice: Ctrl-C says a sentence wherever the training thread is, also in ``put``.
+        self._changed = threading.Condition(threading.RLock())
         self._closed = False
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"listener {listener.name}", daemon=True)

@@ -274,3 +274,22 @@ def test_no_token_or_password_is_told_on(tmp_path: Path) -> None:
     heard = json.dumps([event.to_json() for event in ear.heard]) + (tmp_path / "run.json").read_text()
     assert "hidden" not in heard and "127.0.0.1:8686" in heard and "@store/pictures" in heard
     assert "hidden-one" in screen.getvalue(), "who sits there needs it"
+
+
+def test_what_ctrl_c_says_does_not_wait_for_the_event_that_it_interrupts() -> None:
+    """A signal is handled in the middle of whatever the training thread does, which may be leaving an event."""
+    ear = Ear()
+    listeners, _ = told(ear)
+
+    class Interrupted(Notification):
+        @property
+        def importance(self) -> int:
+            listeners.emit(Notification(message="Stopping"))
+            return Notification.importance.fget(self)  # type: ignore[attr-defined]
+
+    leaving = threading.Thread(target=listeners.emit, args=(Interrupted(message="step"),), daemon=True)
+    leaving.start()
+    leaving.join(10)
+    assert not leaving.is_alive()
+    listeners.close()
+    assert [event.message for event in ear.heard] == ["Stopping", "step"]
