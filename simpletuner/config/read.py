@@ -237,7 +237,7 @@ def load(
     if path is None:
         raise TunerError(
             "there is no configuration here: neither config.json nor config/config.json. What to do: run `simpletuner "
-            "examples copy sana`, or add --example pocket."
+            "configure` or `simpletuner examples copy sana`, or add --example pocket."
         )
     findings = Findings()
     content = read_file(path)

@@ -58,11 +58,13 @@ def proposed(said: Answers, found: Pictures, machine: Machine, fits: Any = None,
     st.sampled_from(["subject", "style", "domain"]),
     st.sampled_from([0.0, 6.0, 12.0, 24.0, 80.0]),
     st.integers(0, 25),
+    st.sampled_from([None, 9]),
 )
 def test_what_is_proposed_breaks_no_guard_and_fills_every_bucket(
-    sizes: list[tuple[int, int]], kind: Any, gib: float, captions: int
+    sizes: list[tuple[int, int]], kind: Any, gib: float, captions: int, batch: int | None
 ) -> None:
-    found, said = folder_of(*sizes, captions=min(captions, len(sizes))), Answers(kind=kind)
+    asked = min(batch, len(sizes)) if batch else None
+    found, said = folder_of(*sizes, captions=min(captions, len(sizes))), Answers(kind=kind, train_batch_size=asked)
     shape = SANA if gib else Shape(128, 16)
     proposal = proposed(said, found, Machine(gib, packages=ALL), shape=shape)
     assert not list(problems(proposal, found, shape))
@@ -74,9 +76,7 @@ def test_what_is_proposed_breaks_no_guard_and_fills_every_bucket(
     for entry in entries[:-1]:
         counts = found.buckets(entry["resolution"], shape.alignment)
         buckets = [Bucket("x", size, tuple(range(n)), entry["repeats"]) for size, n in counts.items()]
-        if entry is entries[0]:
-            small = shortfalls(buckets, Drawing(config["train_batch_size"]))
-            assert not small or config["allow_dataset_oversubscription"]
+        assert not shortfalls(buckets, Drawing(config["train_batch_size"])) or config["allow_dataset_oversubscription"]
     drawn = len(files[content.PROMPTS]) + 1
     assert "validation_step_interval" not in config or content.share(config, entries, drawn, shape) <= SHARE
     assert all(choice.why for choice in proposal.choices.values()) and proposal.settings.keys() <= SETTINGS.keys()

@@ -239,7 +239,9 @@ def _assembled(
     edge = resolution(answers, pictures, shape)
     base = preset(answers, weights.value, rung.method)
     usual = presets(base)
-    several = -(-rung.batch // min(pictures.buckets(edge.value, shape.alignment).values())) - 1
+    edges = [edge.value, *([edge.value // 2] if answers.kind != "domain" else [])]  # the presets teach two sizes
+    smallest = min(min(pictures.buckets(one, shape.alignment).values()) for one in edges)
+    several = -(-rung.batch // smallest) - 1
     optimizer = _asked(answers.optimizer, usual["optimizer"], f"of the preset {base}")
     if "optimizer" in rung.settings:
         optimizer = Choice(rung.settings["optimizer"], "its state takes a byte a weight, and memory is short")
