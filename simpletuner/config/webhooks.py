@@ -80,7 +80,13 @@ def _check(entry: WebhookEntry, file: str, prefix: str, findings: Findings) -> N
             findings.notices.append(f"{prefix}{name} has no effect: {text}")
     if reason := unusable(entry.address):
         findings.problems.append(
-            Problem(file, f"{prefix}{key}", entry.address, reason, "write it as http://host/… or https://host/…")
+            Problem(
+                file,
+                f"{prefix}{key}",
+                entry.address,
+                reason,
+                "give the receiver's address, http://host/… or https://host/…",
+            )
         )
 
 

@@ -35,13 +35,15 @@ class ClipScorer:
         folder = Path(path).expanduser()
         where = str(folder) if folder.is_dir() else path
         try:
+            if not folder.is_dir() and path.startswith((".", "/", "~")):
+                raise FileNotFoundError("there is no such folder")
             self._model: Any = CLIPModel.from_pretrained(where, dtype=torch.float32)
             self._tokenizer: Any = AutoTokenizer.from_pretrained(where)
             self._processor: Any = CLIPImageProcessorPil.from_pretrained(where)
         except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ModelError(
-                f"cannot load a CLIP from {path!r} (pretrained_evaluation_model_name_or_path): {reason}. What to do: give "
+                f"cannot load a CLIP from {path!r} (pretrained_evaluation_model_name_or_path): {reason.rstrip('.')}. What to do: give "
                 "a folder with a CLIPModel, its tokenizer and its image processor, or a hub id that can be reached; or "
                 "leave evaluation_type out."
             ) from error

@@ -106,8 +106,9 @@ def what_was_trained(config: Mapping[str, Any]) -> str:
     base = str(config.get("model_flavour") or config.get("pretrained_model_name_or_path") or "an unknown model")
     base = "/".join(Path(base).parts[-2:])  # of a folder the end is enough
     rate, optimizer = config.get("learning_rate", "?"), config.get("optimizer", "?")
-    size = counted(config.get("train_batch_size", 4), "picture")
-    return f"Trained {kind}, on {base}, with {optimizer} at a learning rate of {rate}, {size} at a time."
+    size = config.get("train_batch_size", 4)
+    pictures = counted(size, "picture") if isinstance(size, int) else "? pictures"
+    return f"Trained {kind}, on {base}, with {optimizer} at a learning rate of {rate}, {pictures} at a time."
 
 
 def _head(name: str, config: Mapping[str, Any], state: Mapping[str, Any], series: Series) -> str:
@@ -134,6 +135,7 @@ def _head(name: str, config: Mapping[str, Any], state: Mapping[str, Any], series
     )
     turned = overfitting(series.evals)
     warning = f'<p class="warn">{_text(_alarm(turned))}</p>' if turned else ""
+    failed = f'<p class="warn">{_text(state["message"])}</p>' if state["message"] else ""
     skipped = (
         f'<p class="warn">{counted(len(series.skipped), "step was", "steps were")} skipped (NaN or infinity).</p>'
         if series.skipped
@@ -141,7 +143,7 @@ def _head(name: str, config: Mapping[str, Any], state: Mapping[str, Any], series
     )
     head = f'<span class="mark">SimpleTuner report</span><h1>{_text(name)}</h1>'
     lead = f'<p class="lead">{_text(what_was_trained(config))} {_text(steps)}{_text(of)}.</p>' if config else ""
-    return f'<header>{head}{lead}{warning}{skipped}<div class="tiles">{boxes}</div></header>'
+    return f'<header>{head}{lead}{failed}{warning}{skipped}<div class="tiles">{boxes}</div></header>'
 
 
 def _alarm(told: Mapping[str, Any]) -> str:
@@ -275,7 +277,7 @@ def _dataset(sheet: Mapping[str, Any]) -> str:
                     f'<figure><img alt="" src="{escape(source)}"><figcaption>{_text(caption)}</figcaption></figure>'
                 )
                 left -= 1
-        used, found = entry.get("used", 0), entry.get("found", 0)
+        used, found = (value if isinstance(value := entry.get(key), int) else 0 for key in ("used", "found"))
         count = counted(used, "picture") if used == found else f"{used} of {found} pictures used"
         parts.append(f'<h3>{_text(entry.get("id", ""))} <span class="soft">{_text(count)}</span></h3>')
         parts.append(f'<div class="sheet">{"".join(figures)}</div>')

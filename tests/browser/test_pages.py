@@ -100,7 +100,7 @@ def test_it_lives_while_a_process_trains(page, server: Dashboard, runs: tuple[Pa
     assert page.inner_text("#status") == "running"
     assert page.locator("#card-loss canvas").count() == 1
     assert page.inner_text("#verdict") == "learns by heart since step 10"
-    assert "best checkpoint: 0.9 at step 15" in page.inner_text("#tiles")
+    assert "best 0.9 at step 15" in page.inner_text("#tiles")
     page.click("#tab-pictures")
     assert page.locator("#gallery .column").all_inner_texts() == ["base model", "step 10", "step 20"]
     assert page.inner_text("#weights [aria-pressed=true]") == "EMA weights", "those that are exported"
@@ -150,6 +150,15 @@ def test_buttons_leave_requests(page, server: Dashboard, runs: tuple[Path, Path]
     page.wait_for_selector("#status:has-text('finished')")
     assert page.is_disabled("#act-save")
     assert page.is_disabled("#act-stop")
+
+
+def test_a_run_that_died_says_so_in_words(page, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "dead", running=True)
+    (run / "run.json").write_text(json.dumps({"status": "running", "pid": 2**22 + 1, "total_steps": 30}))
+    with serving(run) as running:
+        page.goto(running.address)
+        page.wait_for_selector("#why:has-text('the same command goes on')")
+        assert page.inner_text("#status") == "died"
 
 
 def test_a_bad_token_sees_nothing(page, server: Dashboard) -> None:

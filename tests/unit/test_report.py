@@ -89,6 +89,12 @@ def test_halves_of_a_run_make_a_page(tmp_path: Path) -> None:
     assert tags.addresses == []
 
 
+def test_a_failed_run_says_why(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    (run / "run.json").write_text('{"status": "failed", "error": "no space left <on the disk>"}')
+    assert "no space left &lt;on the disk&gt;" in page(RunFolder(run), ())
+
+
 def test_the_command_says_where_and_what_is_missing(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     done = CliRunner().invoke(command, [str(run), "--out", str(tmp_path / "new" / "page.html")])

@@ -189,6 +189,11 @@ def _from_hub(repository: str) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+    advice = "give the file, for example taesana_decoder.pth of the taesd project, or leave it out"
+    if repository.startswith((".", "/", "~")):
+        raise ModelError(
+            f"there is no file or folder {repository!r} (validation_preview_decoder). What to do: {advice}."
+        )
     reason = "it has none of " + ", ".join(FILES)
     for name in FILES if repository.count("/") == 1 else ():
         try:
@@ -202,7 +207,7 @@ def _from_hub(repository: str) -> Path:
             break
     raise ModelError(
         f"there is no file or folder {repository!r} (validation_preview_decoder), and as a hub id it gave nothing: "
-        f"{reason}. What to do: give the file, for example taesana_decoder.pth of the taesd project, or leave it out."
+        f"{reason.rstrip('.')}. What to do: {advice}."
     )
 
 

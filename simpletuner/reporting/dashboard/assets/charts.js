@@ -112,7 +112,7 @@ export class Chart {
       legend: { show: false },
       padding: [12, 10, 0, 0],
       cursor: { y: false, drag: { x: true, y: false, dist: 6 }, points: { size: 6 }, sync: { key: "steps", setSeries: false } },
-      scales: { x: { time: false, range: (u, min, max) => min === max ? [min, min + 1] : [min, max] }, y: { distr: options.log ? 3 : 1, range: options.log ? undefined : options.range } },
+      scales: { x: { time: false, range: (u, min, max) => u.data[0].length === 1 ? [u.data[0][0], u.data[0][0] + 1] : [min, max] }, y: { distr: options.log ? 3 : 1, range: options.log ? undefined : options.range } },
       hooks: {
         setScale: [(u, name) => { if (name === "x") this.zoomed = u.data[0].length > 1 && (u.scales.x.min > u.data[0][0] || u.scales.x.max < u.data[0].at(-1)); }],
         drawClear: [u => this.drawShade(u)],

@@ -19,7 +19,9 @@ function drawHead() {
   const known = t("status")[s.status] ?? t("status").unknown;
   pill.className = `pill ${t("status")[s.status] ? s.status : "unknown"}`;
   pill.textContent = known;
-  pill.title = s.status === "died" ? t("diedWhy") : s.message || "";
+  const why = s.status === "died" ? t("diedWhy") : s.message || "";
+  pill.title = $("why").textContent = why;
+  show($("why"), why !== "");
   const words = [s.total ? t("stepOf")(s.step.toLocaleString("en"), s.total.toLocaleString("en")) : t("stepAlone")(s.step)];
   if (s.stage?.label) words.push(s.stage.label);
   if (s.eta_s !== null) words.push(t("left")(duration(s.eta_s)));
