@@ -129,3 +129,7 @@ class NonFiniteError(TunerError):
 
 class ResumeError(TunerError):
     """A checkpoint cannot be continued from."""
+
+
+class LostProcessError(TunerError):
+    """Another process of this run has ended, or does not answer; its own words say why."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -107,8 +108,10 @@ def train(config: str | None, env: str | None, example: str | None, debug: bool,
     import os
 
     from simpletuner.config.files import find_config
+    from simpletuner.config.process_options import is_one_of_several
     from simpletuner.config.read import load
 
+    one_of_several = is_one_of_several(os.environ)
     words = list(arguments)
     for name in ("config", "env", "example"):  # key=value spelling of this command's own options
         for word in [w for w in words if w.startswith(f"{name}=")]:
@@ -121,13 +124,28 @@ def train(config: str | None, env: str | None, example: str | None, debug: bool,
             )
     overrides = parse_overrides(words)
     if not example and find_config(config, env, example, os.environ) is None:
-        click.echo("There is no config/config.json here: running the embedded example 'pocket'.")
-        click.echo("(To make it your own: simpletuner examples copy pocket)")
+        if not one_of_several:
+            click.echo("There is no config/config.json here: running the embedded example 'pocket'.")
+            click.echo("(To make it your own: simpletuner examples copy pocket)")
         example = "pocket"
     run_config = load(config, env, example, overrides)
     # Before torch loads OpenMP: threads that spin while they wait make a step a hundred times slower as soon as another
     # program wants a core (measured: 13 s instead of 0.1 s); sleeping ones cost nothing that shows.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    processes = run_config.options.processes
+    if processes.num_processes > 1 and not one_of_several:
+        from simpletuner.training.launch import Launch, launch
+
+        chosen = {"--config": config, "--env": env, "--example": example}
+        again = [word for name, value in chosen.items() if value for word in (name, value)]
+        asked = Launch(
+            processes=processes.num_processes,
+            machines=processes.num_machines,
+            machine_rank=processes.machine_rank,
+            address=processes.main_process_ip or "",
+            port=processes.main_process_port,
+        )
+        sys.exit(launch(asked, ["train", *again, *(["--debug"] if debug else []), *words]))
     from simpletuner.training.run import train as run
 
     run(run_config)

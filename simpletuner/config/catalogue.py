@@ -101,6 +101,8 @@ _SATISFIED = {
     **_satisfied("adam_* acts with DeepSpeed only; use optimizer_config", "adam_beta1 adam_beta2 "
                  "adam_weight_decay adam_epsilon"),
     **_satisfied("validation noise is drawn on the CPU: the same pictures on every card", "validation_seed_source"),
+    **_satisfied("machines find each other by main_process_ip", "same_network"),
+    **_satisfied("the first process draws the pictures, and the others wait", "validation_multigpu"),
     **_satisfied("it acts only together with other options that are off",
                  "hub_model_id model_card_private model_card_safe_for_work model_card_note "
                  "validation_image_quality checkpoints_rolling_total_limit "
@@ -109,8 +111,7 @@ _SATISFIED = {
                  "scheduled_sampling_reflexflow_beta1 scheduled_sampling_reflexflow_beta2 quantize_activations "
                  "disk_low_action disk_low_script "
                  "validation_guidance_real "
-                 "conditioning_multidataset_sampling main_process_port same_network "
-                 "accelerate_extra_args validation_multigpu push_to_hub_background i_know_what_i_am_doing"),
+                 "conditioning_multidataset_sampling push_to_hub_background i_know_what_i_am_doing"),
 }  # fmt: skip
 
 _NOT_YET = {
@@ -125,7 +126,10 @@ _NOT_YET = {
                "gradient_checkpointing_offload_attention enable_group_offload ramtorch musubi_blocks_to_swap "
                "context_parallel_size", ("no", 1)),
     **_not_yet("plain recomputation works", "gradient_checkpointing_backend", ("torch",)),
-    **_not_yet("several GPUs come later; one works", "num_processes num_machines fsdp_enable deepspeed_config accelerate_config", (1,)),
+    **_not_yet("every GPU holds the whole model (num_processes); base_model_precision, gradient_checkpointing and "
+               "docs/low-memory.md make it small", "fsdp_enable deepspeed_config"),
+    **_not_yet("accelerate's own settings are not read: set num_processes, or start with accelerate launch",
+               "accelerate_config accelerate_extra_args"),
     **_not_yet("rolling checkpoints come later; checkpoints_total_limit works", "checkpointing_rolling_steps"),
     **_not_yet("scripts and disk guards come later", "disk_low_threshold post_checkpoint_script "
                "validation_external_script"),

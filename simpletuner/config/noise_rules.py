@@ -149,5 +149,5 @@ def noise_without_effect(options: Options, where: Mapping[str, str]) -> Iterator
             yield from (f"{key}: it acts only with {beside}" for key in keys.split() if key in where)
     if "scheduled_sampling_order" in where and offset and rollout.scheduled_sampling_sampler == "euler":
         yield "scheduled_sampling_order: scheduled_sampling_sampler euler has order 1 only"
-    if flow.flow_stratified_sampling and options.training.train_batch_size == 1:
+    if flow.flow_stratified_sampling and options.training.train_batch_size * options.processes.num_processes == 1:
         yield "flow_stratified_sampling: it spreads the pictures of a micro-batch, and train_batch_size is 1"

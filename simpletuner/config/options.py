@@ -2,7 +2,7 @@
 
 Those of noise, loss and rollout stand in ``noise_options``, those of webhooks and trackers in ``reporting_options``,
 those of pictures and held-out loss in ``validation_options``, those of dashboard and report in
-``page_options``.
+``page_options``, those of several GPUs in ``process_options``.
 
 Field names are the keys of config.json. Sections are for the reader; in files and on the command line keys are flat.
 """
@@ -18,6 +18,7 @@ from simpletuner.config.noise_options import FlowOptions, LossOptions, RolloutOp
 from simpletuner.config.optimizer_names import OWN_RATE, OptimizerName, parse
 from simpletuner.config.page_options import PageOptions
 from simpletuner.config.preview_options import PreviewOptions
+from simpletuner.config.process_options import ProcessOptions
 from simpletuner.config.reporting_options import ReportingOptions
 from simpletuner.config.section import Positive, Probability, Section
 from simpletuner.config.validation_options import EvaluationOptions, ValidationOptions
@@ -129,7 +130,7 @@ class TrainingOptions(Section):
 
     num_train_epochs: Annotated[int, Field(ge=0)] | None = Field(None, description="Passes over the data.")
     max_train_steps: Annotated[int, Field(ge=0)] | None = Field(None, description="Optimizer steps, instead of epochs.")
-    train_batch_size: Positive = Field(4, description="Pictures per micro-batch.")
+    train_batch_size: Positive = Field(4, description="Pictures per micro-batch, in each process.")
     gradient_accumulation_steps: Positive = Field(1, description="Micro-batches per optimizer step.")
     learning_rate: Annotated[float, Field(gt=0.0)] = Field(
         1e-5, description="Peak learning rate; 1 where prodigy is left to find its own."
@@ -268,6 +269,7 @@ class Options(Section):
     adapter: AdapterOptions = AdapterOptions()
     precision: PrecisionOptions = PrecisionOptions()
     training: TrainingOptions = TrainingOptions()
+    processes: ProcessOptions = ProcessOptions()
     ema: EmaOptions = EmaOptions()
     flow: FlowOptions = FlowOptions()
     loss: LossOptions = LossOptions()

@@ -23,6 +23,7 @@ from simpletuner.config.datasets import Datasets
 from simpletuner.config.examples import EXAMPLES, example_folder, instead_of
 from simpletuner.config.files import find_config, one_problem, read_file
 from simpletuner.config.options import Options, section_of, sections
+from simpletuner.config.process_options import from_launcher
 from simpletuner.config.prompts import gather
 from simpletuner.config.rules import check, without_effect
 from simpletuner.config.section import Section
@@ -117,7 +118,7 @@ def normalise(values: Mapping[str, Any], file: str, findings: Findings) -> dict[
 def _from_environment(environ: Mapping[str, str], findings: Findings) -> dict[str, Any]:
     """Values by key; a variable that is no option is a problem, as the same mistake on the command line is."""
     names = [*section_of(), *CATALOGUE, *ALIASES]
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = dict(from_launcher(environ))
     for name, value in environ.items():
         if not name.startswith(ENVIRONMENT_PREFIX) or name in _OURS:
             continue

@@ -12,6 +12,7 @@ from simpletuner.config.optimizer_rules import optimizer_problems, optimizer_wit
 from simpletuner.config.options import Options
 from simpletuner.config.precision_rules import precision_problems, precision_without_effect
 from simpletuner.config.preview_options import without_effect as preview_without_effect
+from simpletuner.config.process_options import process_problems, process_without_effect
 from simpletuner.config.reporting_rules import reporting_problems, reporting_without_effect
 from simpletuner.config.validation_rules import validation_without_effect
 from simpletuner.errors import Problem, Row
@@ -34,6 +35,7 @@ def check(options: Options, where: Mapping[str, str], config_file: str) -> list[
             *adapter_problems(options),
             *precision_problems(options),
             *optimizer_problems(options),
+            *process_problems(options),
             *reporting_problems(options),
             *_rest(options),
         )
@@ -47,6 +49,7 @@ def without_effect(options: Options, where: Mapping[str, str]) -> list[str]:
         *noise_without_effect(options, where),
         *adapter_without_effect(options, where),
         *precision_without_effect(options, where),
+        *process_without_effect(options, where),
         *reporting_without_effect(options, where),
         *validation_without_effect(options, where),
         *preview_without_effect(options.previews, not options.validation.validation_disable, where),

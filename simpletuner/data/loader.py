@@ -84,6 +84,7 @@ class Loader:
         regularisation: Collection[str] = (),
         text_multiple: int = 1,
         pinned: bool = False,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         """Read ``samples`` in the order of ``plan``.
 
@@ -98,8 +99,9 @@ class Loader:
             regularisation: Ids of the datasets whose batches are marked so.
             text_multiple: Text is padded to the next multiple of this many tokens: fewer shapes to compile for.
             pinned: Batches lie in pinned memory, so that a GPU can fetch them by itself.
+            share: Rank and number of ranks: batches are this rank's slices.
         """
-        self._text_multiple, self._pinned = text_multiple, pinned
+        self._text_multiple, self._pinned, self._share = text_multiple, pinned, share
         self._latents_of = latents_of
         self._samples_in = samples if callable(samples) else lambda epoch: samples
         self._texts = texts
@@ -118,17 +120,21 @@ class Loader:
         spec = self._plan.batch(position)
         generator = random.Random(f"{self._seed}/captions/{position}")
         samples = self._samples_in(self._plan.epoch_of(position))
-        chosen = [samples[i] for i in spec.members]
-        captions = [self._caption(sample, generator) for sample in chosen]
+        everyone = [samples[i] for i in spec.members]
+        # What is drawn is drawn for all ranks: none knows what another has drawn.
+        captions = [self._caption(sample, generator) for sample in everyone]
+        masked = random.Random(f"{self._seed}/masks/{position}")  # its own draws: masks change no caption
+        acts = [masked.random() for _ in everyone]
+        mine = spec.rows(*self._share)
+        chosen, captions = everyone[mine], captions[mine]
         text, mask = pad([self._texts.get(text_key(caption)) for caption in captions], self._text_multiple)
         latents = self._latents_of(chosen)
-        masked = random.Random(f"{self._seed}/masks/{position}")  # its own draws: masks change no caption
-        weights = [self._weights(sample, masked) for sample in chosen]
+        weights = [self._weights(sample, draw) for sample, draw in zip(chosen, acts[mine], strict=True)]
         batch = Batch(
             latents=latents,
             text=text,
             mask=mask,
-            sample_ids=tuple(sample.name for sample in chosen),
+            sample_ids=tuple(sample.name for sample in everyone),
             dataset_id=spec.dataset_id,
             timestep_offset=self._offsets.get(spec.dataset_id, 0.0),
             loss_weights=stack(weights, (latents.shape[-2], latents.shape[-1])),
@@ -147,9 +153,8 @@ class Loader:
                     pending.append(pool.submit(self.batch, ahead))
                 yield batch
 
-    def _weights(self, sample: LatentRef, generator: random.Random) -> torch.Tensor | None:
-        acts = generator.random()  # always drawn, so that one dataset's masks do not change another's
-        if sample.mask is None or acts >= sample.mask[2]:
+    def _weights(self, sample: LatentRef, draw: float) -> torch.Tensor | None:
+        if sample.mask is None or draw >= sample.mask[2]:
             return None
         store, key, _ = sample.mask
         return store.get(key)

@@ -117,8 +117,12 @@ class BatchSpec:
 
     def share(self, rank: int, world_size: int) -> BatchSpec:
         """The slice of one rank; all slices are equally long."""
+        return BatchSpec(self.dataset_id, self.members[self.rows(rank, world_size)])
+
+    def rows(self, rank: int, world_size: int) -> slice:
+        """Where the slice of one rank lies in the whole."""
         size = len(self.members) // world_size
-        return BatchSpec(self.dataset_id, self.members[rank * size : (rank + 1) * size])
+        return slice(rank * size, (rank + 1) * size)
 
 
 def shortfalls(buckets: Sequence[Bucket], drawing: Drawing) -> list[str]:

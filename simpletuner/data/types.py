@@ -73,12 +73,12 @@ class Batch:
         latents: [B, C, h, w], already multiplied by the VAE's scaling factor.
         text: [B, n, D] text embeds, padded to the longest caption of the batch.
         mask: [B, n] 1 for real tokens, 0 for padding.
-        sample_ids: Path of each picture, for messages.
+        sample_ids: Path of each picture, for messages; with several ranks of those of the whole global micro-batch.
         dataset_id: The dataset all samples come from.
         timestep_offset: Added to the normal draw before the sigmoid (``timestep_sampling_offset``).
         loss_weights: [B, 1, h, w] in [0, 1] for a masked loss, or None.
         regularisation: Whether an adapter is to keep the base model's own prediction here (prior preservation).
-        first: The number of its first picture in the run: how many came before it.
+        first: The number of the global micro-batch's first picture in the run: how many came before it.
     """
 
     latents: torch.Tensor

@@ -27,7 +27,9 @@ def make_hooks(
     judging: Judging | None,
     identity: resuming.Identity,
 ) -> list[Hook]:
-    """Checkpoint first: a failing validation must not cost what was learned."""
+    """Checkpoint first: a failing validation must not cost what was learned. Of several processes only rank 0 acts."""
+    if not session.ranks.main:
+        return []
     options, plan = session.config.options, material.plan
     keep = options.checkpoints.checkpoints_total_limit or None
     save = resuming.saver(trainee, session.output_dir, identity, keep)

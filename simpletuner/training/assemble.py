@@ -151,8 +151,9 @@ def make_trainee(session: Session, parts: Components, adapter: Adapter | None) -
             f"Gradient checkpointing: {counted(count, 'block is', 'blocks are')} recomputed in backward"
         )
     parameters = adapter.parameters if adapter else [p for p in transformer.parameters() if p.requires_grad]
+    session.ranks.spread(parameters)
     optimizer = make_optimizer(session, parameters)
-    ema = make_ema(session, parameters) if options.ema.use_ema else None
+    ema = make_ema(session, parameters) if options.ema.use_ema and session.ranks.main else None
     scaler = torch.amp.GradScaler(session.device.type) if session.precision.scale_gradients else None
     trainee = Trainee(
         family=session.family,
@@ -166,9 +167,13 @@ def make_trainee(session: Session, parts: Components, adapter: Adapter | None) -
         adapter=adapter,
         release=make_release(session, optimizer),
         sums=Float32Sums(parameters) if sums_in_float32(session) else None,
+        ranks=session.ranks,
     )
     quantised = options.precision.base_model_precision != "no_change"
-    if session.graphs and fast_path.can_replay(ways, trainee, options.training.gradient_accumulation_steps, quantised):
+    replays = fast_path.can_replay(ways, trainee, options.training.gradient_accumulation_steps, quantised)
+    if replays and session.ranks.several:
+        session.reporter.say("Note: with several processes steps are launched kernel by kernel, without a CUDA graph")
+    elif replays and session.graphs:
         guarded: Any = optimizer
         trainee.graphs = StepGraphs(guarded.after_capture, guarded.zero_grad, session.reporter.say)
     return trainee

@@ -47,6 +47,7 @@ def fill_caches(session: Session, parts: Components, found: list[prepare.Found])
             dtype,
             session.reporter,
             session.caches,
+            session.ranks,
         )
     if session.device.type == "cuda" and all(item.source.caching == "ahead" for item in found):
         parts.vae.to("cpu")  # the text encoder needs the room more
@@ -78,7 +79,8 @@ def _fill_texts(session: Session, parts: Components, found: list[prepare.Found])
             f"{counted(len(captions), 'distinct caption is', 'distinct captions are')} encoded when needed, and not kept"
         )
         return TextsOnDemand(None, encode, dtype, captions, session.reporter.say)
-    store = session.caches.open(datasets.text_cache_dir / text_print[:16], translate_data.text_remote(datasets))
+    place = (datasets.text_cache_dir / text_print[:16], translate_data.text_remote(datasets), session.caches)
+    store = keeping.open_store(*place, session.ranks)
     for shard in store.dropped:
         session.reporter.say(f"{shard} was damaged and is encoded anew")
     if datasets.text_caching == "ondemand":
@@ -86,7 +88,8 @@ def _fill_texts(session: Session, parts: Components, found: list[prepare.Found])
             f"{counted(len(captions), 'distinct caption is', 'distinct captions are')} encoded when first needed"
         )
         return TextsOnDemand(store, encode, dtype, captions, session.reporter.say)
-    keeping.keep_texts(found, store, encode, dtype, [DROPPED], session.reporter)
+    if keeping.keep_texts(found, store, encode, dtype, [DROPPED], session.reporter, session.ranks):
+        store = keeping.open_store(*place, session.ranks)
     announced = {text_key(caption): caption for caption in captions}
 
     def anew(keys: Sequence[str]) -> dict[str, torch.Tensor]:

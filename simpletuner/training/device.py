@@ -3,27 +3,45 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 
 import torch
 
 from simpletuner.errors import ModelError
+from simpletuner.training.ranks import Ranks
+
+PATIENCE = timedelta(hours=1)  # between devices: hosts are never more than a few steps apart
 
 
-def choose(disable_tf32: bool) -> torch.device:
-    """The accelerator if there is one, else the CPU.
+def choose(disable_tf32: bool, ranks: Ranks | None = None) -> torch.device:
+    """The accelerator if there is one, else the CPU; one of several processes has the one of its number.
+
+    Args:
+        disable_tf32: Keep float32 products exact.
+        ranks: The processes of the run, which find each other here; None where a command works in one process.
 
     Raises:
-        ModelError: Started as one of several processes, which is not supported yet.
+        ModelError: There are fewer GPUs than processes, or this command works in one process.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if ranks is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ModelError(
-            "this was started as one of several processes (WORLD_SIZE > 1); training on several GPUs is not "
-            "supported yet. What to do: start it without torchrun or accelerate launch."
+            "this was started as one of several processes (WORLD_SIZE > 1), and only `simpletuner train` works in several. "
+            "What to do: start it without torchrun or accelerate launch."
+        )
+    gpus = torch.cuda.device_count()
+    if ranks is not None and gpus and ranks.local >= gpus:
+        raise ModelError(
+            f"process {ranks.rank} of {ranks.world} has no GPU of its own: this machine has {gpus}, and {ranks.local_world} "
+            "processes run on it. What to do: start as many processes as there are GPUs (num_processes)."
         )
     from accelerate import PartialState
 
-    device: torch.device = PartialState().device
+    several = ranks is not None and ranks.several
+    state = PartialState(cpu=not gpus, timeout=PATIENCE) if several else PartialState()
+    device: torch.device = state.device
     if device.type == "cuda":
+        if device.index is not None:
+            torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("highest" if disable_tf32 else "high")
     return device
 

@@ -53,7 +53,8 @@ def fit(session: Session, found: Sequence[prepare.Found]) -> None:
             say(f"memory {as_written(wanted)}: it acts on NVIDIA GPUs alone, and there is none here")
         return
     free, total = torch.cuda.mem_get_info(session.device)
-    available = min(free + torch.cuda.memory_reserved(session.device) + CONTEXT, float(total))
+    here = min(free + torch.cuda.memory_reserved(session.device) + CONTEXT, float(total))
+    available = session.ranks.least(here)  # all choose the same
     budget = _budget(session, available, total)
     try:
         subject = subject_of(session, found)

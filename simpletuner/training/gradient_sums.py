@@ -33,6 +33,10 @@ class Float32Sums:
                 self._sums[index] = parameter.grad.to(torch.float32)
             parameter.grad = None
 
+    def totals(self) -> list[torch.Tensor]:
+        """The sums themselves, in the order of the parameters."""
+        return [self._sums[index] for index in sorted(self._sums)]
+
     @torch.no_grad()
     def deliver(self) -> None:
         """Put the sums into ``.grad``, in the parameter's dtype."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -18,11 +19,13 @@ from simpletuner.data.healing import MASKS_ANEW, Healing
 from simpletuner.data.linear_rgb import Gathered
 from simpletuner.data.loader import LatentRef
 from simpletuner.data.masks import UNUSABLE, weights
+from simpletuner.data.mirror import RemoteSource
 from simpletuner.data.remote_cache import RemoteCaches
 from simpletuner.data.types import Skipped
 from simpletuner.errors import DataError, ImageError
 from simpletuner.reporting.progress import Reporter
 from simpletuner.training import prepare
+from simpletuner.training.ranks import Ranks
 from simpletuner.wording import counted
 
 Refs = dict[tuple[str, Path], LatentRef]
@@ -35,6 +38,7 @@ def keep_latents(
     dtype: torch.dtype,
     reporter: Reporter,
     caches: RemoteCaches | None = None,
+    ranks: Ranks | None = None,
 ) -> Refs:
     """Room 4 for pictures: encode what is missing; pictures that cannot be decoded are dropped from ``found``.
 
@@ -45,20 +49,21 @@ def keep_latents(
         dtype: Dtype on disk.
         reporter: For the bar.
         caches: For caches with a twin behind a URL.
+        ranks: Processes that share the work; those of one machine encode a part each.
 
     Returns:
         Where each sample's latents are, by dataset id and path. Equal pictures share latents, never captions.
     """
     stores: dict[Path, TensorStore] = {}
+    ranks = ranks or Ranks()
     refs: Refs = {}
     for item in found:
         if item.source.caching == "never":
-            _refer(item, None, refs, reporter)
+            _refer(item, None, refs, reporter, ranks)
             continue
         folder = item.source.latent_dir / fingerprint
         if folder not in stores:
-            remote = item.source.latent_remote
-            stores[folder] = caches.open(folder, remote) if caches else TensorStore(folder)
+            stores[folder] = open_store(folder, item.source.latent_remote, caches, ranks)
         store = stores[folder]
         for shard in store.dropped:
             reporter.say(f"{shard} was damaged and is encoded anew")
@@ -73,18 +78,33 @@ def keep_latents(
             reporter.say(f"[{item.source.id}] places are drawn anew in each epoch; latents are encoded when needed")
         elif missing and item.source.caching == "ondemand":
             reporter.say(f"[{item.source.id}] {counted(len(missing), 'latent')} will be encoded when first needed")
-        elif missing:
+        elif item.source.caching == "ahead" and ranks.any(bool(missing)):
             colours = Gathered()  # for previews, should they be wanted
-            with reporter.bar(f"Encoding pictures [{item.source.id}]", len(missing)) as bar:
-                skipped = encode_latents(missing, store, encode, dtype, item.source.encode_batch, bar.advance, colours)
-            colours.keep(folder)
+            part = ranks.part(missing)
+            with reporter.bar(f"Encoding pictures [{item.source.id}]{_shared(ranks)}", len(part)) as bar:
+                skipped = encode_latents(part, store, encode, dtype, item.source.encode_batch, bar.advance, colours)
+            if not ranks.local:
+                colours.keep(folder)
+            skipped = list(chain(*ranks.of_all(skipped)))
+            if ranks.several:  # what the others have written
+                store = stores[folder] = open_store(folder, item.source.latent_remote, caches, ranks)
             _leave_out(item, skipped, reporter)
         else:
             reporter.say(f"[{item.source.id}] all {counted(distinct, 'latent is', 'latents are')} in the cache")
-        _refer(item, store, refs, reporter)
+        _refer(item, store, refs, reporter, ranks)
         if not item.placed:
             raise DataError(f"[{item.source.id}] none of its pictures could be decoded.")
     return refs
+
+
+def open_store(folder: Path, remote: RemoteSource | None, caches: RemoteCaches | None, ranks: Ranks) -> TensorStore:
+    """A store that all processes see alike; the first of each machine drops what is damaged, and knows the URL."""
+    with ranks.first():
+        return caches.open(folder, None if ranks.local else remote) if caches else TensorStore(folder)
+
+
+def _shared(ranks: Ranks) -> str:
+    return f", a part in each of {ranks.local_world} processes" if ranks.local_world > 1 else ""
 
 
 def _leave_out(item: prepare.Found, broken: Sequence[Skipped], reporter: Reporter) -> None:
@@ -102,9 +122,10 @@ def _leave_out(item: prepare.Found, broken: Sequence[Skipped], reporter: Reporte
     prepare.tell_sum(item, reporter)
 
 
-def _refer(item: prepare.Found, store: TensorStore | None, refs: Refs, reporter: Reporter) -> None:
+def _refer(item: prepare.Found, store: TensorStore | None, refs: Refs, reporter: Reporter, ranks: Ranks) -> None:
     """Enter a dataset's samples, with their masks, into ``refs``."""
-    masks = _keep_masks(item, reporter)
+    with ranks.first() if item.source.mask else contextlib.nullcontext():
+        masks = _keep_masks(item, reporter)
     for p in item.placed:
         mask = (masks, p.mask_key, item.source.mask.probability) if masks and item.source.mask else None
         name = str(p.sample.path)
@@ -166,12 +187,21 @@ def keep_texts(
     dtype: torch.dtype,
     extra: Sequence[str],
     reporter: Reporter,
-) -> None:
-    """Room 4 for captions: each distinct caption once, plus ``extra``."""
-    captions = [*extra, *captions_of(found)]
-    missing = sum(text_key(c) not in store for c in dict.fromkeys(captions))
-    if not missing:
-        reporter.say(f"all {counted(len(set(captions)), 'distinct caption is', 'distinct captions are')} in the cache")
-        return
-    with reporter.bar("Encoding captions", missing) as bar:
-        encode_texts(captions, store, encode, dtype, bar.advance)
+    ranks: Ranks | None = None,
+) -> bool:
+    """Room 4 for captions: each distinct caption once, plus ``extra``; a part in each process of a machine.
+
+    Returns:
+        Whether other processes have written too.
+    """
+    ranks = ranks or Ranks()
+    captions = list(dict.fromkeys([*extra, *captions_of(found)]))
+    missing = [caption for caption in captions if text_key(caption) not in store]
+    if not ranks.any(bool(missing)):
+        reporter.say(f"all {counted(len(captions), 'distinct caption is', 'distinct captions are')} in the cache")
+        return False
+    part = ranks.part(missing)
+    with reporter.bar(f"Encoding captions{_shared(ranks)}", len(part)) as bar:
+        encode_texts(part, store, encode, dtype, bar.advance)
+    ranks.wait()
+    return ranks.several

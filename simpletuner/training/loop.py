@@ -17,7 +17,7 @@ from typing import Protocol
 import torch
 
 from simpletuner.data.types import Batch
-from simpletuner.errors import NonFiniteError
+from simpletuner.errors import LostProcessError, NonFiniteError
 from simpletuner.training.guard import Guard
 from simpletuner.training.step import Outcome, Recipe, Trainee, one_step
 
@@ -194,6 +194,7 @@ def train(
     total: int,
     hooks: Sequence[Hook],
     should_stop: Callable[[], bool],
+    agreed: Callable[[bool], bool] = bool,
 ) -> int:
     """Train from step ``start`` to ``total``.
 
@@ -205,22 +206,24 @@ def train(
         total: Optimizer steps of the whole run.
         hooks: Called in order.
         should_stop: Asked after each step; True ends the run cleanly.
+        agreed: Of several processes, whether any of them is to stop: all stop after the same step. Each asks it equally often.
 
     Returns:
         Optimizer steps done.
 
     Raises:
         NonFiniteError: Too many steps in a row were not finite.
+        LostProcessError: Another process has ended.
     """
     figures = Unread(trainee, hooks)
     for hook in hooks:
         if should_stop():  # asked while pictures were drawn: nothing is trained yet, so there is nothing to keep
-            return start
+            break
         hook.on_start(start)
     trainee.transformer.train()
     step = start
     try:
-        while step < total and not should_stop():
+        while step < total and not agreed(should_stop()):
             began = time.perf_counter()
             outcome = one_step(trainee, recipe, batches, step, figures.guard)
             step += 1
@@ -234,6 +237,8 @@ def train(
         for hook in hooks:  # what was learned until the last good step is saved
             hook.on_stop(step, False)
         raise
+    except LostProcessError:
+        raise  # a device may wait for the one that has ended: nothing on it can be read
     except BaseException:
         figures.tell_the_rest()
         raise

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from simpletuner.data.cache import content_key
 from simpletuner.data.loader import LatentRef, Loader
 from simpletuner.data.ondemand import OnDemand
 from simpletuner.data.sampler import Plan
@@ -61,6 +62,8 @@ def gather(
     latents_of = on_demand(session, parts)
     samples = Samples(training, refs, latents_of.forget)
     options = session.config.options
+    drawn_from = ((p.key, p.sample.captions) for p in samples.placed)
+    session.ranks.must_agree("pictures or captions", content_key(*drawn_from))
     plan = samples.plan(translate_data.drawing(session.config), options.training.seed)
     loader = Loader(
         samples,
@@ -73,5 +76,6 @@ def gather(
         translate_data.regularisation(session.config),
         text_multiple=fast_path.text_multiple(options.precision.transformer_forward, session.device),
         pinned=session.device.type == "cuda",
+        share=(session.ranks.rank, session.ranks.world),
     )
     return Material(training, held_out, refs, texts, latents_of, samples, plan, loader)

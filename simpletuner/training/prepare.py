@@ -293,9 +293,10 @@ def check_sizes(found: Sequence[Found], drawing: Drawing, allow: bool, reporter:
             )
         return
     listed = "\n  ".join(sentences)
+    processes = f" × num_processes {drawing.world_size}" if drawing.world_size > 1 else ""
     raise DataError(
         f"too few pictures for train_batch_size {drawing.batch_size} × "
-        f"gradient_accumulation_steps {drawing.accumulation}:\n  {listed}\n"
+        f"gradient_accumulation_steps {drawing.accumulation}{processes}:\n  {listed}\n"
         "What to do: set repeats in the dataloader file, or lower train_batch_size, as named; "
         "or set allow_dataset_oversubscription to true."
     )

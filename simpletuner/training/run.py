@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import json
-from contextlib import closing, nullcontext
+import os
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
+
+from rich.console import Console
 
 from simpletuner.config.read import RunConfig
 from simpletuner.data.cache import write_atomic
 from simpletuner.data.loader import Loader
+from simpletuner.errors import ResumeError
 from simpletuner.reporting.progress import Reporter
 from simpletuner.training import (
     checkpoint,
@@ -45,6 +50,7 @@ from simpletuner.training.page_beside import page_beside
 from simpletuner.training.parts import load_model, make_room
 from simpletuner.training.prefetch import on_device
 from simpletuner.training.previewing import make_previewer, tiny_decoder
+from simpletuner.training.ranks import Ranks
 from simpletuner.training.session import Session, find_pictures, open_session, tell_data
 from simpletuner.training.step import Recipe, Trainee
 from simpletuner.training.telling import StepStatus, told
@@ -62,27 +68,34 @@ def train(config: RunConfig, reporter: Reporter | None = None) -> None:
         TunerError: Anything a person can mend, with what to do.
         KeyboardInterrupt: Interrupted; a checkpoint has been written.
     """
-    session = open_session(config, reporter or Reporter())
+    ranks = Ranks.of(os.environ)
+    if not ranks.main:
+        reporter = Reporter(Console(quiet=True))
+    with ranks.ending_together(), contextlib.suppress(StoppedOnRequest):
+        session = open_session(config, reporter or Reporter(), ranks=ranks)
+        with _known(session) if ranks.main else nullcontext(), closing(session.caches):
+            _train(session)
+
+
+@contextmanager
+def _known(session: Session) -> Iterator[None]:
+    """The run as others see it: alone in its folder, with its page, its listeners and run.json."""
+    page = session.config.options.page
     listeners = partial(translate_reporting.listeners, session)
-    title = translate_reporting.title(config.options)
     with (
-        contextlib.suppress(StoppedOnRequest),
         resuming.only_run_in(session.output_dir),
-        page_beside(session.output_dir, config.options.page.dashboard_port, session.reporter.say)
-        if config.options.page.dashboard
-        else nullcontext(),
-        told(session.stages, session.reporter, listeners, title),
-        closing(session.caches),
+        page_beside(session.output_dir, page.dashboard_port, session.reporter.say) if page.dashboard else nullcontext(),
+        told(session.stages, session.reporter, listeners, translate_reporting.title(session.config.options)),
     ):
         forget(session.output_dir / FOLDER)
-        _train(session)
+        record = json.dumps(session.config.raw, indent=2, default=str)
+        write_atomic(session.output_dir / "config.resolved.json", record.encode())
+        yield
 
 
 def _train(session: Session) -> None:
-    """All rooms in order; the output folder is ours alone."""
+    """All rooms in order; of several processes only rank 0 acts between steps, and goes on to export."""
     config, options, stage = session.config, session.config.options, session.stages.stage
-    record = json.dumps(config.raw, indent=2, default=str)
-    write_atomic(session.output_dir / "config.resolved.json", record.encode())
     translate.check_optimizer(config, session.precision, session.device)
     tiny, clip = tiny_decoder(session), load_clip(session)
     with stage("init_data_backend", "Looking at the pictures"):
@@ -92,7 +105,8 @@ def _train(session: Session) -> None:
     compiled = fast_path.kernels_ahead(
         *(session.family, session.source, options.precision.transformer_forward, session.device, session.precision)
     )
-    resume_from, notes = checkpoint.find(session.output_dir, options.checkpoints.resume_from_checkpoint)
+    wanted = options.checkpoints.resume_from_checkpoint
+    resume_from, notes = session.ranks.by_main(lambda: checkpoint.find(session.output_dir, wanted))
     for note in notes:
         session.reporter.say(note)
     with stage("init_load_base_model", "Loading the model"):
@@ -123,8 +137,11 @@ def _train(session: Session) -> None:
         session.reporter.say(line)
     status = StepStatus(session.stages, session.metrics, total, *translate_reporting.course(options, material.plan))
     hooks = make_hooks(session, trainee, recipe, material, validator, judging, identity)
+    hooks = [status, *hooks] if session.ranks.main else []
     with closing(material), closing(validator) if validator else nullcontext():
-        done = run_steps(session, trainee, recipe, material.loader, start, total, [status, *hooks])
+        done = run_steps(session, trainee, recipe, material.loader, start, total, hooks)
+    if not session.ranks.main:
+        return
     with stage("model_save", "Exporting the model"):
         finish(session, parts, trainee, hooks, done, total)
 
@@ -144,6 +161,10 @@ def resume(session: Session, trainee: Trainee, folder: Path | None, identity: re
     """Put the checkpoint into the trainee, or start afresh; returns the steps done."""
     start = 0
     if folder is not None:
+        if not folder.is_dir():
+            raise ResumeError(
+                f"{folder} is not on this machine. What to do: put output_dir on a disk that all machines share."
+            )
         settings = session.config.options.training
         start, notes = resuming.restore(
             trainee,
@@ -160,11 +181,21 @@ def resume(session: Session, trainee: Trainee, folder: Path | None, identity: re
             else f"{counted(start, 'step is', 'steps are')} done"
         )
         session.reporter.say(f"Resuming from {folder.name}: {where}")
-    moved = checkpoint.set_aside(session.output_dir, start)
+    moved = checkpoint.set_aside(session.output_dir, start) if session.ranks.main else None
     if moved:
         what = "later checkpoints" if start else "an earlier run's checkpoints, metrics and pictures"
         session.reporter.say(f"{what} are kept in {moved}")
     return start
+
+
+def _leave(session: Session, trainee: Trainee) -> None:
+    """The processes part: rank 0 alone goes on to export."""
+    if not session.ranks.are_equal(trainee.parameters):
+        session.reporter.say(
+            "WARNING: the processes do not hold the same weights any more, which means a fault of a card, of its memory or of "
+            "this program: look at the pictures, and train again in one process to compare"
+        )
+    session.ranks.leave()
 
 
 def run_steps(
@@ -187,20 +218,23 @@ def run_steps(
             f"Nothing left to train: the checkpoint is at step {start} and the run has {counted(total, 'step')}. "
             f"To train on, set max_train_steps above {start}. The model is exported as it is."
         )
+        session.ranks.leave()
         return start
     reporter, accumulation = session.reporter, recipe.accumulation
     # Closed whatever happens: its thread reads ahead, and what it writes into is flushed right after this.
     stream = closing(loader.stream(start * accumulation, total * accumulation))
     with stop_on_interrupt(reporter) as asked, reporter.bar("Training", total, start) as bar, stream as read:
         batches = on_device(read, session.device)
-        progress: list[Hook] = [Progress(bar, session.metrics, reporter)]
+        progress: list[Hook] = [Progress(bar, session.metrics, reporter)] if session.ranks.main else []
         control = next((hook for hook in hooks if isinstance(hook, Control)), None)
 
         def should_stop() -> bool:
             return asked.is_set() or (control is not None and control.stopping)
 
-        done = train_loop(trainee, recipe, batches, start, total, [*progress, *hooks], should_stop)
-    if done < total:
+        agreed = session.ranks.any
+        done = train_loop(trainee, recipe, batches, start, total, [*progress, *hooks], should_stop, agreed)
+        _leave(session, trainee)
+    if done < total and session.ranks.main:
         reporter.say(f"Stopped at step {done} of {total}; the same command goes on from here.")
         raise KeyboardInterrupt if asked.is_set() else StoppedOnRequest
     return done

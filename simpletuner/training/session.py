@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +13,7 @@ from simpletuner.config.datasets import ImageDataset
 from simpletuner.config.read import RunConfig
 from simpletuner.data.remote_cache import RemoteCaches
 from simpletuner.data.survey import Survey, picture_of
+from simpletuner.errors import ConfigError, Problem
 from simpletuner.models import imports, load
 from simpletuner.models.base import Components, Facts, Family, LoadSource, TextSettings
 from simpletuner.models.families import FAMILIES
@@ -23,6 +24,8 @@ from simpletuner.reporting.stages import RunFile, Stages
 from simpletuner.training import device, prepare, translate, translate_data, translate_memory, translate_precision
 from simpletuner.training.check import short
 from simpletuner.training.precision import Precision
+from simpletuner.training.ranks import Ranks
+from simpletuner.wording import counted
 
 Purpose = Literal["train", "encode", "look"]
 
@@ -49,20 +52,24 @@ class Session:
     caches: RemoteCaches
     graphs: bool = True
     aside: bool = False
+    ranks: Ranks = field(default_factory=Ranks)
 
     @property
     def draws(self) -> bool:
-        """Whether validation pictures are drawn."""
-        return bool(self.config.prompts) and not self.config.options.validation.validation_disable
+        """Whether this process draws validation pictures."""
+        return self.ranks.main and bool(self.config.prompts) and not self.config.options.validation.validation_disable
 
 
-def open_session(config: RunConfig, reporter: Reporter, purpose: Purpose = "train") -> Session:
+def open_session(
+    config: RunConfig, reporter: Reporter, purpose: Purpose = "train", ranks: Ranks | None = None
+) -> Session:
     """Print what was derived, look at the model's configuration, choose dtypes and device.
 
     Args:
         config: What ``config.read.load`` gave.
         reporter: Where to print.
         purpose: ``train``, ``encode`` for the caches alone, or ``look`` where the device does nothing.
+        ranks: The processes of a run that trains; they find each other here.
     """
     options = config.options
     for notice in config.notices:
@@ -72,7 +79,11 @@ def open_session(config: RunConfig, reporter: Reporter, purpose: Purpose = "trai
     load.only_download_bars()
     output_dir = Path(options.checkpoints.output_dir).expanduser()
     precision = translate_memory.precision_of(options)
-    where = device.choose(disable_tf32=options.precision.disable_tf32)
+    where = device.choose(options.precision.disable_tf32, ranks if purpose == "train" else None)
+    ranks = ranks or Ranks()
+    ranks.join()
+    if purpose == "train":
+        config = _in_step(config, ranks)
     source = translate.load_source(options, precision)
     family = FAMILIES[options.model.model_family]
     facts = family.peek(source)
@@ -80,11 +91,18 @@ def open_session(config: RunConfig, reporter: Reporter, purpose: Purpose = "trai
         reporter.say(
             f"Training on {device.describe(where)}: {precision.describe()}, optimizer {options.training.optimizer}"
         )
+        if ranks.several:
+            together = options.training.train_batch_size * options.training.gradient_accumulation_steps * ranks.world
+            reporter.say(
+                f"{ranks.world} processes, {ranks.local_world} on this machine: a step has {counted(together, 'picture')}, and "
+                "their gradients are averaged; process 0 writes and draws"
+            )
     elif purpose == "encode":
         dtype = str(precision.cache).removeprefix("torch.")
         reporter.say(f"Encoding on {device.describe(where)}: the caches are {dtype}; nothing is trained")
     translate.check_validation_sizes(config, facts)
-    stages = Stages(run_file=RunFile(output_dir / "run.json") if purpose == "train" else None)
+    tells = purpose == "train" and ranks.main
+    stages = Stages(run_file=RunFile(output_dir / "run.json") if tells else None)
     return Session(
         config=config,
         reporter=reporter,
@@ -98,7 +116,27 @@ def open_session(config: RunConfig, reporter: Reporter, purpose: Purpose = "trai
         device=where,
         text=translate.text_settings(options, family.default_instruction()),
         caches=RemoteCaches(reporter.say),
+        ranks=ranks,
     )
+
+
+def _in_step(config: RunConfig, ranks: Ranks) -> RunConfig:
+    """The configuration that all processes share: a seed that was drawn is that of rank 0.
+
+    Raises:
+        ConfigError: There are more or fewer processes than the configuration says.
+    """
+    asked = config.options.processes.num_processes
+    if asked != ranks.world:
+        reason = (
+            f"this was started as {'one of ' if ranks.several else ''}{counted(ranks.world, 'process', 'processes')}"
+        )
+        remedy = "leave num_processes out, or set it to that number"
+        problem = Problem(config.place("num_processes"), "num_processes", asked, reason, remedy)
+        raise ConfigError([problem])
+    seed = ranks.by_main(lambda: config.options.training.seed)
+    training = config.options.training.model_copy(update={"seed": seed})
+    return replace(config, options=config.options.model_copy(update={"training": training}))
 
 
 def find_pictures(session: Session, refuse_small: bool = True) -> tuple[list[prepare.Found], list[prepare.Found]]:
@@ -113,7 +151,8 @@ def find_pictures(session: Session, refuse_small: bool = True) -> tuple[list[pre
         sources = [translate_data.dataset_source(session.config, e, alignment, session.facts.stride) for e in entries]
         return prepare.find(sources, session.reporter)
 
-    training, held_out = found(datasets.train), found(datasets.eval)
+    with session.ranks.first():  # it fetches and reads; the others find everything done
+        training, held_out = found(datasets.train), found(datasets.eval)
     if refuse_small:
         check_sizes(session, training)
     return training, held_out
@@ -141,4 +180,5 @@ def tell_data(session: Session, parts: Components, training: list[prepare.Found]
         surveys.append(Survey(item.source.id, item.source.folder, "image", pictures, item.skipped))
         for line in short(surveys[-1]):
             session.reporter.say(line)
-    dataset_sheet.write(session.output_dir, surveys)
+    if session.ranks.main:
+        dataset_sheet.write(session.output_dir, surveys)

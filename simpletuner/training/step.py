@@ -10,7 +10,7 @@ them first and decides.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -31,6 +31,7 @@ from simpletuner.training.guard import Guard
 from simpletuner.training.learning_rate import Schedule
 from simpletuner.training.optimizers import set_learning_rate
 from simpletuner.training.precision import Precision
+from simpletuner.training.ranks import Ranks
 from simpletuner.training.seeds import mixed_seed
 from simpletuner.training.step_graph import StepGraphs
 
@@ -76,6 +77,7 @@ class Trainee:
         release: Steps the optimizer inside backward, or None for one step after it.
         sums: Adds up micro-batches in float32, or None for the weights' dtype.
         graphs: Replays the steady step as one CUDA graph for each shape of batch, or None.
+        ranks: The processes that train the same weights.
     """
 
     family: Family
@@ -90,6 +92,7 @@ class Trainee:
     release: GradientRelease | None = None
     sums: Float32Sums | None = None
     graphs: StepGraphs | None = None
+    ranks: Ranks = field(default_factory=Ranks)
 
     @property
     def guards_itself(self) -> bool:
@@ -111,11 +114,14 @@ def noise_batch(
     batch: Batch, trainee: Trainee, recipe: Recipe, position: int, generator: torch.Generator
 ) -> NoisedBatch:
     """Room 6 for micro-batch number ``position``, on the trainee's device."""
-    latents = moved(batch.latents, trainee.device).float()
+    # All ranks draw for the whole global micro-batch and keep their rows: together they are what one rank would draw.
+    latents = trainee.ranks.whole(moved(batch.latents, trainee.device).float())
     tokens = trainee.facts.tokens(latents.shape[-2], latents.shape[-1])
     count = len(latents)
     sigmas = draw_sigmas(recipe.density, count, tokens, batch.timestep_offset, generator, batch.first)
-    return noised(latents, sigmas, recipe.perturbation, position // recipe.accumulation, generator)
+    shown = noised(latents, sigmas, recipe.perturbation, position // recipe.accumulation, generator)
+    parts = (shown.noisy_latents, shown.sigmas, shown.timesteps, shown.target)
+    return NoisedBatch(*map(trainee.ranks.rows, parts))
 
 
 def rolled_out(
@@ -126,7 +132,8 @@ def rolled_out(
     if rollout is None:
         return shown
     shift = recipe.density.shift_for(trainee.facts.tokens(*shown.noisy_latents.shape[-2:]))
-    offsets = draw_offsets(rollout, shown.sigmas, shift, position // recipe.accumulation, generator)
+    sigmas = trainee.ranks.whole(shown.sigmas)
+    offsets = trainee.ranks.rows(draw_offsets(rollout, sigmas, shift, position // recipe.accumulation, generator))
     text, mask = moved(batch.text, trainee.device), moved(batch.mask, trainee.device)
 
     def velocity_of(points: torch.Tensor, sigmas: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -183,7 +190,7 @@ class Outcome:
     """What one step did.
 
     Attributes:
-        losses: [samples] float32 loss of each sample, on the device.
+        losses: [samples] float32 loss of each sample of all ranks, rank after rank, on the device.
         names: Path of each picture.
         regularisation: Whether each belongs to a regularisation batch.
         grad_norm: [] global gradient norm before clipping, on the device.
@@ -226,15 +233,15 @@ def gradients(trainee: Trainee, recipe: Recipe, batches: Iterator[Batch], step: 
     """Forward and backward of every micro-batch of a step: the mean over its samples ends in ``.grad``."""
     losses: list[torch.Tensor] = []
     sigmas: list[torch.Tensor] = []
-    names: list[str] = []
-    regularisation: list[bool] = []
+    names: list[Sequence[str]] = []
+    regularisation: list[list[bool]] = []
     norm, good = torch.zeros(()), None
     for micro in range(recipe.accumulation):
         batch = next(batches)
         position = step * recipe.accumulation + micro
         generator = position_generator(recipe.seed, position, trainee.device)
         if trainee.adapter and trainee.adapter.draws:  # dropout: the same in a resumed run, and not the noise's numbers
-            torch.manual_seed(mixed_seed(mixed_seed(recipe.seed, position), DROPOUT))
+            torch.manual_seed(mixed_seed(mixed_seed(recipe.seed, position), DROPOUT + trainee.ranks.rank))
         shown = noise_batch(batch, trainee, recipe, position, generator)
         if trainee.graphs and (recipe.rollout or batch.regularisation):
             trainee.graphs.make_room()
@@ -247,13 +254,20 @@ def gradients(trainee: Trainee, recipe: Recipe, batches: Iterator[Batch], step: 
             backward(trainee, per_sample.mean() / recipe.accumulation)
         losses.append(per_sample.detach())
         sigmas.append(shown.sigmas)
-        names += batch.sample_ids
-        regularisation += [batch.regularisation] * len(batch.sample_ids)
-    return Outcome(torch.cat(losses), names, regularisation, norm, good, sigmas=torch.cat(sigmas))
+        names.append(batch.sample_ids)
+        regularisation.append([batch.regularisation] * len(batch.sample_ids))
+    every_loss, every_sigma = trainee.ranks.gathered(torch.cat(losses), torch.cat(sigmas))
+    in_order = trainee.ranks.in_order
+    return Outcome(every_loss, in_order(names), in_order(regularisation), norm, good, sigmas=every_sigma)
 
 
 def finish(trainee: Trainee, recipe: Recipe, outcome: Outcome, step: int, guard: Guard) -> None:
-    """From gradients to new weights; gradients are gone afterwards."""
+    """From gradients to new weights; gradients are gone afterwards.
+
+    Slices are equally long, so the mean of the ranks' gradients is that of the global batch: every rank clips, judges and
+    steps with the same numbers.
+    """
+    trainee.ranks.average(trainee.sums.totals() if trainee.sums else gradients_of(trainee))
     if trainee.guards_itself:
         rate = torch.full((), recipe.schedule.at(step), device=trainee.device)
         outcome.grad_norm, outcome.good = guarded_update(trainee, recipe, outcome.losses, rate)
@@ -330,6 +344,11 @@ def guarded_update(
     guarded: Any = trainee.optimizer
     guarded.guarded_step(rate, scale, good)
     return norm, good
+
+
+def gradients_of(trainee: Trainee) -> list[torch.Tensor]:
+    """Every gradient there is, in the order of the parameters."""
+    return [parameter.grad for parameter in trainee.parameters if parameter.grad is not None]
 
 
 def global_norm(parameters: list[torch.nn.Parameter]) -> torch.Tensor:

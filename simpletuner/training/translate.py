@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -191,13 +190,13 @@ def identity(
             **adapter,
         },
         order={
-            "train_batch_size": settings.train_batch_size,
+            "train_batch_size × num_processes": settings.train_batch_size * config.options.processes.num_processes,
             "gradient_accumulation_steps": settings.gradient_accumulation_steps,
             "seed": settings.seed,
             "pictures": content_key(*sorted(p.key for p in samples)),
             "repeats": {e.id: e.repeats for e in config.datasets.train},
             "vae_cache_clear_each_epoch": {e.id: translate_data.redraws(e) for e in config.datasets.train},
-            "turns": {name: asdict(turn) for name, turn in translate_data.drawing(config).turns.items()},
+            "turns": translate_data.turns_together(config),
             "data_backend_sampling": config.options.data.data_backend_sampling,
         },
         recipe={
@@ -239,5 +238,5 @@ def _learning(options: Options) -> dict[str, Any]:
 def _rate_scale(options: Options) -> float:
     """What ``lr_scale`` multiplies the learning rate by."""
     settings = options.training
-    pictures = settings.train_batch_size * settings.gradient_accumulation_steps
+    pictures = settings.train_batch_size * settings.gradient_accumulation_steps * options.processes.num_processes
     return (pictures**0.5 if settings.lr_scale_sqrt else float(pictures)) if settings.lr_scale else 1.0

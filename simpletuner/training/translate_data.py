@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -184,14 +185,14 @@ def _shuffle(entry: ImageDataset) -> Shuffle | None:
     return Shuffle(asked.count, asked.seed, asked.split_on, asked.position_start, asked.include_original)
 
 
-def drawing(config: RunConfig, world_size: int = 1) -> Drawing:
+def drawing(config: RunConfig) -> Drawing:
     """How the batches of all datasets are mixed."""
     settings = config.options.training
     auto = config.options.data.data_backend_sampling == "auto-weighting"
     return Drawing(
         batch_size=settings.train_batch_size,
         accumulation=settings.gradient_accumulation_steps,
-        world_size=world_size,
+        world_size=config.options.processes.num_processes,
         mixing=config.options.data.data_backend_sampling,
         turns={
             e.id: Turn(
@@ -206,6 +207,16 @@ def drawing(config: RunConfig, world_size: int = 1) -> Drawing:
             for e in config.datasets.train
         },
     )
+
+
+def turns_together(config: RunConfig) -> dict[str, dict[str, Any]]:
+    """When and how often each dataset comes, by id; batch sizes are those of all processes together."""
+    world = config.options.processes.num_processes
+    turns = {name: asdict(turn) for name, turn in drawing(config).turns.items()}
+    return {
+        name: turn | ({"batch_size": turn["batch_size"] * world} if turn["batch_size"] else {})
+        for name, turn in turns.items()
+    }
 
 
 def _from_zero(start_step: int) -> int:

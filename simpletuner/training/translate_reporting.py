@@ -30,7 +30,8 @@ def title(options: Options) -> str:
 def course(options: Options, plan: Plan) -> tuple[float, dict[str, int]]:
     """Optimizer steps of one pass over the data, and batch sizes by name."""
     batch, accumulation = options.training.train_batch_size, options.training.gradient_accumulation_steps
-    sizes = {"train_batch_size": batch, "effective_batch_size": batch * accumulation}
+    together = batch * accumulation * options.processes.num_processes
+    sizes = {"train_batch_size": batch, "effective_batch_size": together}
     return max(1, plan.micro_batches(1)) / accumulation, sizes
 
 

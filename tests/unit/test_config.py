@@ -125,7 +125,7 @@ def test_satisfied_keys_say_how_and_off_values_say_nothing(write: Callable[..., 
 
 
 REFUSED = [("attention_mechanism", "sageattention"), ("base_model_precision", "int8-quanto"),
-           ("optimizer", "sdnq-lion"), ("optimizer", "adamw_schedulefree+no_kahan"), ("num_processes", 2),
+           ("optimizer", "sdnq-lion"), ("optimizer", "adamw_schedulefree+no_kahan"), ("fsdp_enable", True),
            ("mixed_precision", "fp8"), ("delete_problematic_images", True),
            ("scheduled_sampling_reflexflow", True), ("report_to", "custom-tracker")]  # fmt: skip
 

@@ -109,7 +109,7 @@ def test_one_problem_for_one_field(write: Load) -> None:
 
 def test_text_one_is_the_number_one(write: Load) -> None:
     assert write(overrides={"num_processes": "1", "snr_gamma": "0.0"}).options.training.max_train_steps == 5
-    assert "num_processes" in problems(lambda: write(overrides={"num_processes": "2"}))[0]
+    assert write(overrides={"num_processes": "2"}).options.processes.num_processes == 2
 
 
 def test_old_names_work_in_the_environment_and_unknown_ones_are_told(write: Load) -> None:

@@ -116,7 +116,7 @@ def test_every_option_says_what_it_is() -> None:
 
 # The original's own defaults, which its wizard writes into every file: they ask for nothing.
 DEFAULTS = {
-    "num_processes": 1, "num_machines": 1, "dynamo_backend": "no",
+    "dynamo_backend": "no", "fsdp_enable": False,
     "gradient_checkpointing_backend": "torch",
     "attention_mechanism": "diffusers", "validation_image_format": "png",
     "validation_method": "simpletuner-local",

@@ -167,6 +167,11 @@ OPTIONS: list[tuple[dict[str, Any], str, object]] = [
         "recipe.schedule.peak",
         1e-3 * 3,
     ),
+    (
+        {"learning_rate": 1e-3, "lr_scale": True, "train_batch_size": 2, "num_processes": 3},
+        "recipe.schedule.peak",
+        1e-3 * 6,
+    ),
     ({"lr_scheduler": "cosine"}, "recipe.schedule.name", "cosine"),
     ({"lr_scheduler": "cosine", "lr_end": 2e-6}, "recipe.schedule.end", 2e-6),
     ({"lr_scheduler": "cosine", "lr_end": 1.0, "learning_rate": 1e-4}, "recipe.schedule.end", 1e-4),
@@ -197,6 +202,7 @@ OPTIONS: list[tuple[dict[str, Any], str, object]] = [
     ({"max_grad_norm": 0.25}, "recipe.clip_norm", 0.25),
     ({"grad_clip_method": "value"}, "recipe.clip_by_value", True),
     ({"train_batch_size": 6}, "drawing.batch_size", 6),
+    ({"num_processes": 2}, "drawing.world_size", 2),
     ({"data_backend_sampling": "uniform"}, "drawing.mixing", "uniform"),
 ]
 
@@ -435,6 +441,7 @@ def test_an_alignment_the_model_cannot_take_is_refused(read: Read) -> None:
         ({"ema_update_interval": 2}, {}),
         ({"ema_warmup_steps": 2}, {}),
         ({"train_batch_size": 2}, {}),
+        ({"num_processes": 2}, {}),
         ({"gradient_accumulation_steps": 2}, {}),
         ({"seed": 1}, {}),
         ({"model_type": "lora"}, {}),
@@ -456,6 +463,13 @@ def test_an_alignment_the_model_cannot_take_is_refused(read: Read) -> None:
 )
 def test_what_shapes_a_run_is_in_its_identity(read: Read, given: dict[str, Any], fields: dict[str, Any]) -> None:
     assert plain(read(given, fields)).identity != plain(read({}, {})).identity
+
+
+def test_the_same_pictures_in_a_step_are_the_same_run(read: Read) -> None:
+    """However many processes share them."""
+    one = plain(read({"train_batch_size": 4}, {"train_batch_size": 2})).identity
+    two = plain(read({"train_batch_size": 2, "num_processes": 2}, {"train_batch_size": 1})).identity
+    assert one.order == two.order
 
 
 def attributes_read(source: str) -> set[str]:
