@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -66,3 +68,15 @@ def test_it_is_done_in_processes_that_are_waited_for(monkeypatch: pytest.MonkeyP
     ahead.begin(base().config, torch.float32, torch.device("cpu"))()
     ahead.begin(base().config, torch.float32, torch.device("mps"))()  # which is not here
     assert codes[:2] == [0, 0] and any(codes[2:])
+
+
+def test_a_run_that_ends_early_leaves_no_process() -> None:
+    before = atexit._ncallbacks()
+    running = ahead._start({"part": 0})
+    assert atexit._ncallbacks() == before + 1, "which is _end"
+    ahead._end(running)
+    assert running.returncode is not None and running.returncode < 0
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    assert ended.wait(30) == 0
+    ahead._end(ended)
+    assert ended.returncode == 0

@@ -7,6 +7,7 @@ compiler holds Python's lock. What goes wrong here goes wrong again in the first
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import hashlib
 import json
@@ -119,16 +120,24 @@ def _mark(widths: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -
 def _start(asked: dict[str, Any]) -> subprocess.Popen[bytes]:
     quiet = subprocess.DEVNULL
     command = [sys.executable, "-m", __name__, json.dumps(asked)]
-    return subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet)
+    process = subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet)
+    atexit.register(_end, process)  # a run that fails before its first step leaves nobody on the GPU
+    return process
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a process that nobody waits for any more."""
+    if process.poll() is None:
+        process.kill()
+        process.wait()
 
 
 def _code(process: subprocess.Popen[bytes]) -> int:
     """Wait for its exit code; a process that takes too long is ended."""
-    try:
-        return process.wait(PATIENCE)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        return process.wait()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(PATIENCE)
+    _end(process)
+    return process.wait()
 
 
 def main(asked: dict[str, Any]) -> None:
