@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
 from pages import Block, blocks
 
 from simpletuner.cli.configuring.answers import answers
@@ -63,6 +64,8 @@ def read(folder: Path, options: Mapping[str, Any], entries: list[dict[str, Any]]
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
 def test_it_is_read(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # read as by somebody who is logged in; nothing is asked
+    monkeypatch.setenv("HF_TOKEN", "hf_token")
     content = json.loads(block.text)
     kind = kind_of(block, content)
     findings = Findings()
