@@ -34,6 +34,7 @@ _FLOW = "acts. The original resets or ignores it for Sana"
 _LOSS = "acts. Sana's loss in the original ignores it"
 
 CHANGED: Mapping[str, str] = {
+    "num_processes": "acts in config.json too; the original's command line reads it only as an argument",
     "model_flavour": "without one and without a path the 1.6B model at 1024 px is taken, not the 4.8B one; 4K is known too",
     "sana_complex_human_instruction": "default is the text that Sana was trained with (eight lines, with its last blank); "
     "the original has a longer one of its own. Changing it gives other text embeds, never stale ones",
