@@ -24,6 +24,7 @@ from typing import Any
 from urllib.parse import unquote
 
 USER, TOKEN = "tester", "hf_canaryCANARYcanary1234567"
+SPEAKING = threading.Lock()
 LARGE = 20_000  # bytes from which a file is kept apart, as LFS does
 
 
@@ -96,7 +97,8 @@ class Handler(BaseHTTPRequestHandler):
             self._control(json.loads(body))
             return
         note = {"method": self.command, "path": path, "authorization": self.headers.get("Authorization")}
-        print(json.dumps(note | {"range": self.headers.get("Range")}), flush=True)
+        with SPEAKING:
+            print(json.dumps(note | {"range": self.headers.get("Range")}), flush=True)
         try:
             self._faulty(path)
             self._route(path, body)
@@ -233,7 +235,9 @@ class Handler(BaseHTTPRequestHandler):
         if not name.startswith(f"{USER}/"):
             raise Refusal(403, words="You don't have the rights to create a model under this namespace")
         if name in self.server.repos:
-            raise Refusal(409, words="You already created this model repo")
+            body = json.dumps({"error": "You already created this model repo", "url": f"{self.server.address}/{name}"})
+            self._answer(409, body.encode(), Content_Type="application/json")
+            return
         self.server.repos[name] = Repo(private=asked.get("visibility") == "private" or bool(asked.get("private")))
         self._json({"url": f"{self.server.address}/{name}", "name": name})
 

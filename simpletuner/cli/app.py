@@ -41,6 +41,7 @@ _LAZY = {
         "Draw pictures with a model, a run, a checkpoint or an adapter.",
     ),
     "merge": ("simpletuner.cli.adapters:merge", "Merge an adapter into its base model: a complete diffusers folder."),
+    "publish": ("simpletuner.cli.publish:publish", "Upload a finished run to the hub, with its model card."),
     "report": ("simpletuner.cli.report:report", "Write what a run did and learned into one HTML file."),
     "train": ("simpletuner.cli.train:train", "Train by config/config.json, or the embedded example without one."),
 }

@@ -103,21 +103,20 @@ _SATISFIED = {
     **_satisfied("validation noise is drawn on the CPU: the same pictures on every card", "validation_seed_source"),
     **_satisfied("machines find each other by main_process_ip", "same_network"),
     **_satisfied("the first process draws the pictures, and the others wait", "validation_multigpu"),
+    **_satisfied("checkpoints are always uploaded in the background, and the run waits for its model's upload",
+                 "push_to_hub_background"),
     **_satisfied("it acts only together with other options that are off",
-                 "hub_model_id model_card_private model_card_safe_for_work model_card_note "
                  "validation_image_quality checkpoints_rolling_total_limit "
                  "dynamo_mode sageattention_usage "
                  "scheduled_sampling_reflexflow_alpha "
                  "scheduled_sampling_reflexflow_beta1 scheduled_sampling_reflexflow_beta2 quantize_activations "
                  "disk_low_action disk_low_script "
                  "validation_guidance_real "
-                 "conditioning_multidataset_sampling push_to_hub_background i_know_what_i_am_doing"),
+                 "conditioning_multidataset_sampling i_know_what_i_am_doing"),
 }  # fmt: skip
 
 _NOT_YET = {
     "vae_cache_preprocess": Known("refused", "its newer name is vae_cache_ondemand: set that to true", (True, "true")),
-    **_not_yet("publishing comes later; the exported folder uploads with `hf upload`", "push_to_hub "
-               "push_checkpoints_to_hub post_upload_script publishing_config"),
     **_not_yet("use checkpoint_step_interval", "checkpoint_epoch_interval"),
     **_not_yet("PNG is written", "validation_image_format", ("png",)),
     **_not_yet("ReflexFlow changes target and weighting of rolled-out samples; plain rollout works "
@@ -137,6 +136,10 @@ _NOT_YET = {
 }  # fmt: skip
 
 _REFUSED = {
+    **_refused("models are published on the hub (push_to_hub) and nowhere else; other places are for a script of yours "
+               "over output_dir", "publishing_config"),
+    **_refused("no script is run; a raw webhook (webhook_config) hears `training.status` with model_available",
+               "post_upload_script"),
     **_refused("diffusers' settings for each part are not read; base_model_precision and text_encoder_1_precision act",
                "quantization_config"),
     **_refused("Sana's attention heads do not fit SageAttention, and its self-attention is linear anyway; leave it out",

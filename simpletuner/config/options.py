@@ -2,7 +2,7 @@
 
 Those of noise, loss and rollout stand in ``noise_options``, those of webhooks and trackers in ``reporting_options``,
 those of pictures and held-out loss in ``validation_options``, those of dashboard and report in
-``page_options``, those of several GPUs in ``process_options``.
+``page_options``, those of several GPUs in ``process_options``, those of uploads in ``publishing_options``.
 
 Field names are the keys of config.json. Sections are for the reader; in files and on the command line keys are flat.
 """
@@ -19,6 +19,7 @@ from simpletuner.config.optimizer_names import OWN_RATE, OptimizerName, parse
 from simpletuner.config.page_options import PageOptions
 from simpletuner.config.preview_options import PreviewOptions
 from simpletuner.config.process_options import ProcessOptions
+from simpletuner.config.publishing_options import PublishingOptions
 from simpletuner.config.reporting_options import ReportingOptions
 from simpletuner.config.section import Positive, Probability, Section
 from simpletuner.config.validation_options import EvaluationOptions, ValidationOptions
@@ -281,6 +282,7 @@ class Options(Section):
     checkpoints: CheckpointOptions = CheckpointOptions()
     reporting: ReportingOptions = ReportingOptions()
     page: PageOptions = PageOptions()
+    publishing: PublishingOptions = PublishingOptions()
 
 
 def sections() -> dict[str, type[Section]]:

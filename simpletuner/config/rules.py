@@ -13,6 +13,7 @@ from simpletuner.config.options import Options
 from simpletuner.config.precision_rules import precision_problems, precision_without_effect
 from simpletuner.config.preview_options import without_effect as preview_without_effect
 from simpletuner.config.process_options import process_problems, process_without_effect
+from simpletuner.config.publishing_options import publishing_problems, publishing_without_effect
 from simpletuner.config.reporting_rules import reporting_problems, reporting_without_effect
 from simpletuner.config.validation_rules import validation_without_effect
 from simpletuner.errors import Problem, Row
@@ -37,6 +38,7 @@ def check(options: Options, where: Mapping[str, str], config_file: str) -> list[
             *optimizer_problems(options),
             *process_problems(options),
             *reporting_problems(options),
+            *publishing_problems(options.publishing),
             *_rest(options),
         )
     ]
@@ -54,6 +56,7 @@ def without_effect(options: Options, where: Mapping[str, str]) -> list[str]:
         *validation_without_effect(options, where),
         *preview_without_effect(options.previews, not options.validation.validation_disable, where),
         *_page_without_effect(options, where),
+        *publishing_without_effect(options.publishing, where),
     ]
 
 

@@ -90,8 +90,8 @@ def passing(error: BaseException) -> bool:
 
 
 def sentence(error: BaseException, repository: str, *arguments: Any) -> str:
-    """Reason and remedy in one, or the error's first line."""
+    """Reason and remedy in one, or the error's kind and first line."""
     known = why(error, repository, *arguments)
     if known:
         return f"{known[0]}. What to do: {known[1]}"
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]]).rstrip(".")

@@ -137,6 +137,8 @@ class Stage(Event):
 class Status(Event):
     """The state of training: ``starting``, ``running`` after each step, then ``completed``, ``failed``, ``interrupted``.
 
+    And of uploads: ``uploading_model``, then ``model_available``.
+
     Attributes:
         state: global_step, epoch and the like.
     """
@@ -149,7 +151,8 @@ class Status(Event):
     @property
     def importance(self) -> int:
         """The next step says it again; the end is said once."""
-        return {"running": PASSING, "starting": LASTING}.get(self.status, GRAVE)
+        lasting = dict.fromkeys(("starting", "uploading_model", "model_available"), LASTING)
+        return {"running": PASSING, **lasting}.get(self.status, GRAVE)
 
     def extra(self, path: Callable[[Path], str]) -> dict[str, Any]:
         """State and progress."""

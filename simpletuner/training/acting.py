@@ -33,6 +33,8 @@ def make_hooks(
     options, plan = session.config.options, material.plan
     keep = options.checkpoints.checkpoints_total_limit or None
     save = resuming.saver(trainee, session.output_dir, identity, keep)
+    if session.publisher and options.publishing.push_checkpoints_to_hub:
+        save = session.publisher.after(save)
     often = options.checkpoints.checkpoint_step_interval
     checkpointing = Checkpointing(often, save, session.reporter, session.stages)
     hooks: list[Hook] = [checkpointing]

@@ -9,12 +9,15 @@ from typing import Any
 import torch
 
 from simpletuner.config.options import defaults
+from simpletuner.data.cache import write_atomic
 from simpletuner.models.base import Components
 from simpletuner.reporting import report
+from simpletuner.reporting.model_card import USAGE, Words
 from simpletuner.reporting.settings import with_defaults
-from simpletuner.training import adapting, best, checkpoint, optimizers, translate_reporting
+from simpletuner.training import adapting, best, checkpoint, optimizers, published_run, translate_reporting
 from simpletuner.training.held_out import HeldOutLoss
 from simpletuner.training.loop import Hook
+from simpletuner.training.publishing import Publisher
 from simpletuner.training.session import Session
 from simpletuner.training.step import Trainee
 from simpletuner.training.translate_usage import Sampling, usage
@@ -56,10 +59,24 @@ def finish(session: Session, parts: Components, trainee: Trainee, hooks: list[Ho
     say()
     instruction, where = session.family.default_instruction(), session.device.type
     sampling = Sampling(done, *_sampler(session))
-    for line in usage(session.config, session.text, instruction, session.precision, where, final, sampling):
+    lines = usage(session.config, session.text, instruction, session.precision, where, final, sampling)
+    write_atomic(session.output_dir / USAGE, ("\n".join(lines) + "\n").encode())
+    for line in lines:
         say(line)
     say()
     say("Or train on: raise max_train_steps and start again, it resumes from the last checkpoint.")
+
+
+def publish(session: Session, publisher: Publisher) -> None:
+    """Wait for the uploads, the trained model's among them if it was asked for; whatever happens, the run is whole."""
+    options, output_dir = session.config.options.publishing, session.output_dir
+    if not options.push_to_hub:
+        publisher.wait("the last checkpoint", f"hf upload {publisher.repository} {output_dir}")
+        return
+    words = Words(options.model_card_note or "", options.model_card_safe_for_work)
+    session.reporter.say(f"Uploading the model to {publisher.repository}; Ctrl-C gives that up and costs nothing else")
+    upload = published_run.of_run(output_dir, publisher.repository, publisher.private, words, with_defaults(defaults()))
+    publisher.model(upload, published_run.by_hand(output_dir, publisher.repository))
 
 
 def _sampler(session: Session) -> tuple[str, Mapping[str, Any]]:

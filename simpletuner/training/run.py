@@ -38,7 +38,7 @@ from simpletuner.training.assemble import (
     make_validator,
 )
 from simpletuner.training.control import FOLDER, Control, StoppedOnRequest, forget
-from simpletuner.training.finish import finish
+from simpletuner.training.finish import finish, publish
 from simpletuner.training.fitting import fit
 from simpletuner.training.hooks import Progress
 from simpletuner.training.interrupt import stop_on_interrupt
@@ -86,6 +86,7 @@ def _known(session: Session) -> Iterator[None]:
         resuming.only_run_in(session.output_dir),
         page_beside(session.output_dir, page.dashboard_port, session.reporter.say) if page.dashboard else nullcontext(),
         told(session.stages, session.reporter, listeners, translate_reporting.title(session.config.options)),
+        translate_reporting.uploads(session),
     ):
         forget(session.output_dir / FOLDER)
         record = json.dumps(session.config.raw, indent=2, default=str)
@@ -144,6 +145,9 @@ def _train(session: Session) -> None:
         return
     with stage("model_save", "Exporting the model"):
         finish(session, parts, trainee, hooks, done, total)
+    if session.publisher:
+        with stage("model_upload", "Uploading"):
+            publish(session, session.publisher)
 
 
 def tell_course(session: Session, total: int) -> None:

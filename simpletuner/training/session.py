@@ -24,6 +24,7 @@ from simpletuner.reporting.stages import RunFile, Stages
 from simpletuner.training import device, prepare, translate, translate_data, translate_memory, translate_precision
 from simpletuner.training.check import short
 from simpletuner.training.precision import Precision
+from simpletuner.training.publishing import Publisher
 from simpletuner.training.ranks import Ranks
 from simpletuner.wording import counted
 
@@ -35,7 +36,7 @@ class Session:
     """Everything one run holds, joined step by step in ``train``.
 
     ``graphs`` False keeps steps from being CUDA graphs; ``aside`` True has the transformer leave the GPU while a picture is
-    decoded.
+    decoded; ``publisher`` uploads, where that is asked for.
     """
 
     config: RunConfig
@@ -53,6 +54,7 @@ class Session:
     graphs: bool = True
     aside: bool = False
     ranks: Ranks = field(default_factory=Ranks)
+    publisher: Publisher | None = None
 
     @property
     def draws(self) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from simpletuner.config.options import Options
@@ -18,6 +19,7 @@ from simpletuner.reporting.listeners import Listener
 from simpletuner.reporting.system import SystemFigures
 from simpletuner.reporting.tensorboard import TensorBoard
 from simpletuner.reporting.trackers import AccelerateTracker, Tracking
+from simpletuner.training.publishing import Publisher
 from simpletuner.training.session import Session
 
 
@@ -46,6 +48,27 @@ def run_name(options: Options) -> str:
     """What the run is called where several are shown."""
     folder = Path(options.checkpoints.output_dir).expanduser().resolve()
     return options.reporting.tracker_run_name or folder.name or "run"
+
+
+def publisher(session: Session) -> Publisher | None:
+    """What uploads the run's checkpoints and model, if anything is to be."""
+    options = session.config.options.publishing
+    if not options.publishes():
+        return None
+    name = re.sub(r"[^A-Za-z0-9._-]+|-{2,}|\.{2,}", "-", run_name(session.config.options)).strip("._-") or "model"
+    repository = options.hub_model_id or name[:96]
+    return Publisher(repository, options.model_card_private, session.output_dir, session.stages, session.reporter.say)
+
+
+@contextmanager
+def uploads(session: Session) -> Iterator[None]:
+    """Inside, the session has its publisher, if anything is to be uploaded."""
+    session.publisher = publisher(session)
+    try:
+        yield
+    finally:
+        if session.publisher:
+            session.publisher.close()
 
 
 def logging_folder(session: Session) -> Path:
