@@ -92,7 +92,7 @@ def test_all_problems_are_listed_at_once(write: Callable[..., RunConfig]) -> Non
             {
                 "train_batch_size": 0,
                 "lr_scheduler": "cosin",
-                "push_to_hub": "true",
+                "enable_group_offload": "true",
                 "nonsense": 1,
                 "lora_type": "lokr",
                 "learning_rate": "fast",
@@ -101,7 +101,7 @@ def test_all_problems_are_listed_at_once(write: Callable[..., RunConfig]) -> Non
     )
     joined = "\n".join(texts)
     assert len(texts) == 6
-    for key in ("train_batch_size", "lr_scheduler", "push_to_hub", "nonsense", "lora_type", "learning_rate"):
+    for key in ("train_batch_size", "lr_scheduler", "enable_group_offload", "nonsense", "lora_type", "learning_rate"):
         assert f": {key} = " in joined
     assert "did you mean 'cosine'" in joined and "not yet" in joined
 

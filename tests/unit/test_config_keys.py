@@ -120,7 +120,7 @@ DEFAULTS = {
     "gradient_checkpointing_backend": "torch",
     "attention_mechanism": "diffusers", "validation_image_format": "png",
     "validation_method": "simpletuner-local",
-    "push_to_hub": False, "validation_guidance_rescale": 0,
+    "validation_guidance_rescale": 0,
     "pretrained_vae_model_name_or_path": "madebyollin/sdxl-vae-fp16-fix", "snr_weight": 1.0,
 }  # fmt: skip
 
