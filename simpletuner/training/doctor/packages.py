@@ -29,6 +29,7 @@ PURPOSES: Mapping[str, str] = {
     "torchao": "int8 and fp8 bases, ao-* optimizers",
     "parquet": "captions in parquet tables",
     "s3": "pictures and caches in buckets",
+    "docs": "this program's own pages as a site",
     "hf": "datasets of the hub",
     "optimizers": "soap, came",
     "wandb": "report_to wandb",
