@@ -29,10 +29,11 @@ class Measured:
     launch: float
 
 
-# bench/RESULTS.md, commits 7f1178e and 43e21fc: 36.8 and 164.4 ms as graphs, 101 and 171 launched; diffusers 297 and 303.
-_FAST = Measured(18.6, 18.2, 0.0)
-_LAUNCHED = Measured(25.0, 18.2, 101.0)
-_DIFFUSERS = Measured(0.0, 37.9, 297.0)
+# bench/RESULTS.md: 29.9 and 140.7 ms as graphs (a031ec4); diffusers 257, 251 and, at batch 16, 475 (03ed219). Launched: 101
+# at batch 1, and 6 more than a graph at batch 8, with older kernels (43e21fc).
+_FAST = Measured(14.1, 15.8, 0.0)
+_LAUNCHED = Measured(20.3, 15.8, 101.0)
+_DIFFUSERS = Measured(0.0, 29.7, 254.0)
 
 
 @dataclass(frozen=True, slots=True)
