@@ -148,7 +148,9 @@ class Courier:
                 _read_a_little(answer)
                 return self._judge(url, answer)
         except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError, OSError, ValueError) as error:
-            raise DeliveryError(_in_words(error), again=True) from None  # the cause may name the whole address
+            raise DeliveryError(
+                _in_words(error, url.scheme), again=True
+            ) from None  # the cause may name the whole address
 
     def _judged(self, url: httpx2.URL) -> httpx2.URL:
         """The same with the address it is sent to instead of the name, if that may receive."""
@@ -234,10 +236,11 @@ def _deadline(extensions: dict[str, Any]) -> Iterator[None]:
             sock.close()
 
 
-def _in_words(error: Exception) -> str:
+def _in_words(error: Exception, scheme: str) -> str:
     """What went wrong, without the address."""
     if isinstance(error, httpx2.TimeoutException):
         return "it did not answer in time"
     if isinstance(error, httpx2.ConnectError):
-        return "it cannot be reached, or its certificate is not valid (ssl_no_verify)"
+        certificate = ", or its certificate is not valid (ssl_no_verify)" if scheme == "https" else ""
+        return f"it cannot be reached{certificate}"
     return f"the connection broke off ({type(error).__name__})"

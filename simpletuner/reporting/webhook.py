@@ -136,7 +136,7 @@ class DiscordWebhook:
     def __init__(self, webhook: Webhook) -> None:
         """Nothing is sent yet."""
         courier = Courier(webhook.receiver)
-        self.name = f"webhook {courier.name}"
+        self.name = f"Discord webhook {courier.name}"
         self._delivery = _Delivery(courier)
         self._least = SEVERITIES.index(webhook.log_level)
         self._prefix = webhook.prefix

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def finish(session: Session, parts: Components, trainee: Trainee, hooks: list[Ho
         say(f"  all pictures     {session.output_dir / 'validation_images'}")
     _report(session)
     if "tensorboard" in session.config.options.reporting.trackers():
-        say(f"  curves           tensorboard --logdir {translate_reporting.logging_folder(session)}")
+        say(f"  curves           tensorboard --logdir {shlex.quote(str(translate_reporting.logging_folder(session)))}")
     say(f"  trained model    {final} ({what}, {_weights(trainee)})")
     say(f"  checkpoints      {session.output_dir}")
     if measured and (named := best.read(session.output_dir)):

@@ -6,6 +6,7 @@ stop training. Its end is the end of a pipe: also a run that is killed takes its
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 import threading
@@ -53,7 +54,9 @@ def page_beside(output_dir: Path, port: int | None, say: Callable[[str], None]) 
             process.wait()
         teller.join(ENDING_S)
         process.stdout.close()
-        say(f"The dashboard has ended with the run. To look again: simpletuner dashboard {output_dir}")
+        say(
+            f"The dashboard has ended with the run. To look again: simpletuner dashboard {shlex.quote(str(output_dir))}"
+        )
 
 
 def _tell(stream: TextIO, say: Callable[[str], None]) -> None:

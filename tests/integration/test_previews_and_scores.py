@@ -6,10 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import small_clip
+from click.testing import CliRunner
 from conftest import Command
 
+from simpletuner.cli.train import train
 from simpletuner.data.linear_rgb import FILE, Moments
+from simpletuner.errors import TunerError
 
 DRAWN = {
     "validation_disable": False,
@@ -62,11 +66,18 @@ def test_previews_and_scores_of_a_run(
     assert again.read_bytes() == first, "previews and scores change no pixel"
 
 
-def test_a_wrong_decoder_is_told_before_anything_takes_time(
-    pocket_run: Callable[..., Path], simpletuner: Command, tmp_path: Path
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"validation_preview_decoder": "/there/is/none.pth"},
+        {"evaluation_type": "clip", "pretrained_evaluation_model_name_or_path": "/there/is/none"},
+    ],
+)
+def test_a_wrong_path_is_told_before_anything_takes_time(
+    wrong: dict[str, str], pocket_run: Callable[..., Path], tmp_path: Path
 ) -> None:
-    config = pocket_run(**DRAWN, validation_preview_decoder=str(tmp_path / "none.pth"))
-    done = simpletuner("train", "--config", config, check=False)
-    said = done.stdout + done.stderr
-    assert done.returncode == 1 and "validation_preview_decoder" in said and "What to do" in said
-    assert "pictures found" not in said and not (tmp_path / "cache").exists()
+    done = CliRunner().invoke(train, ["--config", str(pocket_run(**DRAWN, **wrong))])
+    assert isinstance(done.exception, TunerError)
+    said = str(done.exception)
+    assert list(wrong)[-1] in said and "there is no" in said and "What to do" in said and "hub id it" not in said
+    assert "pictures found" not in done.output and not (tmp_path / "cache").exists()

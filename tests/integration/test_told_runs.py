@@ -6,8 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from click.testing import CliRunner
 from conftest import Command, has_recorded, stopped_when
 from receiver import receiving
+
+from simpletuner.cli.train import train
+from simpletuner.errors import TunerError
 
 
 def events(output: Path) -> list[dict[str, Any]]:
@@ -50,8 +54,9 @@ def test_an_interrupted_run_and_a_failed_one_say_so(pocket_run: Callable[..., Pa
     assert code == 130 and run_json(output)["status"] == "interrupted"
     assert events(output)[-1]["data"]["status"] == "interrupted"
     broken = pocket_run(max_train_steps=100_000, optimizer="torch-adam")  # the checkpoint is of another optimizer
-    code, _ = stopped_when(lambda: False, broken, tmp_path)
-    assert code == 1 and run_json(output)["status"] == "failed" and "optimizer" in run_json(output)["error"]
+    refused = CliRunner().invoke(train, ["--config", str(broken)])
+    assert isinstance(refused.exception, TunerError)
+    assert run_json(output)["status"] == "failed" and "optimizer" in run_json(output)["error"]
     error = next(e for e in events(output) if e["type"] == "notification" and e["severity"] == "error")
     assert error["title"] == "Error" and events(output)[-1]["data"]["status"] == "failed"
 
