@@ -49,6 +49,8 @@ CHANGED: Mapping[str, str] = {
     "under autocast (the original trains bf16 weights with every one). `fp16` keeps float32 weights and works; `no` is "
     "float32 with every optimizer",
     "base_model_precision": "the feed-forward's 1x1 convolutions are quantised too: 97 % of the weights",
+    "push_to_hub": "one commit; a failure never ends the run",
+    "push_checkpoints_to_hub": "in a process of its own; of those that wait the newest goes next",
     "quantize_via": "`pipeline` is the same as `accelerator`",
     "gradient_checkpointing": 'the text `"false"` means false; the original drops it, and its default, true, applies',
     "vae_enable_tiling": "tiles of our own, without the strips and seams of diffusers'",
