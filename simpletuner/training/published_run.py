@@ -17,6 +17,7 @@ from simpletuner.reporting.progress import Reporter
 from simpletuner.reporting.run_folder import RunFolder, confined
 from simpletuner.reporting.settings import Group
 from simpletuner.training import checkpoint
+from simpletuner.wording import counted
 
 
 def of_run(output_dir: Path, repository: str, private: bool, words: Words, groups: Sequence[Group]) -> Upload:
@@ -78,7 +79,7 @@ def publish(
     """
     upload = of_run(output_dir.expanduser(), repository, private, words, groups)
     size = sum(Path(path).stat().st_size for path in upload.files.values())
-    reporter.say(f"Uploading {len(upload.files) + 1} files ({size / 2**20:,.1f} MiB) to {repository}")
+    reporter.say(f"Uploading {counted(len(upload.files) + 1, 'file')} ({size / 2**20:,.1f} MiB) to {repository}")
     try:
         url = push(upload, reporter.say)
     except TunerError as error:

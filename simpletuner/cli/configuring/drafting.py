@@ -75,7 +75,9 @@ def draft(answers: Answers, pictures: Pictures, machine: Machine, folder: Path, 
     least = LEAST[answers.kind]
     if pictures.count < least:
         few = counted(pictures.count, "is", "are")
-        notes.append(f"A {answers.kind} wants {least} pictures or more, and {few} there: expect them learned by heart.")
+        notes.append(
+            f"A {answers.kind} wants {counted(least, 'picture')} or more, and {few} there: expect them learned by heart."
+        )
     if proposal.fill_up:
         notes.append(
             "Buckets with fewer pictures than a batch are filled by repeating (allow_dataset_oversubscription)."

@@ -184,7 +184,7 @@ def _time(asked: Subject, card: Machine) -> str:
     steps = int(options.training.max_train_steps or 0)
     same = "" if "H100" in card.name else f"; {card.name or 'your card'} is another, and slower or faster by its kind"
     minutes = counted(max(1, round(took * steps / 60000)), "minute")
-    return f"Time: {steps} steps take about {minutes} on one {step_times.MACHINE}{same}"
+    return f"Time: {counted(steps, 'step takes', 'steps take')} about {minutes} on one {step_times.MACHINE}{same}"
 
 
 def _disk(asked: Subject) -> str:

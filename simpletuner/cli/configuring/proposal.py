@@ -14,6 +14,7 @@ from simpletuner.cli.configuring.answers import Answers, Method
 from simpletuner.cli.configuring.pictures import Pictures
 from simpletuner.config.catalogue import FLAVOURS
 from simpletuner.errors import Row
+from simpletuner.wording import counted
 
 POCKET = "pocket"
 PLENTY = 20.0  # GiB from which a style is taught to all weights
@@ -304,7 +305,9 @@ def problems(proposal: Proposal, pictures: Pictures, shape: Shape) -> Iterator[R
         reason = f"the model draws at {shape.native} px and knows pictures from half of that to the whole"
         yield ("resolution", edge, reason, f"use {shape.native}{other}")
     if batch > pictures.count:
-        reason = f"there are {pictures.count} pictures, so one step would see some of them more than once"
+        reason = (
+            f"your folder holds {counted(pictures.count, 'picture')}, so one step would see some of them more than once"
+        )
         yield ("train_batch_size", batch, reason, f"use {pictures.count} or less, or add pictures")
 
 
