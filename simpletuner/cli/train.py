@@ -35,7 +35,8 @@ def parse_overrides(arguments: list[str]) -> dict[str, Any]:
         name, has_value, value = word.partition("=")
         key = name.lstrip("-").replace("-", "_")
         if not dashed and not has_value:
-            raise click.UsageError(f"{word!r} belongs to no option; write --key value or key=value.")
+            remedy = f"write --config {word}" if word.endswith(".json") else "write --key value or key=value"
+            raise click.UsageError(f"{word!r} belongs to no option; {remedy}.")
         if has_value:
             overrides[key] = value
         elif rest and not _looks_like_option(rest[0], known):

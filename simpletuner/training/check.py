@@ -203,9 +203,13 @@ def _copies(survey: Survey, listed: int, told: Set[Path]) -> list[str]:
 
 
 def sizes(survey: Survey) -> list[str]:
-    """Smallest and largest picture, and what the cache holds."""
+    """How many can be decoded if not all can, smallest and largest picture, and what the cache holds."""
     head = f"[{survey.id}]"
     lines: list[str] = []
+    broken = sum(skipped.path in survey.looks for skipped in survey.skipped)
+    if broken:  # the count of those found came from their headers, before any was decoded
+        used = counted(len(survey.pictures), "picture is", "pictures are")
+        lines.append(f"{head} {broken} cannot be decoded, so {used} used")
     if survey.pictures:
         ordered = sorted(survey.pictures, key=lambda p: p.size.width * p.size.height)
         low, high = ordered[0], ordered[-1]

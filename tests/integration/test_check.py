@@ -49,6 +49,7 @@ def test_every_file_is_accounted_for_and_the_page_shows_it(
         and "; 3 other files" in said
         and "film.mp4: .mp4 is not a picture format" in said
     )
+    assert "] 1 cannot be decoded, so 5 pictures are used" in said
     assert "cut.png cannot be used" in said and "1 picture has an empty caption: picture_1.png" in said
     assert "enlarged 4.00 times: <b>small.png" in said and "too long" in said
     assert "5 steps per epoch" in said and "Training would start." in said

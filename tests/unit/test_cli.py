@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from conftest import Command
 
@@ -43,6 +44,15 @@ def test_flags_stand_alone_or_take_a_value() -> None:
     assert parse_overrides(["--use_ema", "--seed", "3"]) == {"use_ema": "true", "seed": "3"}
     assert parse_overrides(["--use_ema", "false", "seed=3"]) == {"use_ema": "false", "seed": "3"}
     assert parse_overrides(["--use_ema", "seed=3"]) == {"use_ema": "true", "seed": "3"}
+
+
+def test_a_configuration_file_without_its_option_is_told_the_option() -> None:
+    with pytest.raises(
+        click.UsageError, match=r"'config/fox\.json' belongs to no option; write --config config/fox\.json"
+    ):
+        parse_overrides(["config/fox.json"])
+    with pytest.raises(click.UsageError, match="'fox' belongs to no option; write --key value or key=value"):
+        parse_overrides(["fox"])
 
 
 def test_mistakes_are_sentences(simpletuner: Command) -> None:

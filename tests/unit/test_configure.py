@@ -194,6 +194,20 @@ def test_names_that_say_something_are_captions() -> None:
     assert found.strategy(subject=False) == "filename" and found.strategy(subject=True) == "instanceprompt"
 
 
+def test_it_is_told_where_captions_come_from_and_which_are_not_read() -> None:
+    four = [(9, 9)] * 4
+    for found, entry, said in (
+        (folder_of(*four, captions=3), {"caption_strategy": "textfile"}, "Captions: the text file beside each picture"),
+        (folder_of(*four), {"caption_strategy": "filename"}, "Captions: the names of the files"),
+        (
+            folder_of(*four, captions=1),
+            {"caption_strategy": "instanceprompt", "instance_prompt": "a photo of my fox"},
+            "Captions: 'a photo of my fox' for every picture; 1 caption file is too few and not read",
+        ),
+    ):
+        assert content.told(entry, found) == said
+
+
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_published_configurations_are_those_of_the_flavours(flavour: str, tmp_path: Path) -> None:
     sys.path.insert(0, str(ROOT / "tools"))

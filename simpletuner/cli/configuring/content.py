@@ -12,6 +12,7 @@ from simpletuner.cli.configuring.pictures import Pictures
 from simpletuner.cli.configuring.proposal import POCKET, SHARE, Proposal, Shape, validation_share
 from simpletuner.config.catalogue import FLAVOURS
 from simpletuner.config.examples import EXAMPLES
+from simpletuner.wording import counted
 
 CONFIG, DATASETS, PROMPTS, LYCORIS = (
     "config.json",
@@ -121,6 +122,17 @@ def datasets(
         made["repeats"] = max(int(entry["repeats"]), proposal.repeats)
         entries.append(made)
     return entries
+
+
+def told(entry: Mapping[str, Any], pictures: Pictures) -> str:
+    """A sentence on the captions of a dataset, and on caption files that will not be read."""
+    strategy = entry["caption_strategy"]
+    if strategy == "textfile":
+        return "Captions: the text file beside each picture"
+    of = "the names of the files" if strategy == "filename" else f"{entry['instance_prompt']!r} for every picture"
+    there = len(pictures.captions)
+    unread = f"; {counted(there, 'caption file is', 'caption files are')} too few and not read" if there else ""
+    return f"Captions: {of}{unread}"
 
 
 def prompts(proposal: Proposal, answers: Answers, pictures: Pictures, named: str) -> dict[str, str]:

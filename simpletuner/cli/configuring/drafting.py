@@ -69,7 +69,7 @@ def draft(answers: Answers, pictures: Pictures, machine: Machine, folder: Path, 
     files = made(proposal)
     config = _checked(proposal, files, answers, pictures, chosen, aside, source)
     asked = estimates.subject(config, chosen, list(pictures.sizes))
-    notes = [chosen.note] if chosen.note else []
+    notes = [content.told(files[content.DATASETS][0], pictures), *([chosen.note] if chosen.note else [])]
     if proposal.fits is False:
         notes.append(f"Nothing was found that fits into {machine.gib:g} GiB: take a smaller model or resolution.")
     least = LEAST[answers.kind]
