@@ -60,7 +60,7 @@ def test_all_that_must_not_be_is_said_at_once_and_nothing_is_written(
         check=False,
     )
     assert done.returncode == 1
-    for part in ("sana1.0-600m-512", "there are 3 pictures", "it trains bf16 weights", "times as long as the training",
+    for part in ("sana1.0-600m-512", "your folder holds 3 pictures", "it trains bf16 weights", "times as long as the training",
                  "output_dir 'set/out' lies inside it"):  # fmt: skip
         assert part in done.stderr, part
     empty = simpletuner("configure", "--defaults", "pictures=nowhere", check=False)
