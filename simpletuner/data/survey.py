@@ -23,6 +23,7 @@ from simpletuner.data.types import Size, Skipped
 from simpletuner.errors import ImageError
 
 THUMBNAIL = 192
+WORTH_PROCESSES = 16 * 2**20  # bytes of files; fewer are decoded in less time than processes take to start
 UPSCALED_FROM = 1.01  # a percent of enlargement cannot be seen
 
 
@@ -202,6 +203,14 @@ def look(path: Path) -> Look:
     return Look(memory.getvalue(), quality)
 
 
+def _bytes(path: Path) -> int:
+    """Of the file; 0 where it cannot be seen, which ``look`` will tell."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
 def look_at(
     paths: Sequence[Path], processes: int, progress: Callable[[Sequence[Path]], Iterable[Path]] = iter
 ) -> dict[Path, Look]:
@@ -213,7 +222,7 @@ def look_at(
         progress: Wraps the list, for a bar.
     """
     unique = list(dict.fromkeys(paths))
-    if processes <= 1 or len(unique) < 2 * processes:
+    if processes <= 1 or len(unique) < 2 * processes or sum(map(_bytes, unique)) < WORTH_PROCESSES:
         return {path: look(path) for path in progress(unique)}
     # Spawned, not forked: the parent may hold threads and a GPU.
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
