@@ -1,6 +1,6 @@
 """Full rank on cards of 8 to 80 GiB: Sana at 1024 px and others, random weights, through the real command under a cap.
 
-    python bench/ladder.py                        # a GPU; 1.6B on 8, 80, 24, 16, 12 GiB, then other models and sizes; 45 s each
+    python bench/ladder.py                        # a GPU; 1.6B on 8, 80, 24, 16, 12 GiB, then other models and sizes
     python bench/ladder.py --rungs 8 80 --gemma   # with a text encoder of the published size
     python bench/ladder.py --tiny                 # a rehearsal on a CPU with a tiny model: its figures mean nothing
 

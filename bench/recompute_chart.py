@@ -1,6 +1,6 @@
 """Memory and time of recomputation: no block, every 3rd, every 2nd, every block; at batches 1, 4 and 8; a picture and a table.
 
-    python bench/recompute_chart.py               # a GPU: Sana 1.6B, 1024 px, about 80 seconds; writes docs/recompute.png
+    python bench/recompute_chart.py               # a GPU: Sana 1.6B, 1024 px; writes docs/recompute.png
     python bench/recompute_chart.py --tiny        # a rehearsal on a CPU, into output/: its figures mean nothing
 
 One model in one process, the program's fast way, one length of text (256 tokens), adamw_bf16. Memory is what torch

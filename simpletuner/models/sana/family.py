@@ -199,7 +199,7 @@ class Sana:
         return blocks_in_training.use_plain(transformer, blocks_in_training.KERNELS, run)
 
     def compile_ahead(self, source: LoadSource, dtype: torch.dtype, device: torch.device) -> Callable[[], None]:
-        """Start compiling the kernels of the fast forward in threads; returns what waits for them."""
+        """Start compiling the kernels of the fast forward in processes of their own; returns what waits for them."""
         return ahead.begin(load.config(source, source.transformer_subfolder), dtype, device)
 
     def checkpoint_blocks(self, transformer: Any, interval: int, random: bool = True) -> int:
