@@ -25,7 +25,7 @@ from simpletuner.training import run
 steps, peaks = run.run_steps, {}
 cap = float(sys.argv.pop())
 if cap and torch.cuda.is_available():  # what is asked for beyond it fails, as on a smaller card
-    torch.cuda.set_per_process_memory_fraction(cap * 2**30 / torch.cuda.get_device_properties(0).total_memory)
+    torch.cuda.set_per_process_memory_fraction(min(1.0, cap * 2**30 / torch.cuda.get_device_properties(0).total_memory))
 def measured(*arguments):
     if torch.cuda.is_available():
         peaks["encoding"] = torch.cuda.max_memory_reserved()

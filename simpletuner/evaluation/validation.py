@@ -39,11 +39,16 @@ class Failure:
 
 @dataclass(slots=True)
 class Rendering:
-    """What became of the pictures that were asked for: each is in one of the three lists."""
+    """What became of the pictures that were asked for: each is in one of the three lists.
+
+    Attributes:
+        smaller: Memory was short, so that pictures are decoded in less of it from here on.
+    """
 
     drawn: list[Picture] = field(default_factory=list)
     failed: list[Failure] = field(default_factory=list)
     left: list[Picture] = field(default_factory=list)
+    smaller: bool = False
 
 
 class Validator:
@@ -57,6 +62,7 @@ class Validator:
         folder: Path,
         device: torch.device,
         precision: Callable[[], AbstractContextManager[object]] = nullcontext,
+        decode_smaller: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Encode the prompts once.
@@ -68,6 +74,7 @@ class Validator:
             folder: Where the PNG files go.
             device: Where the pipeline's modules are.
             precision: Around every drawing: autocast where the transformer's weights are of two dtypes.
+            decode_smaller: Makes the pipeline decode in less memory, for good; False where it cannot or does already.
             clock: Seconds, for the time budget.
         """
         self._pipeline = pipeline
@@ -75,7 +82,9 @@ class Validator:
         self._folder = folder
         self._device = device
         self._precision = precision
+        self._decode_smaller = decode_smaller
         self._clock = clock
+        self._smaller = False
         self.previews: Previewer | None = None
         self._negative = encode(settings.negative_prompt, False)
         # The empty prompt is the empty caption of training, which has no prefix.
@@ -125,7 +134,7 @@ class Validator:
             seconds: How long it may take, judged by the pictures so far; None is without end.
             strength: Around the drawing of prompts: the adapter at their own strength, or at the usual one for None.
         """
-        result = Rendering()
+        result, self._smaller = Rendering(), False
         own, most = self.settings.strengths, self.settings.batch_size
         transformer = self._pipeline.transformer
         was_training = transformer.training
@@ -149,11 +158,12 @@ class Validator:
                     told(picture, failure)
         finally:
             transformer.train(was_training)
+        result.smaller = self._smaller
         result.left = list(pictures[len(result.drawn) + len(result.failed) :])
         return result
 
     def _try(self, group: list[Picture]) -> dict[Path, Failure]:
-        """Draw a group; what failed, by path. A group that memory has no room for is drawn one by one."""
+        """Draw a group; what failed, by path. One that memory has no room for is drawn in parts, then decoded in less."""
         reason, short = "", False
         try:
             for picture, image in zip(group, self._draw(group), strict=True):
@@ -166,6 +176,9 @@ class Validator:
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
         if len(group) == 1:
+            if short and self._decode_smaller():
+                self._smaller = True
+                return self._try(group)
             return {group[0].path: Failure(group[0], reason, short)}
         return {path: failure for picture in group for path, failure in self._try([picture]).items()}
 

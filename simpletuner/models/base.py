@@ -232,6 +232,9 @@ class Family(Protocol):
     def autoencoder(self, source: LoadSource) -> Any:
         """The VAE alone, in float32."""
 
+    def decode_in_tiles(self, vae: Any) -> bool:
+        """From now on decode in less memory, nearly the same; False where that is so already, or cannot be."""
+
     def text_encoder(self, source: LoadSource) -> Any:
         """The text encoder alone, frozen."""
 

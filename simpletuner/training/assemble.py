@@ -64,6 +64,7 @@ def make_validator(session: Session, parts: Components) -> Validator | None:
         session.output_dir / "validation_images",
         session.device,
         (lambda: session.precision.context(session.device)) if session.precision.base else nullcontext,
+        lambda: session.family.decode_in_tiles(parts.vae),
     )
 
 

@@ -19,7 +19,7 @@ from simpletuner.training import (
     translate,
     translate_memory,
 )
-from simpletuner.training.device import here
+from simpletuner.training.device import CONTEXT, here, memory
 from simpletuner.training.memory_estimate import GIB
 from simpletuner.training.translate_memory import Subject
 
@@ -44,7 +44,7 @@ def memory_lines(config: RunConfig, family: Family, facts: Facts, found: Sequenc
     except ModelError as error:
         return [f"Memory is not estimated: {error}"]
     card = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
-    free = torch.cuda.mem_get_info(device)[0] + memory_estimate.CONTEXT if card else math.inf
+    free = memory(device).free + CONTEXT if card else math.inf
     estimated = translate_memory.within(subject, plan, free)
     shape = translate_memory.step_shape(subject)
     step = step_times.Step(

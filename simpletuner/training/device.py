@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
@@ -10,6 +11,7 @@ import torch
 from simpletuner.errors import ModelError
 from simpletuner.training.ranks import Ranks
 
+CONTEXT = 2**29  # bytes of the driver and its libraries beside torch's, as on an H100
 PATIENCE = timedelta(hours=1)  # between devices: hosts are never more than a few steps apart
 
 
@@ -49,6 +51,28 @@ def choose(disable_tf32: bool, ranks: Ranks | None = None) -> torch.device:
 def here() -> torch.device:
     """What ``choose`` will give, for checks that come before anything is set up."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Of one GPU, in bytes, as far as it is this process'.
+
+    Attributes:
+        free: What torch can still get, what it keeps unused not counted.
+        total: All that torch could ever get, and the driver's context.
+    """
+
+    free: int
+    total: int
+
+
+def memory(device: torch.device) -> Memory:
+    """What a process may have of a GPU: the driver's figures, or less where a bound was set on torch."""
+    free, total = torch.cuda.mem_get_info(device)
+    bound = int(torch.cuda.get_per_process_memory_fraction(device) * total)
+    if bound >= total:
+        return Memory(free, total)
+    return Memory(max(0, min(free, bound - torch.cuda.memory_reserved(device))), min(total, bound + CONTEXT))
 
 
 def describe(device: torch.device) -> str:

@@ -15,8 +15,9 @@ import torch
 
 from simpletuner.errors import ConfigError, ModelError, Problem
 from simpletuner.training import fast_path, memory_choice, memory_estimate, memory_remedies, prepare, translate_memory
+from simpletuner.training.device import CONTEXT, memory
 from simpletuner.training.memory_choice import Choice
-from simpletuner.training.memory_estimate import CONTEXT, GIB, Estimate
+from simpletuner.training.memory_estimate import GIB, Estimate
 from simpletuner.training.memory_remedies import as_written
 from simpletuner.training.session import Session
 from simpletuner.training.translate_memory import Subject
@@ -52,10 +53,10 @@ def fit(session: Session, found: Sequence[prepare.Found]) -> None:
         if wanted != "as_set":
             say(f"memory {as_written(wanted)}: it acts on NVIDIA GPUs alone, and there is none here")
         return
-    free, total = torch.cuda.mem_get_info(session.device)
-    here = min(free + torch.cuda.memory_reserved(session.device) + CONTEXT, float(total))
+    card = memory(session.device)
+    here = min(card.free + torch.cuda.memory_reserved(session.device) + CONTEXT, float(card.total))
     available = session.ranks.least(here)  # all choose the same
-    budget = _budget(session, available, total)
+    budget = _budget(session, available, torch.cuda.get_device_properties(session.device).total_memory)
     try:
         subject = subject_of(session, found)
         if wanted != "as_set":

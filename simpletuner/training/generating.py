@@ -120,6 +120,10 @@ def generate(loading: Loading, settings: ValidationSettings, target: Target, rep
         if target.sheet:
             reporter.say(f"all pictures in one  {sheet(rendering.drawn, folder / SHEET)}")
         reporter.say(f"pictures             {folder} ({RECORD} says how each was drawn)")
+    if rendering.smaller:
+        reporter.say(
+            "Note: memory was too short to decode whole pictures; they were decoded in tiles, as with --tiling"
+        )
     if rendering.failed:
         raise TunerError(_failures(rendering.failed))
     return rendering.drawn
@@ -230,6 +234,7 @@ def _validator(
         folder,
         where,
         lambda: torch.autocast(where.type, dtype) if autocast else nullcontext(),
+        lambda: family.decode_in_tiles(parts.vae),
     )
     parts.text_encoder.to("cpu")
     parts.vae.to(where)

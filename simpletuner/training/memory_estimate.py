@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from simpletuner.models.base import Activations, Footprint
+from simpletuner.training.device import CONTEXT
 
 GIB = 2**30
-CONTEXT = 0.5 * GIB  # of the driver and its libraries, as on an H100
 SLACK = 1.01  # reserved beside in use, where tensors of a step come and go
 LIBRARIES = 192 * 2**20  # cuBLAS, cuDNN and pieces that nothing fits into
 SCALES = {
@@ -197,7 +197,7 @@ def estimate(plan: Plan) -> Estimate:
         phases["validation"] = static + copy - gone + decoder + plan.decoding + PIXEL_MARGIN
     return Estimate(
         phases={name: value + CONTEXT for name, value in phases.items()},
-        graphs=dynamic if plan.graph and plan.shapes else 0.0,
+        graphs=0.0,
         parts={
             "weights": weights,
             "optimizer": states,

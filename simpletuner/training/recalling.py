@@ -16,6 +16,7 @@ import torch
 from simpletuner.models import quantize
 from simpletuner.models.base import Components, Family, LoadSource
 from simpletuner.training import quantising
+from simpletuner.training.device import memory
 
 BESIDE = 2 * 2**30  # bytes that a batch of captions takes on a GPU beside the weights, with room to spare
 
@@ -55,4 +56,4 @@ def text_encoder(
 def _has_room(device: torch.device, encoder: Any) -> bool:
     """Whether a module fits on a GPU beside what is there; that torch keeps freed memory to itself is not counted on."""
     size = sum(p.numel() * p.element_size() for p in encoder.parameters())
-    return bool(torch.cuda.mem_get_info(device)[0] > size + BESIDE)
+    return bool(memory(device).free > size + BESIDE)

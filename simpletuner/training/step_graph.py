@@ -4,6 +4,8 @@ Launching the thousands of kernels of a step takes the host longer than a small 
 them at once. The first steps of a shape run as they are (kernels are compiled, libraries set up); then one step is
 captured, which runs nothing, and from there on replayed on new numbers in the same places. What cannot be captured is
 left to the plain way, for good.
+
+Plain steps and graphs use one pool of memory in turn, on one stream, so that together they take what the largest step takes.
 """
 
 from __future__ import annotations
@@ -12,9 +14,11 @@ import gc
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
+
+from simpletuner.training.device import memory
 
 WARM_UP = 3
 ROOM = 0.3  # of the device's memory must be free for pictures to be drawn beside the graphs
@@ -59,7 +63,8 @@ class StepGraphs:
         self._after_capture, self._clear, self._say = after_capture, clear, say
         self._seen: Counter[Shape] = Counter()
         self._captured: dict[Shape, Captured] = {}
-        self._pool: Any = None
+        self._pool: torch.cuda.MemPool | None = None
+        self._stream: torch.cuda.Stream | None = None
         self._told = False
         self.obstacle: str | None = None
 
@@ -87,12 +92,12 @@ class StepGraphs:
         return tuple(output.clone() for output in captured.outputs)
 
     def make_room(self) -> None:
-        """Before other work on the device: give the graphs' memory back where little else is free.
+        """Before other work on the device: give the steps' memory back where little else is free.
 
-        A graph keeps the memory of a whole step for itself. It is captured anew when the next step of its shape comes.
+        The pool keeps the memory of a whole step for itself. A graph is captured anew when the next step of its shape comes.
         """
-        free, total = torch.cuda.mem_get_info()
-        if self._captured and free < ROOM * total:
+        here = memory(torch.device("cuda"))
+        if self._pool and here.free < ROOM * here.total:
             self.release()
 
     def release(self) -> None:
@@ -105,8 +110,10 @@ class StepGraphs:
 
     def _plainly(self, work: Work, inputs: Inputs) -> tuple[torch.Tensor, ...]:
         """Without a graph; where the graphs leave too little memory for that, without graphs from now on."""
-        try:
+        if self.obstacle:
             return work(*inputs)
+        try:
+            return self._in_the_pool(work, inputs)
         except torch.OutOfMemoryError:
             if not self._captured:
                 raise
@@ -114,6 +121,25 @@ class StepGraphs:
         self.release()
         self._give_up("steps of other shapes need its memory")
         return work(*inputs)
+
+    def _in_the_pool(self, work: Work, inputs: Inputs) -> tuple[torch.Tensor, ...]:
+        """A plain step in the graphs' memory, which is idle while none is replayed.
+
+        On the stream of the captures, since freed memory is used again by its own stream alone; and with backward in this
+        thread, the only one whose allocations go to the pool.
+        """
+        here, (pool, stream) = torch.cuda.current_stream(), self._place()
+        stream.wait_stream(here)
+        with torch.cuda.stream(stream), torch.cuda.use_mem_pool(pool), torch.autograd.set_multithreading_enabled(False):
+            outputs = work(*inputs)
+        here.wait_stream(stream)
+        return tuple(output.clone() for output in outputs)
+
+    def _place(self) -> tuple[torch.cuda.MemPool, torch.cuda.Stream]:
+        """Where steps run, from the first one on."""
+        self._pool = self._pool or torch.cuda.MemPool()
+        self._stream = self._stream or torch.cuda.Stream()
+        return self._pool, self._stream
 
     def _give_up(self, why: str) -> None:
         self.obstacle = why
@@ -123,25 +149,22 @@ class StepGraphs:
         """Record the work, which does not run; None where that fails."""
         places = tuple(None if t is None else t.clone() for t in inputs)
         gc.collect()  # nothing of an earlier step may keep its gradients' nodes alive
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()  # the graph has memory of its own: give back what the plain steps had
-        before = torch.cuda.memory_reserved()
-        graph = torch.cuda.CUDAGraph()
+        pool, stream = self._place()
+        graph, handle = torch.cuda.CUDAGraph(), cast(Any, pool.id)
         try:
             # Only this thread's calls are watched: the loader's goes on pinning memory, and encoding, beside it.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, pool=handle, stream=stream, capture_error_mode="thread_local"):
                 outputs = work(*places)
         except RuntimeError as error:  # a call that a capture forbids, or no memory left
             self._clear()
-            del graph
+            del graph, pool
             self.release()
             self._give_up(str(error).strip().splitlines()[0])
             return None
         if not self._told:
-            size = (torch.cuda.memory_reserved() - before) / 2**30
-            self._say(f"From here on a step is one CUDA graph, which keeps {size:.1f} GiB of memory")
+            size = sum(segment["total_size"] for segment in pool.snapshot()) / 2**30
+            self._say(f"From here on a step is one CUDA graph; steps keep {size:.1f} GiB of memory for themselves")
             self._told = True
-        self._pool = self._pool or graph.pool()
         self._after_capture()
         self._captured[shape] = Captured(graph, places, outputs)
         return self._captured[shape]

@@ -31,6 +31,10 @@ MEMORY = (
     "lower validation_resolution or validation_batch_size, or set vae_enable_tiling; training itself needs no more than "
     "before"
 )
+SMALLER = (
+    "memory was too short to decode a picture whole; from now on pictures are decoded in overlapping tiles, which gives nearly "
+    "the same (vae_enable_tiling does so from the start)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,6 +247,8 @@ class ValidationPictures:
             )
             self.reporter.say(f"WARNING: {sentence}")
             self.stages.emit(Notification(title="Validation", message=sentence, severity="error"))
+        if any(rendering.smaller for rendering in renderings):
+            self.reporter.say(f"Note: step {step}: {SMALLER}")
         left = renderings[0].left
         if left:
             names = list(dict.fromkeys(picture.nickname for picture in left))

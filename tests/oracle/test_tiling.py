@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from simpletuner.models.sana.tiling import MARGIN, OVERLAP, TILE, by_tiles, enable, fade, starts
+from simpletuner.models.sana.tiling import MARGIN, OVERLAP, TILE, by_tiles, decode_only, enable, fade, starts
 
 STRIDE = 8  # of the pocket's VAE: its tiles are 128 pixels
 
@@ -117,3 +117,15 @@ def test_a_tiles_edge_counts_where_the_picture_ends_and_nothing_inside() -> None
     first, last = fade(0, TILE, 40, 1), fade(40 - TILE, TILE, 40, 1)
     assert first[:2].min() > 0.7 and first[-MARGIN:].max() < 1e-5
     assert torch.equal(first.flip(0), last)
+
+
+def test_decoding_alone_in_tiles_leaves_the_encoder_as_it_was(vae: AutoencoderDC, pocket: Path) -> None:
+    short, tiled = copy.deepcopy(vae), copy.deepcopy(vae)
+    enable(tiled, tiling=True, slicing=False)
+    assert decode_only(short) and not decode_only(short) and not decode_only(tiled)
+    pixels = real(pocket, 256, 192)
+    with torch.no_grad():
+        latents = vae.encode(pixels).latent
+        assert torch.equal(short.encode(pixels).latent, latents)
+        assert torch.equal(short.decode(latents).sample, tiled.decode(latents).sample)
+        assert not torch.equal(short.decode(latents).sample, vae.decode(latents).sample)

@@ -1,7 +1,7 @@
 """When a step is captured, replayed, given up or made again; CUDA itself is stood in for, as there is none here."""
 
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -18,6 +18,8 @@ class Recorder:
         self.capturing: Recorder.Graph | None = None
         self.captures = self.replays = 0
         self.free = 100
+        self.pooled = False
+        self.outside = 0  # plain steps that took other memory
 
     class Graph:
         def __init__(self) -> None:
@@ -28,12 +30,27 @@ class Recorder:
             assert self.run is not None
             self.run()
 
-        def pool(self) -> int:
-            return 7
+    class Pool:
+        id = (0, 7)
+
+        def snapshot(self) -> list[dict[str, int]]:
+            return [{"total_size": 2**30}]
+
+    class Stream:
+        def wait_stream(self, other: Any) -> None:
+            assert isinstance(other, Recorder.Stream)
 
     @contextmanager
-    def graph(self, graph: Any, pool: Any, capture_error_mode: str) -> Any:
+    def inside(self, pool: Any) -> Any:
+        assert isinstance(pool, Recorder.Pool)
+        self.pooled = True
+        yield
+        self.pooled = False
+
+    @contextmanager
+    def graph(self, graph: Any, pool: Any, stream: Any, capture_error_mode: str) -> Any:
         assert capture_error_mode == "thread_local", "the loader's thread goes on beside it"
+        assert pool == Recorder.Pool.id and isinstance(stream, Recorder.Stream)
         self.captures += 1
         self.capturing = graph
         try:
@@ -52,7 +69,13 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     monkeypatch.setattr(torch.cuda, "graph", RECORDER.graph)
     for name in ("synchronize", "empty_cache"):
         monkeypatch.setattr(torch.cuda, name, lambda: None)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (RECORDER.free, 100))
+    monkeypatch.setattr(torch.cuda, "MemPool", Recorder.Pool)
+    monkeypatch.setattr(torch.cuda, "Stream", Recorder.Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", Recorder.Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "use_mem_pool", RECORDER.inside)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (RECORDER.free, 100))
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 1.0)
     return RECORDER
 
 
@@ -77,6 +100,7 @@ class Work:
             graph.run = lambda: torch.mul(x, 2, out=out)
             return (out,)
         self.plain += 1
+        RECORDER.outside += not RECORDER.pooled
         return (2 * x,)
 
     def step(self, value: float, rows: int = 2, extra: bool = False) -> list[float]:
@@ -90,6 +114,7 @@ def test_a_shape_is_captured_after_its_first_steps_and_replayed_on_new_numbers()
     assert kept == [[2.0 * n] * 2 for n in range(8)], "earlier results are not written over"
     assert (work.plain, RECORDER.captures, RECORDER.replays, work.after) == (WARM_UP, 1, 8 - WARM_UP, 1)
     assert len(work.said) == 1 and "one CUDA graph" in work.said[0]
+    assert not RECORDER.outside, "plain steps use the graphs' memory"
     for n in range(WARM_UP + 2):  # other shapes are graphs of their own
         assert work.step(float(n), rows=3) == [2.0 * n] * 3 and work.step(1.0, extra=True) == [2.0, 2.0]
     assert RECORDER.captures == 3 and len(work.said) == 1

@@ -165,6 +165,24 @@ def test_a_group_without_room_is_drawn_one_by_one_and_says_what_to_lower(tmp_pat
     assert "What to do: lower validation_resolution or validation_batch_size" in run.said.getvalue()
 
 
+def test_a_picture_without_room_is_decoded_in_less_from_then_on(tmp_path: Path) -> None:
+    asked: list[bool] = []
+
+    def smaller() -> bool:
+        asked.append(not asked)
+        return asked[-1]
+
+    pipeline = Pipeline(lambda count: None if asked else torch.OutOfMemoryError("no room"))
+    drawing = validator(tmp_path, pipeline, "ab")
+    drawing._decode_smaller = smaller
+    run = Run(tmp_path, drawing)
+    assert run.steps(1, 2) == [["a0", "b0"], ["a0", "b0"]] and asked == [True]
+    assert run.said.getvalue().count("overlapping tiles") == 1 and "WARNING" not in run.said.getvalue()
+    pipeline.fails = lambda count: torch.OutOfMemoryError("no room")
+    assert run.steps(3) == [[]] and asked == [True, False, False], "what does not help is told"
+    assert "What to do: lower" in run.said.getvalue()
+
+
 def test_a_batch_has_the_seeds_of_its_pictures_and_one_size_and_strength(tmp_path: Path) -> None:
     pipeline = Pipeline()
     sizes = (Size(8, 8), Size(16, 8))

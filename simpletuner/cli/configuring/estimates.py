@@ -39,6 +39,7 @@ from simpletuner.training import (
     translate_memory,
 )
 from simpletuner.training.check import free_bytes
+from simpletuner.training.device import CONTEXT, memory
 from simpletuner.training.memory_estimate import GIB
 from simpletuner.training.translate_memory import Subject
 from simpletuner.wording import counted
@@ -80,7 +81,7 @@ def machine(gib: float | None) -> Machine:
         return Machine(0.0, packages=packages)
     card = torch.cuda.get_device_properties(0)
     modern = (card.major, card.minor) >= fast_path.OLDEST
-    free = torch.cuda.mem_get_info(0)[0] + memory_estimate.CONTEXT
+    free = memory(torch.device("cuda", 0)).free + CONTEXT
     return Machine(round(min(free, card.total_memory) / GIB, 1), card.name, modern, packages)
 
 

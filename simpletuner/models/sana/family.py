@@ -132,6 +132,10 @@ class Sana:
         vars(vae)["decode"] = partial(_decode, vae, vae.decode)
         return vae
 
+    def decode_in_tiles(self, vae: Any) -> bool:
+        """From now on decode by tiles what is larger than one; False where that is so already."""
+        return tiling.decode_only(vae)
+
     def text_encoder(self, source: LoadSource) -> Any:
         """The text encoder alone, frozen."""
         return load.text_encoder(source, load.read_index(source)).eval().requires_grad_(False)

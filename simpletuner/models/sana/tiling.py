@@ -104,6 +104,17 @@ def enable(vae: Any, tiling: bool, slicing: bool) -> None:
         vars(vae)["tiled_decode"] = partial(_decode, vae)
 
 
+def decode_only(vae: Any) -> bool:
+    """Let ``vae.decode`` work by tiles from now on, and ``vae.encode`` as before; False where it does so already.
+
+    For a picture that has no room whole: what is encoded meanwhile must stay what it was.
+    """
+    if vae.use_tiling or "_decode" in vars(vae):
+        return False
+    vars(vae)["_decode"] = lambda latents: _decode(vae, latents)[0]
+    return True
+
+
 def _encode(vae: Any, pixels: torch.Tensor, return_dict: bool = False) -> tuple[torch.Tensor]:
     stride = vae.spatial_compression_ratio
     return (by_tiles(vae.encoder, pixels, (pixels.shape[-2] // stride, pixels.shape[-1] // stride)),)
