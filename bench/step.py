@@ -215,7 +215,7 @@ def check(report: Report, job: dict[str, Any], limit: float) -> bool:
             f"{'ok' if line['ok'] else 'WRONG'}",
             flush=True,
         )
-    expected = [n for n in job["variants"] if n != "diffusers" and not VARIANTS[n].float32]
+    expected = [n for n in job["variants"] if not VARIANTS[n].theirs]
     return right and seen == len(expected)
 
 

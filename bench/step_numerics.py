@@ -130,7 +130,7 @@ def numerics(job: dict[str, Any]) -> None:
     own = beside(low)
     for name in job["variants"]:
         variant = VARIANTS[name]
-        if variant.float32 or name == "diffusers":
+        if variant.theirs:
             continue
         arrange(exact, variant)
         full = beside(exact)

@@ -140,7 +140,7 @@ def measure(job: dict[str, Any], parts: tuple[Any, Any], batch: int, stop_at: fl
     from simpletuner.reporting.progress import Reporter
     from simpletuner.training.fast_path import TEXT_MULTIPLE
     from simpletuner.training.hooks import Progress
-    from simpletuner.training.loop import train
+    from simpletuner.training.loop import LATE, train
     from simpletuner.training.prefetch import on_device
 
     trainee, recipe = parts
@@ -150,7 +150,8 @@ def measure(job: dict[str, Any], parts: tuple[Any, Any], batch: int, stop_at: fl
     plan, fast = Plan([bucket], Drawing(batch), 0), {"text_multiple": TEXT_MULTIPLE if variant.fast else 1}
     loader = Loader(refs, store, plan, 0, 0.0, {}, pinned=job["device"] == "cuda", **fast)
     reporter, clock, began = Reporter(Console(file=io.StringIO())), Clock(), time.perf_counter()
-    total = job["warm_up"] + job["steps"]
+    late = LATE if job["device"] == "cuda" else 0  # figures of the last steps are read at once, so these look short
+    total = job["warm_up"] + job["steps"] + late
     if job["device"] == "cuda":
         torch.cuda.reset_peak_memory_stats()
     metrics = MetricsFile(Path(job["cache"]).parent / f"metrics-{os.getpid()}-{batch}.jsonl")
@@ -167,7 +168,7 @@ def measure(job: dict[str, Any], parts: tuple[Any, Any], batch: int, stop_at: fl
         train(trainee, recipe, batches, 0, total, hooks, lambda: time.time() > stop_at)
         stream.close()
     spans = [1000 * (b - a) for a, b in zip(clock.ends, clock.ends[1:], strict=False)]
-    steady = spans[job["warm_up"] :]
+    steady = spans[job["warm_up"] : len(spans) - late]
     losses = [line["loss"] for line in metrics.read("step")]
     row: dict[str, Any] = {"variant": job["variant"], "batch": batch, "steps": len(steady)}
     if not steady:

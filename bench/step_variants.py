@@ -36,6 +36,11 @@ class Variant:
     fast: bool = False
     graph: bool = False
 
+    @property
+    def theirs(self) -> bool:
+        """diffusers' own forward: what is compared with, not what is checked."""
+        return not (self.plain or self.fast)
+
 
 VARIANTS = {
     "amp": Variant("diffusers, float32 weights, autocast, padded text", float32=True),
