@@ -38,7 +38,7 @@ class Variant:
 
     @property
     def theirs(self) -> bool:
-        """diffusers' own forward: what is compared with, not what is checked."""
+        """Diffusers' own forward: what is compared with, not what is checked."""
         return not (self.plain or self.fast)
 
 
