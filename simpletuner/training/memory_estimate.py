@@ -84,7 +84,6 @@ class Plan:
         accumulates: Gradients of earlier micro-batches are there when a step's forward begins.
         interval: Every n-th block is recomputed; 0 for none.
         graph: Steps are CUDA graphs.
-        shapes: Several shapes of batch are to be expected.
         caching: Of the encoders.
         decoding: Bytes beside the decoder's weights for one validation picture; 0 where none is drawn.
         aside: The transformer's weights leave the GPU while a picture is decoded.
@@ -99,7 +98,6 @@ class Plan:
     accumulates: bool
     interval: int
     graph: bool
-    shapes: bool
     caching: Caching
     decoding: int
     aside: bool = False
@@ -116,14 +114,11 @@ class Estimate:
 
     Attributes:
         phases: Name → bytes.
-        graphs: Bytes that CUDA graphs of several shapes take beside the steps where they are free; without them steps are
-            launched kernel by kernel.
         parts: What is in memory while steps run: name → bytes.
         aside: The transformer leaves the GPU while a validation picture is decoded.
     """
 
     phases: Mapping[str, float]
-    graphs: float = 0.0
     parts: Mapping[str, float] = field(default_factory=dict)
     aside: bool = False
 
@@ -197,7 +192,6 @@ def estimate(plan: Plan) -> Estimate:
         phases["validation"] = static + copy - gone + decoder + plan.decoding + PIXEL_MARGIN
     return Estimate(
         phases={name: value + CONTEXT for name, value in phases.items()},
-        graphs=0.0,
         parts={
             "weights": weights,
             "optimizer": states,
@@ -218,7 +212,6 @@ def _text_activations(caching: Caching, model: Footprint) -> float:
 
 
 def describe(found: Estimate) -> str:
-    """One line: the peak, each phase in GiB, and what graphs would like beside."""
+    """One line: the peak, and each phase in GiB."""
     told = ", ".join(f"{name} {value / GIB:.1f}" for name, value in found.phases.items())
-    more = f"; CUDA graphs take up to {found.graphs / GIB:.1f} more where they are free" if found.graphs else ""
-    return f"about {found.peak / GIB:.1f} GiB of GPU memory ({told}; half a GiB of each is the driver's{more})"
+    return f"about {found.peak / GIB:.1f} GiB of GPU memory ({told}; half a GiB of each is the driver's)"

@@ -35,8 +35,8 @@ Purpose = Literal["train", "encode", "look"]
 class Session:
     """Everything one run holds, joined step by step in ``train``.
 
-    ``graphs`` False keeps steps from being CUDA graphs; ``aside`` True has the transformer leave the GPU while a picture is
-    decoded; ``publisher`` uploads, where that is asked for.
+    ``aside`` True has the transformer leave the GPU while a picture is decoded; ``publisher`` uploads, where that is asked
+    for.
     """
 
     config: RunConfig
@@ -51,7 +51,6 @@ class Session:
     device: torch.device
     text: TextSettings
     caches: RemoteCaches
-    graphs: bool = True
     aside: bool = False
     ranks: Ranks = field(default_factory=Ranks)
     publisher: Publisher | None = None

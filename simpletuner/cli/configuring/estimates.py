@@ -176,7 +176,7 @@ def _time(asked: Subject, card: Machine) -> str:
     tokens = asked.facts.tokens(*shape.latents)
     counts = plan.footprint
     step = step_times.Step(
-        shape.forward, plan.graph and chosen.graph, shape.batch, tokens, counts.weights, counts.blocks, chosen.interval
+        shape.forward, plan.graph, shape.batch, tokens, counts.weights, counts.blocks, chosen.interval
     )
     full = options.model.model_type == "full" and asked.precision.weights == torch.bfloat16
     took = step_times.milliseconds(step) if full else None
