@@ -8,10 +8,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from forked_command import Forker
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,13 +25,42 @@ def pocket() -> Path:
     return POCKET
 
 
+Python = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def own_environment(**environment: str) -> dict[str, str]:
+    """Of a command: this checkout, and no card."""
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+    return {**inherited, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", **environment}
+
+
 @pytest.fixture(scope="session")
-def tiny_sana(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def python() -> Iterator[Python]:
+    """``python -c program words`` in a folder, in a process of its own.
+
+    Forked from one that has imported the libraries, if it has that one's environment, and forks are safe; else afresh.
+    """
+    forker = Forker(own_environment())
+
+    def run(program: str, *words: object, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+        own, texts = own_environment(**environment), [*map(str, words)]
+        if sys.platform == "linux" and own == forker.environment:
+            return forker.run(program, texts, folder)
+        return subprocess.run(
+            [sys.executable, "-c", program, *texts], cwd=folder, capture_output=True, text=True, env=own, check=False
+        )
+
+    yield run
+    forker.end()
+
+
+@pytest.fixture(scope="session")
+def tiny_sana(tmp_path_factory: pytest.TempPathFactory, python: Python) -> Path:
     """Stride 32, captions 2304 wide: the real Sana's shape with very few weights."""
     folder = tmp_path_factory.mktemp("tiny-sana")
-    subprocess.run(
-        [sys.executable, str(ROOT / "tools" / "random_sana.py"), str(folder)], check=True, capture_output=True
-    )
+    program = f"import runpy; runpy.run_path({str(ROOT / 'tools' / 'random_sana.py')!r}, run_name='__main__')"
+    done = python(program, folder, folder=ROOT)
+    assert done.returncode == 0, done.stderr
     return folder
 
 
@@ -86,18 +116,11 @@ def has_recorded(output: Path, step: int) -> bool:
 
 
 @pytest.fixture
-def simpletuner(tmp_path: Path) -> Command:
+def simpletuner(tmp_path: Path, python: Python) -> Command:
     """Run the real command in ``tmp_path``."""
 
     def run(*arguments: object, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            command_line(*arguments),
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", **environment},
-            check=False,
-        )
+        done = python(command_line()[-1], *arguments, folder=tmp_path, **environment)
         assert not check or done.returncode == 0, done.stdout + done.stderr
         return done
 

@@ -37,7 +37,10 @@ first = {
     "index": type(builder).set_grid_idx,
     "dot": type(builder).create_dot,
     "patch": interpreter._patch_lang_tensor,
+    "language": interpreter._patch_lang,
+    "launch": interpreter.GridExecutor.__call__,
 }
+patched: set[object] = set()
 
 
 def counting_store(self, pointers, value, mask, *rest):
@@ -62,6 +65,19 @@ def patch_tensors(tensor, *rest):
     tensor.__index__ = lambda self: self.handle.data.item()
 
 
+def launched(self, *arguments, **named):
+    patched.clear()
+    return first["launch"](self, *arguments, **named)
+
+
+def patch_once(function):
+    """The interpreter looks through the whole language at each call of a function in a kernel; once a launch will do."""
+    if function in patched:
+        return None
+    patched.add(function)
+    return first["language"](function)
+
+
 def wide(handle):
     """A bfloat16 factor in float32: the interpreter keeps bfloat16 as integers, and would multiply these."""
     if handle.dtype.scalar != tl.bfloat16:
@@ -75,6 +91,8 @@ def dot(self, a, b, *rest):
 
 
 interpreter._patch_lang_tensor = patch_tensors
+interpreter._patch_lang = patch_once
+interpreter.GridExecutor.__call__ = launched
 type(builder).create_dot = dot
 type(builder).create_masked_store = counting_store
 type(builder).set_grid_idx = shuffled_index
