@@ -18,6 +18,13 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 POCKET = ROOT / "simpletuner" / "pocket"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# As the tests found it: libraries and runs in this process set variables of their own later on.
+ENVIRONMENT = dict(os.environ)
+
+
+def own_environment(**environment: str) -> dict[str, str]:
+    """Of a command: as the tests were started, with this checkout and without a card; and what it is given."""
+    return {**ENVIRONMENT, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", **environment}
 
 
 @pytest.fixture(scope="session")
@@ -28,24 +35,19 @@ def pocket() -> Path:
 Python = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-def own_environment(**environment: str) -> dict[str, str]:
-    """Of a command: this checkout, and no card."""
-    inherited = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
-    return {**inherited, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", **environment}
-
-
 @pytest.fixture(scope="session")
 def python() -> Iterator[Python]:
-    """``python -c program words`` in a folder, in a process of its own.
+    """``python -c program words`` in a folder, in a process of its own; variables of the environment are arguments.
 
-    Forked from one that has imported the libraries, if it has that one's environment, and forks are safe; else afresh.
+    Forked from one that has imported the libraries, if it is given no such variables, and forks are safe; else afresh.
     """
     forker = Forker(own_environment())
 
     def run(program: str, *words: object, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-        own, texts = own_environment(**environment), [*map(str, words)]
-        if sys.platform == "linux" and own == forker.environment:
+        texts = [*map(str, words)]
+        if sys.platform == "linux" and not environment:
             return forker.run(program, texts, folder)
+        own = own_environment(**environment)
         return subprocess.run(
             [sys.executable, "-c", program, *texts], cwd=folder, capture_output=True, text=True, env=own, check=False
         )
@@ -96,7 +98,7 @@ def stopped_when(
     process = subprocess.Popen(
         command_line("train", "--config", config),
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
+        env=own_environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
