@@ -24,8 +24,9 @@ MOST_BYTES = 1 << 16
 PROGRAM = """
 import sys
 sys.path.insert(1, {folder!r})
-from forked_command import program_of_a_fork
+from forked_command import import_libraries, program_of_a_fork
 del sys.path[1]
+{imports}
 exec(program_of_a_fork({number}))
 """
 
@@ -39,14 +40,13 @@ def import_libraries() -> None:
 
     for name in [name for name in sys.modules if name.partition(".")[0] == "simpletuner"]:
         del sys.modules[name]
-    gc.collect()
-    gc.freeze()
 
 
 def program_of_a_fork(number: int) -> str:
     """Fork for each command that comes through socket ``number``; returns in the forks alone."""
     channel = socket.socket(fileno=number)
-    import_libraries()
+    gc.collect()
+    gc.freeze()
     while True:
         message, files, _, _ = socket.recv_fds(channel, MOST_BYTES, 2)
         if not message:
@@ -70,17 +70,17 @@ def program_of_a_fork(number: int) -> str:
 
 
 class Forker:
-    """The process that waits for commands, started with the first."""
+    """The process that waits for commands, started with the first; ``imports`` are its first lines."""
 
-    def __init__(self, environment: dict[str, str]) -> None:
-        self.environment = environment
+    def __init__(self, environment: dict[str, str], imports: str = "import_libraries()") -> None:
+        self.environment, self.imports = environment, imports
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start it anew."""
         self.end()
         self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        program = PROGRAM.format(folder=str(Path(__file__).parent), number=theirs.fileno())
+        program = PROGRAM.format(folder=str(Path(__file__).parent), number=theirs.fileno(), imports=self.imports)
         self.process = subprocess.Popen(
             [sys.executable, "-c", program],
             env=self.environment,

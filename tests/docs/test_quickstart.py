@@ -7,14 +7,11 @@ as the model, and pictures are trained at 128 px, as the page says.
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import Python
 from pages import Block, blocks
 from PIL import Image
 
@@ -41,11 +38,11 @@ def photographs(folder: Path) -> None:
     (folder / BROKEN).write_bytes((folder / BROKEN).read_bytes()[:700])
 
 
-# Runs commands one after the other in one process: torch and diffusers are imported once.
+# Runs commands one after the other in one process.
 DRIVER = """
 import json, os, sys
 from simpletuner.cli.app import app
-for words, environment in json.load(sys.stdin):
+for words, environment in json.loads(sys.argv[1]):
     os.environ.update(environment)
     app.main(words, prog_name="simpletuner", standalone_mode=False)
     for name in environment:
@@ -53,7 +50,7 @@ for words, environment in json.load(sys.stdin):
 """
 
 
-def typed(steps: list[tuple[Block, dict[str, str]]], folder: Path) -> str:
+def typed(python: Python, steps: list[tuple[Block, dict[str, str]]], folder: Path) -> str:
     """Run the commands of blocks as they stand, each with options from the environment; what was printed."""
     calls = []
     for block, options in steps:
@@ -61,10 +58,7 @@ def typed(steps: list[tuple[Block, dict[str, str]]], folder: Path) -> str:
             name, *words = shlex.split(line, comments=True)
             assert name == "simpletuner"
             calls.append((words, {f"SIMPLETUNER_{key.upper()}": value for key, value in options.items()}))
-    run = subprocess.run(
-        [sys.executable, "-c", DRIVER], input=json.dumps(calls), cwd=folder, capture_output=True, text=True, check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    run = python(DRIVER, json.dumps(calls), folder=folder)
     assert run.returncode == 0, f"{run.stdout}\n{run.stderr}"
     return run.stdout
 
@@ -73,7 +67,7 @@ def marked(page: str, name: str) -> list[Block]:
     return [b for b in blocks("bash") if b.page == page and b.mark == f"run: {name}"]
 
 
-def test_its_commands_lead_to_pictures_and_a_result(tmp_path: Path) -> None:
+def test_its_commands_lead_to_pictures_and_a_result(tmp_path: Path, python: Python) -> None:
     """The example; then files by hand, check, train, generate. A grid, a report and an adapter come out, the broken file is
     named, and nothing is written beside the pictures."""
     files = [b for b in blocks("json") if b.page == ENGLISH and b.title]
@@ -87,7 +81,7 @@ def test_its_commands_lead_to_pictures_and_a_result(tmp_path: Path) -> None:
     (example,) = marked(ENGLISH, "pocket")
     check, train, generate = marked(ENGLISH, "own")
     small = {**SHORT, **POCKET}
-    said = typed([(example, SHORT), (check, small), (train, small), (generate, {})], tmp_path)
+    said = typed(python, [(example, SHORT), (check, small), (train, small), (generate, {})], tmp_path)
     own = tmp_path / json.loads(files[0].text)["output_dir"]
     for output, names in (
         (tmp_path / "output" / "pocket", ("before_after.png", "report.html", "pipeline/model_index.json")),

@@ -1,11 +1,8 @@
 """The real command, from pictures on disk to an exported folder, on real (small) models."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, Command, has_recorded, stopped_when
+from conftest import Command, Python, has_recorded, stopped_when
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -244,7 +241,7 @@ def test_two_runs_in_one_folder_are_refused(
 
 
 def test_a_full_disk_is_a_sentence_and_the_last_checkpoint_stays(
-    pocket_run: Callable[..., Path], tmp_path: Path, simpletuner: Command
+    pocket_run: Callable[..., Path], tmp_path: Path, simpletuner: Command, python: Python
 ) -> None:
     config = pocket_run(max_train_steps=2, checkpoint_step_interval=1)
     simpletuner("train", "--config", config, "--max_train_steps=1")
@@ -253,14 +250,7 @@ def test_a_full_disk_is_a_sentence_and_the_last_checkpoint_stays(
         "resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))\n"
         "from simpletuner.cli.app import main; main()"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, "train", "--config", str(config)],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = python(code, "train", "--config", config, folder=tmp_path)
     assert done.returncode == 1 and "cannot write" in done.stderr and "fault of the program" not in done.stderr
     assert [p.name for p in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-1"]
 

@@ -1,17 +1,15 @@
 """The Python lines that a run ends with are run as they are, elsewhere, and draw its validation pictures to the pixel."""
 
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Command
+from conftest import Command, own_environment
+from forked_command import Forker
 from PIL import Image
 from rich.console import Console
 from safetensors import safe_open
@@ -74,17 +72,27 @@ def pixels(path: Path) -> np.ndarray:
         return np.asarray(image)
 
 
-def drawn_by(program: str, folder: Path) -> np.ndarray:
-    """Run it in an empty folder, by an interpreter that knows nothing of this program."""
-    elsewhere = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"CUDA_VISIBLE_DEVICES": ""}
-    subprocess.run([sys.executable, "-c", program], cwd=folder, env=elsewhere, check=True)
+@pytest.fixture(scope="module")
+def elsewhere() -> Iterator[Forker]:
+    """An interpreter that knows nothing of this program, and has imported the libraries."""
+    environment = own_environment()
+    del environment["PYTHONPATH"]
+    forker = Forker(environment, "import torch\nfrom diffusers import SanaPipeline")
+    yield forker
+    forker.end()
+
+
+def drawn_by(interpreter: Forker, program: str, folder: Path) -> np.ndarray:
+    """Run it in an empty folder."""
+    done = interpreter.run(program, [], folder)
+    assert done.returncode == 0, done.stderr
     assert not list(folder.glob("image.png")), "it is saved beside the model, not wherever one happens to be"
     return pixels(Path(program.rpartition('image.save("')[2].partition('"')[0]))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_printed_lines_draw_the_very_validation_picture(
-    train: Callable[..., str], simpletuner: Command, kind: str, tmp_path: Path, pocket: Path
+    train: Callable[..., str], simpletuner: Command, elsewhere: Forker, kind: str, tmp_path: Path, pocket: Path
 ) -> None:
     said = train(**{**DRAWING, **KINDS[kind]})
     out = tmp_path / "out"
@@ -94,7 +102,7 @@ def test_the_printed_lines_draw_the_very_validation_picture(
     (before,) = out.glob("validation_images/step_0_*_0_*.png")
     label = "_ema" if "use_ema" in KINDS[kind] else ""
     (after,) = out.glob(f"validation_images/step_4_*_0_64x96{label}.png")
-    assert np.array_equal(drawn_by(lines_of(said), tmp_path), pixels(after))
+    assert np.array_equal(drawn_by(elsewhere, lines_of(said), tmp_path), pixels(after))
     assert not np.array_equal(pixels(before), pixels(after))
     told = {"full": "the optimizer's average", "lora": "EMA weights"}.get(kind, "live weights")
     assert f"{told})" in said
