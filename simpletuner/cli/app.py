@@ -130,14 +130,24 @@ def main() -> None:
     except TunerError as error:
         if debug:
             traceback.print_exc()
-        click.echo(printable(f"Error: {error}"), err=True)
+        _say_wrong(printable(f"Error: {error}"))
         sys.exit(1)
     except Exception as error:  # noqa: BLE001 - the border: a person gets a sentence, --debug the rest
         if debug:
             traceback.print_exc()
         what = f"Error: something unforeseen happened ({type(error).__name__}: {error}). "
-        click.echo(
-            printable(what) + "This is a fault of the program; run again with --debug and report what it prints.",
-            err=True,
+        _say_wrong(
+            printable(what) + "This is a fault of the program; run again with --debug and report what it prints."
         )
         sys.exit(1)
+
+
+def _say_wrong(text: str) -> None:
+    """An error: in a terminal its lines break between words."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+
+        from simpletuner.reporting.wrapping import wrapped
+
+        text = wrapped(text, Console(stderr=True).width)
+    click.echo(text, err=True)

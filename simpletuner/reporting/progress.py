@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from simpletuner.errors import printable
 from simpletuner.reporting.stages import Stages
+from simpletuner.reporting.wrapping import wrapped
 
 PLAIN_INTERVAL_S = 10.0
 Item = TypeVar("Item")
@@ -37,7 +38,7 @@ class _PlainBar:
 
     def __init__(self, console: Console, label: str, total: int, done: int, quiet_s: float = 0.0) -> None:
         self._quiet_s = quiet_s
-        self._console, self._label, self._total, self._done = console, label, total, done
+        self._console, self._label, self._total, self._first, self._done = console, label, total, done, done
         self._last = self._began = time.monotonic()
 
     def advance(self, count: int, note: str = "") -> None:
@@ -46,8 +47,15 @@ class _PlainBar:
         finished = self._done >= self._total and now - self._began >= self._quiet_s
         if finished or now - self._last >= PLAIN_INTERVAL_S:
             self._last = now
-            text = f"{self._label} {self._done}/{self._total} ({now - self._began:.0f} s) {note}".rstrip()
+            text = f"{self._label} {self._done}/{self._total} ({self._times(now - self._began)}) {note}".rstrip()
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def _times(self, took: float) -> str:
+        """How long it took, and about how long the rest takes at that pace."""
+        left, made = self._total - self._done, self._done - self._first
+        about = took / made * left if made > 0 else 0.0
+        ahead = f", about {about:.0f} s left" if about < 120 else f", about {about / 60:.0f} min left"
+        return f"{took:.0f} s{ahead if left > 0 and made > 0 else ''}"
 
 
 class _MirroredBar:
@@ -73,9 +81,17 @@ class Reporter:
         """From now on ``stages`` hears of every sentence, and of every bar inside a phase; None ends that."""
         self._stages = stages
 
-    def say(self, text: str = "") -> None:
-        """Print a sentence: captions and file names are read neither as markup nor as commands to the terminal."""
-        self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
+    def say(self, text: str = "", whole: bool = False) -> None:
+        """Print a sentence: captions and file names are read neither as markup nor as commands to the terminal.
+
+        Args:
+            text: One or more lines. A terminal gets them broken between words; a file or a pipe as they are.
+            whole: Leave the lines as they are there too: code that is to be copied.
+        """
+        shown = printable(text)
+        if self.console.is_terminal and not whole:
+            shown = wrapped(shown, self.console.width)
+        self.console.print(shown, markup=False, highlight=False, soft_wrap=True)
         if self._stages:
             self._stages.line(text)
 
@@ -95,11 +111,13 @@ class Reporter:
             yield _PlainBar(self.console, label, total, done, quiet_s)
             return
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),  # the id of a dataset in brackets is no markup
             BarColumn(bar_width=30),
             MofNCompleteColumn(),
+            TextColumn("in"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
+            TextColumn("left"),
             TextColumn("{task.fields[note]}", markup=False),
         )
         with Progress(*columns, console=self.console) as progress:

@@ -63,7 +63,7 @@ def finish(session: Session, parts: Components, trainee: Trainee, hooks: list[Ho
     lines = usage(session.config, session.text, instruction, session.precision, where, final, sampling)
     write_atomic(session.output_dir / USAGE, ("\n".join(lines) + "\n").encode())
     for line in lines:
-        say(line)
+        say(line, whole=True)
     say()
     say("Or train on: raise max_train_steps and start again, it resumes from the last checkpoint.")
 
