@@ -16,6 +16,15 @@ def counted(number: int, one: str, many: str | None = None) -> str:
     return f"{number} {one if number == 1 else many or f'{one}s'}"
 
 
+def lasting(seconds: float) -> str:
+    """About how long, as a person says it: ``20 seconds``, ``3 minutes``, ``5 hours``."""
+    if seconds < 90:
+        return counted(max(1, round(seconds / 10) * 10 if seconds >= 10 else round(seconds)), "second")
+    if seconds < 90 * 60:
+        return counted(round(seconds / 60), "minute")
+    return counted(round(seconds / 3600), "hour")
+
+
 _PROGRAM = Path(__file__).resolve().parent.parent
 
 

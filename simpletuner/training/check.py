@@ -83,6 +83,7 @@ def check(config: RunConfig, reporter: Reporter, page_at: Path | None = None, re
         track = partial(reporter.track, f"Decoding pictures [{item.source.id}]")
         survey.looks = look_at([p.path for p in pictures], PROCESSES, track)
         _leave_out_broken(item, survey)
+        _tell(item, checked.surveys, reporter)
         checked.surveys.append(survey)
     if reconstruct:
         _reconstruct(family, source, found, checked.surveys, reporter)
@@ -92,10 +93,10 @@ def check(config: RunConfig, reporter: Reporter, page_at: Path | None = None, re
             checked.lines.append(
                 f"[{item.source.id}] places are drawn anew in each epoch; the page shows those of the first"
             )
-    _plan(config, training, checked)
+    steps = _plan(config, training, checked)
     _disk(config, found, facts, checked)
     if facts is not None:
-        checked.lines += memory_lines(config, family, facts, [item for item, _ in found])
+        checked.lines += memory_lines(config, family, facts, [item for item, _ in found], steps)
     for line in describe(checked):
         reporter.say(line)
     file = page_at or Path(config.options.checkpoints.output_dir).expanduser() / PAGE
@@ -120,18 +121,33 @@ def _verdict(checked: Checked) -> str:
 def _leave_out_broken(item: prepare.Found, survey: Survey) -> None:
     """Pictures that cannot be decoded are skipped, as training skips them once it caches."""
     broken = {path: seen.problem for path, seen in survey.looks.items() if seen.problem}
-    item.skipped += [Skipped(path, reason) for path, reason in broken.items()]
+    item.skipped = [*(Skipped(path, reason) for path, reason in broken.items()), *item.skipped]
     item.placed = [p for p in item.placed if p.sample.path not in broken]
     survey.skipped = item.skipped
     survey.pictures = [p for p in survey.pictures if p.path not in broken]
+
+
+def _tell(item: prepare.Found, before: Sequence[Survey], reporter: Reporter) -> None:
+    """Print the sums of a dataset whose pictures were decoded; what was said of a file in another is not said again."""
+    prepare.tell_sum(item, reporter)
+    told = {skipped.path for survey in before for skipped in survey.skipped}
+    prepare.tell_skipped(item.source.id, [one for one in item.skipped if one.path not in told], reporter)
 
 
 def describe(checked: Checked) -> list[str]:
     """The survey in sentences, for a terminal."""
     lines: list[str] = []
     told: set[Path] = set()
-    for survey in checked.surveys:
-        lines += [*short(survey, listed=10, told=told), *sizes(survey)]
+    for number, survey in enumerate(checked.surveys):
+        lines += short(survey, listed=10, told=told)
+        same = next(
+            (b for b in checked.surveys[:number] if survey.looks and b.looks.keys() == survey.looks.keys()), None
+        )
+        if same and same.role == survey.role == "image":
+            lines.append(
+                f"[{survey.id}] these are the pictures of [{same.id}] once more: they are trained in both sizes"
+            )
+        lines += sizes(survey, looked_at=same is not None)
         told |= survey.looks.keys()
     return [*lines, *checked.lines, *checked.problems]
 
@@ -181,8 +197,6 @@ def short(survey: Survey, listed: int = 3, told: Set[Path] = frozenset()) -> lis
             f"{head} {counted(len(doubtful), 'picture looks', 'pictures look')} doubtful; the page shows each:"
         )
     lines += [f"{head}   {path.name}: {' '.join(found)}" for path, found in list(doubtful.items())[:listed]]
-    broken = [s for s in survey.skipped if survey.looks.get(s.path) and s.path not in told]
-    lines += [f"{head} {s.path.name} cannot be used: {s.reason}" for s in broken[:listed]]
     return lines
 
 
@@ -202,15 +216,11 @@ def _copies(survey: Survey, listed: int, told: Set[Path]) -> list[str]:
     return lines
 
 
-def sizes(survey: Survey) -> list[str]:
-    """How many can be decoded if not all can, smallest and largest picture, and what the cache holds."""
+def sizes(survey: Survey, looked_at: bool = False) -> list[str]:
+    """Smallest and largest picture, unless another dataset told of them, and what the cache holds."""
     head = f"[{survey.id}]"
     lines: list[str] = []
-    broken = sum(skipped.path in survey.looks for skipped in survey.skipped)
-    if broken:  # the count of those found came from their headers, before any was decoded
-        used = counted(len(survey.pictures), "picture is", "pictures are")
-        lines.append(f"{head} {broken} cannot be decoded, so {used} used")
-    if survey.pictures:
+    if survey.pictures and not looked_at:
         ordered = sorted(survey.pictures, key=lambda p: p.size.width * p.size.height)
         low, high = ordered[0], ordered[-1]
         lines.append(f"{head} smallest {low.size} ({low.path.name}), largest {high.size} ({high.path.name})")
@@ -243,7 +253,10 @@ def _find(
     found: list[tuple[prepare.Found, str]] = []
     for entry in (*config.datasets.train, *config.datasets.eval):
         try:
-            (item,) = prepare.find([translate_data.dataset_source(config, entry, alignment, stride)], reporter)
+            item = prepare.find_in(translate_data.dataset_source(config, entry, alignment, stride), reporter)
+            if not item.placed:
+                _tell(item, [], reporter)
+                prepare.refuse_empty(item)
         except DataError as error:
             checked.problems.append(str(error))
         else:
@@ -277,15 +290,15 @@ def _cache(item: prepare.Found) -> tuple[int, int]:
     return cached, sum(shard.stat().st_size for shard in shards)
 
 
-def _plan(config: RunConfig, training: list[prepare.Found], checked: Checked) -> None:
-    """Steps per epoch, or why there can be none."""
+def _plan(config: RunConfig, training: list[prepare.Found], checked: Checked) -> int:
+    """Steps per epoch, or why there can be none; returns the steps of the whole run, 0 where there can be none."""
     if not training:
-        return
+        return 0
     samples = Samples(training, {})
     buckets = samples.buckets(0)
     if not buckets:
         checked.problems.append("no picture of any training dataset can be decoded")
-        return
+        return 0
     drawing = translate_data.drawing(config)
     sentences = shortfalls(buckets, drawing)
     if sentences and not config.options.data.allow_dataset_oversubscription:
@@ -294,13 +307,17 @@ def _plan(config: RunConfig, training: list[prepare.Found], checked: Checked) ->
         plan = samples.plan(drawing, config.options.training.seed)
     except DataError as error:
         checked.problems.append(str(error))
-        return
+        return 0
     steps = math.ceil(plan.batches_per_epoch / drawing.accumulation)
     total = translate.total_steps(config, plan)
+    draws = sum(len(b.members) * (b.repeats + 1) for b in buckets)
+    files = len({p.sample.path for item in training for p in item.placed})
+    each = total * drawing.batch_size * drawing.accumulation * drawing.world_size / files
     checked.lines.append(
         f"{counted(steps, 'step')} per epoch, {counted(total, 'step')} in all: {total / steps:.1f} epochs of "
-        f"{counted(sum(len(b.members) * (b.repeats + 1) for b in buckets), 'picture')}"
+        f"{counted(draws, 'draw')}; each of {counted(files, 'picture')} is seen about {counted(round(each), 'time')}"
     )
+    return total
 
 
 def _disk(config: RunConfig, found: list[tuple[prepare.Found, str]], facts: Facts | None, checked: Checked) -> None:

@@ -24,7 +24,9 @@ from simpletuner.training.memory_estimate import GIB
 from simpletuner.training.translate_memory import Subject
 
 
-def memory_lines(config: RunConfig, family: Family, facts: Facts, found: Sequence[prepare.Found]) -> list[str]:
+def memory_lines(
+    config: RunConfig, family: Family, facts: Facts, found: Sequence[prepare.Found], steps: int
+) -> list[str]:
     """Memory by phase, what fits the card if there is one, and about how long a step takes.
 
     Args:
@@ -32,6 +34,7 @@ def memory_lines(config: RunConfig, family: Family, facts: Facts, found: Sequenc
         family: Knows the model.
         facts: Of the model.
         found: All datasets.
+        steps: Of the whole run; 0 where there can be none.
     """
     options, device = config.options, here()
     precision = translate_memory.precision_of(options)
@@ -51,16 +54,16 @@ def memory_lines(config: RunConfig, family: Family, facts: Facts, found: Sequenc
         shape.forward, plan.graph, shape.batch, facts.tokens(*shape.latents),
         plan.footprint.weights, plan.footprint.blocks, plan.interval,
     )  # fmt: skip
+    slowly = None if card else step_times.describe_on_cpu(step, max(1, steps))
+    if slowly:  # so small a model is trained here: what a card would take tells its user nothing
+        return [slowly]
     where = "" if card else "On an NVIDIA card, "
     lines = [f"{where}{'training' if where else 'Training'} takes {memory_estimate.describe(estimated)}"]
     if card:
         lines.append(_against(subject, estimated, free))
     full = options.model.model_type == "full" and precision.weights == torch.bfloat16
-    lines.append(
-        step_times.describe(step, card.name if card else None)
-        if full
-        else "How long a step takes is not known: full rank in bf16 was measured"
-    )
+    unknown = step_times.UNKNOWN[0].upper() + step_times.UNKNOWN[1:]
+    lines.append(step_times.describe(step, card.name if card else None) if full else unknown)
     return lines
 
 

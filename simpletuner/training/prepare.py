@@ -210,21 +210,37 @@ def find(sources: Sequence[DatasetSource], reporter: Reporter) -> list[Found]:
     """
     found = []
     for source in sources:
-        try:
-            elsewhere, discovery = _look(source, reporter)
-        except DataError as error:
-            raise DataError(f"[{source.id}] {error}") from error
-        placed, unread = _place_all(source, discovery, reporter)
-        skipped = sorted([*elsewhere, *discovery.skipped, *unread], key=lambda item: not item.picture)
-        found.append(Found(source, placed, skipped))
+        found.append(find_in(source, reporter))
         tell_sum(found[-1], reporter)
-        tell_skipped(source.id, skipped, reporter)
-        if not placed:
-            raise DataError(
-                f"[{source.id}] no images detected in dataset that can be used: {counted(len(skipped), 'file was skipped that is', 'files were skipped that are')} in "
-                f"{source.folder}, the first, {skipped[0].path.name}, because {skipped[0].reason}."
-            )
+        tell_skipped(source.id, found[-1].skipped, reporter)
+        refuse_empty(found[-1])
     return found
+
+
+def find_in(source: DatasetSource, reporter: Reporter) -> Found:
+    """Rooms 1 and 2 of one dataset; its sums are not printed yet, and it may be empty.
+
+    Raises:
+        DataError: Its folder cannot be looked at.
+    """
+    try:
+        elsewhere, discovery = _look(source, reporter)
+    except DataError as error:
+        raise DataError(f"[{source.id}] {error}") from error
+    placed, unread = _place_all(source, discovery, reporter)
+    skipped = sorted([*elsewhere, *discovery.skipped, *unread], key=lambda item: not item.picture)
+    return Found(source, placed, skipped)
+
+
+def refuse_empty(item: Found) -> None:
+    """Raises DataError where no picture can be used."""
+    if item.placed:
+        return
+    left = counted(len(item.skipped), "file was skipped that is", "files were skipped that are")
+    raise DataError(
+        f"[{item.source.id}] no images detected in dataset that can be used: {left} in "
+        f"{item.source.folder}, the first, {item.skipped[0].path.name}, because {item.skipped[0].reason}."
+    )
 
 
 def _look(source: DatasetSource, reporter: Reporter) -> tuple[list[Skipped], Discovery]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from simpletuner.models.base import Forward
+from simpletuner.wording import counted, lasting
 
 MACHINE = "NVIDIA H100 80GB"
 _TOKENS, _WEIGHTS, _BLOCKS = 1024, 1.6045e9, 20  # of what was measured: Sana 1.6B at 1024 px, full rank in bf16
@@ -67,6 +68,29 @@ def milliseconds(step: Step) -> float | None:
     size, again = step.weights / _WEIGHTS, 1 + (RECOMPUTE / step.interval if step.interval else 0.0)
     work = line.picture * step.batch * step.tokens / _TOKENS * size * again
     return max(line.fixed * size + work, line.launch * step.blocks / _BLOCKS)
+
+
+# 400 steps of 16 pictures of 64 tokens, full rank, LoRA and LoKr of the pocket's 4.3 million weights, on two cores that other
+# work shared: 0.35 to 0.45 s; bench/methods.py: 0.25 to 0.65 s.
+_ON_CPU, _ON_CPU_WORK, _SMALL = 0.4, 16 * 64 * 4.28e6, 20_000_000
+
+
+def on_two_cores(step: Step) -> float | None:
+    """About how many seconds a step of a very small model takes without a card; None for any other model."""
+    if step.weights > _SMALL:
+        return None
+    return _ON_CPU * step.batch * step.tokens * step.weights / _ON_CPU_WORK
+
+
+def describe_on_cpu(step: Step, steps: int) -> str | None:
+    """One sentence on the steps of a run; None where nothing is known."""
+    found = on_two_cores(step)
+    if found is None:
+        return None
+    return f"{counted(steps, 'step takes', 'steps take')} about {lasting(found * steps)} on two CPU cores, and validation more"
+
+
+UNKNOWN = "how long a step takes is seen when the run begins: only full rank in bf16 on a card was measured beforehand"
 
 
 def describe(step: Step, card: str | None) -> str:

@@ -177,3 +177,14 @@ def test_step_times_are_those_measured() -> None:
     assert "56.9 pictures/s" in step_times.describe(FAST, "NVIDIA H100 80GB HBM3")
     assert "for NVIDIA RTX 4090 it is not known" in step_times.describe(FAST, "NVIDIA RTX 4090")
     assert "without a GPU it is not known" in step_times.describe(FAST, None)
+
+
+def test_step_times_of_a_very_small_model_on_a_cpu() -> None:
+    pocket = replace(FAST, forward="diffusers", batch=16, tokens=64, weights=4_280_000, blocks=8)
+    assert step_times.on_two_cores(pocket) == pytest.approx(0.4)
+    assert step_times.on_two_cores(replace(pocket, batch=8, tokens=32)) == pytest.approx(0.1)
+    assert (
+        step_times.describe_on_cpu(pocket, 400)
+        == "400 steps take about 3 minutes on two CPU cores, and validation more"
+    )
+    assert step_times.describe_on_cpu(FAST, 400) is None

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from simpletuner.wording import counted
+from simpletuner.wording import counted, lasting
 
 PACKAGE = Path(__file__).resolve().parents[2] / "simpletuner"
 NOUNS = "pictures|steps|captions|files|latents|tensors|groups|blocks|distinct captions|cache files"
@@ -15,6 +15,15 @@ NOUNS = "pictures|steps|captions|files|latents|tensors|groups|blocks|distinct ca
 def test_the_noun_follows_the_number(number: int, said: str) -> None:
     assert counted(number, "step") == said
     assert counted(number, "picture is", "pictures are").endswith("is" if number == 1 else "are")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0, "1 second"), (4, "4 seconds"), (24, "20 seconds"), (89, "90 seconds"), (90, "2 minutes"), (160, "3 minutes"),
+     (5400, "2 hours"), (40000, "11 hours")],
+)  # fmt: skip
+def test_times_are_said_as_a_person_says_them(seconds: float, said: str) -> None:
+    assert lasting(seconds) == said
 
 
 def test_messages_count_through_it() -> None:

@@ -42,7 +42,7 @@ from simpletuner.training.check import free_bytes
 from simpletuner.training.device import CONTEXT, memory
 from simpletuner.training.memory_estimate import GIB
 from simpletuner.training.translate_memory import Subject
-from simpletuner.wording import counted
+from simpletuner.wording import counted, lasting
 
 SCREEN = 0.4  # GiB that a card of a nominal size never has free
 SANA = FAMILIES["sana"]
@@ -149,13 +149,16 @@ def fits(asked: Subject, card: Machine) -> bool | None:
 def lines(asked: Subject, card: Machine) -> list[str]:
     """Memory, time and disk in sentences."""
     try:
-        return [*_memory(asked, card), _time(asked, card), _disk(asked)]
+        step = _step(asked, card)
+        return [*_memory(asked, card, step), _time(asked, card, step), _disk(asked)]
     except ModelError as error:
         return [f"Nothing is estimated: {error}"]
 
 
-def _memory(asked: Subject, card: Machine) -> list[str]:
+def _memory(asked: Subject, card: Machine, step: step_times.Step) -> list[str]:
     if not card.gib:
+        if step_times.on_two_cores(step) is not None:  # what a card would take tells its user nothing
+            return []
         found = translate_memory.estimate(asked, budget(Machine(80.0)))
         return [f"Memory: on an NVIDIA card it would take {memory_estimate.describe(found)}; here it is main memory"]
     way = fitting.quickest(asked, budget(card))
@@ -165,27 +168,28 @@ def _memory(asked: Subject, card: Machine) -> list[str]:
     return [f"Memory: {memory_estimate.describe(found)} at least: MORE than the {card.gib:g} GiB that are there"]
 
 
-def _time(asked: Subject, card: Machine) -> str:
-    options = asked.options
-    if not card.gib:
-        pocket = asked.options.model.pretrained_model_name_or_path == str(example_folder(POCKET) / "model")
-        return f"Time: on a CPU a step takes {'under a second' if pocket else 'minutes'}"
+def _step(asked: Subject, card: Machine) -> step_times.Step:
+    """A step in the terms of the table of times."""
     plan, shape = translate_memory.plan_of(asked), translate_memory.step_shape(asked)
-    way = fitting.quickest(asked, budget(card))
-    chosen = way.choice or way.smallest
-    tokens = asked.facts.tokens(*shape.latents)
-    counts = plan.footprint
-    step = step_times.Step(
-        shape.forward, plan.graph, shape.batch, tokens, counts.weights, counts.blocks, chosen.interval
-    )
+    tokens, counts, interval = asked.facts.tokens(*shape.latents), plan.footprint, plan.interval
+    if card.gib:
+        way = fitting.quickest(asked, budget(card))
+        interval = (way.choice or way.smallest).interval
+    return step_times.Step(shape.forward, plan.graph, shape.batch, tokens, counts.weights, counts.blocks, interval)
+
+
+def _time(asked: Subject, card: Machine, step: step_times.Step) -> str:
+    options = asked.options
+    steps = int(options.training.max_train_steps or 0)
+    if not card.gib:
+        return f"Time: {step_times.describe_on_cpu(step, steps) or 'on a CPU a step takes minutes'}"
     full = options.model.model_type == "full" and asked.precision.weights == torch.bfloat16
     took = step_times.milliseconds(step) if full else None
     if took is None:
-        return "Time: how long a step takes is not known before the run; full rank in bf16 was measured"
-    steps = int(options.training.max_train_steps or 0)
+        return f"Time: {step_times.UNKNOWN}"
     same = "" if "H100" in card.name else f"; {card.name or 'your card'} is another, and slower or faster by its kind"
-    minutes = counted(max(1, round(took * steps / 60000)), "minute")
-    return f"Time: {counted(steps, 'step takes', 'steps take')} about {minutes} on one {step_times.MACHINE}{same}"
+    told = counted(steps, "step takes", "steps take")
+    return f"Time: {told} about {lasting(took * steps / 1000)} on one {step_times.MACHINE}{same}"
 
 
 def _disk(asked: Subject) -> str:
