@@ -5,7 +5,7 @@ In: pictures and prompts. Out: 0 to 100 for each. Downloads nothing where a fold
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,9 @@ class ClipScorer:
         return len(self._tokenizer(prompt, truncation=False, verbose=False)["input_ids"])
 
     @torch.no_grad()
-    def score(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
+    def score(
+        self, pictures: Sequence[Image.Image], prompts: Sequence[str], between: Callable[[], None] = lambda: None
+    ) -> list[float]:
         """Cosine of picture and prompt times 100, negative ones as 0.
 
         Source: Hessel et al., "CLIPScore", EMNLP 2021, section 3, with 100 for w.
@@ -72,16 +74,20 @@ class ClipScorer:
         Args:
             pictures: RGB.
             prompts: One for each.
+            between: Called before every few; what it raises ends the scoring.
         """
         self._model.to(self._device)
         try:
-            return self._scores(pictures, prompts)
+            return self._scores(pictures, prompts, between)
         finally:
             self._model.to("cpu")
 
-    def _scores(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
+    def _scores(
+        self, pictures: Sequence[Image.Image], prompts: Sequence[str], between: Callable[[], None]
+    ) -> list[float]:
         scores: list[float] = []
         for start in range(0, len(pictures), AT_ONCE):
+            between()
             part = slice(start, start + AT_ONCE)
             text = self._tokenizer(
                 list(prompts[part]), padding=True, truncation=True, max_length=self.longest, return_tensors="pt"

@@ -134,17 +134,22 @@ class Judge:
             self._reference = read()
         return self._reference
 
-    def score(self, pictures: Sequence[Drawn]) -> list[Score]:
+    def score(self, pictures: Sequence[Drawn], between: Callable[[], None] = lambda: None) -> list[Score]:
         """All scores of these pictures.
+
+        Args:
+            pictures: On disk.
+            between: Called before anything else and now and then; what it raises ends the scoring.
 
         Raises:
             OSError: A picture cannot be read.
             RuntimeError: No memory.
         """
+        between()
         images = [_open(picture.path) for picture in pictures]
         scores: list[Score] = []
         if self._clip and images:
-            values = self._clip.score(images, [picture.prompt for picture in pictures])
+            values = self._clip.score(images, [picture.prompt for picture in pictures], between)
             scores += [_score("clip", value, picture) for value, picture in zip(values, pictures, strict=True)]
         reference = self.reference
         for image, picture in zip(images, pictures, strict=True) if reference else ():

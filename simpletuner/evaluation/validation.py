@@ -43,12 +43,14 @@ class Rendering:
 
     Attributes:
         smaller: Memory was short, so that pictures are decoded in less of it from here on.
+        stopped: Those that are left are left because the run is to stop.
     """
 
     drawn: list[Picture] = field(default_factory=list)
     failed: list[Failure] = field(default_factory=list)
     left: list[Picture] = field(default_factory=list)
     smaller: bool = False
+    stopped: bool = False
 
 
 class Validator:
@@ -123,8 +125,9 @@ class Validator:
         told: Callable[[Picture, Failure | None], None],
         seconds: float | None = None,
         strength: Callable[[float | None], AbstractContextManager[object]] = lambda own: nullcontext(),
+        stop: Callable[[], bool] = lambda: False,
     ) -> Rendering:
-        """Draw and write pictures until all are done or time is up; the first is drawn whatever the time.
+        """Draw and write pictures until all are done, time is up or it is to stop; the first is drawn whatever the time.
 
         One that fails is no reason to lose the others, or the training: it is among the failures.
 
@@ -133,6 +136,7 @@ class Validator:
             told: Called after each, with the failure if there was one.
             seconds: How long it may take, judged by the pictures so far; None is without end.
             strength: Around the drawing of prompts: the adapter at their own strength, or at the usual one for None.
+            stop: Asked before the first and after each; what is not drawn yet is left.
         """
         result, self._smaller = Rendering(), False
         own, most = self.settings.strengths, self.settings.batch_size
@@ -142,6 +146,9 @@ class Validator:
         began = self._clock()
         try:
             for group in groups(pictures, most, lambda p: (p.size, own.get(p.nickname))):
+                result.stopped = stop()
+                if result.stopped:
+                    break
                 done, elapsed = len(result.drawn) + len(result.failed), self._clock() - began
                 if seconds is not None and done and elapsed * (done + len(group)) / done > seconds:
                     break

@@ -53,6 +53,7 @@ def make_hooks(
             session.reporter,
             stages=session.stages,
             judging=judging,
+            stop=session.stopping,
         )
         hooks.append(drawing)
     folder, draw = session.output_dir / FOLDER, drawing.now if drawing else None

@@ -16,6 +16,7 @@ from simpletuner.data.sampler import Plan
 from simpletuner.data.types import Batch
 from simpletuner.evaluation import eval_loss
 from simpletuner.evaluation.validation import Validator
+from simpletuner.flow.path import NoisedBatch
 from simpletuner.models.adapters import Adapter
 from simpletuner.models.base import Components, EncodedText
 from simpletuner.models.freezing import bias_and_norms_only
@@ -91,10 +92,14 @@ def make_held_out(
     options = session.config.options
     sigmas = eval_loss.evenly(options.evaluation.eval_timesteps)
 
+    def score(batch: Batch, noised: NoisedBatch) -> torch.Tensor:
+        session.go_on()
+        return plain_score(trainee, recipe, batch, noised)
+
     def measure() -> eval_loss.EvalResult:
         return eval_loss.measure(
             stacked,
-            lambda b, n: plain_score(trainee, recipe, b, n),
+            score,
             trainee.device,
             sigmas,
             options.evaluation.eval_dataset_pooling,

@@ -98,6 +98,11 @@ class Control:
         self._stages.emit(Notification(title="Control", message=message))
 
 
+def waits(folder: Path, request: str) -> bool:
+    """Whether a request lies there that no step has taken yet."""
+    return (folder / request).is_file()
+
+
 def forget(folder: Path) -> None:
     """Remove what was asked of an earlier run."""
     for name in REQUESTS:

@@ -15,6 +15,7 @@ from simpletuner.reporting.metrics import MetricsFile
 from simpletuner.reporting.progress import Reporter
 from simpletuner.reporting.stages import Stages
 from simpletuner.training import best, checkpoint
+from simpletuner.training.interrupt import GivenUp
 from simpletuner.training.interval import Interval
 from simpletuner.training.loop import StepResult
 from simpletuner.training.optimizers import evaluation_weights
@@ -31,7 +32,7 @@ class HeldOutLoss:
 
     Attributes:
         interval: When, besides before and after.
-        measure: Gives the figure for the weights now in the model.
+        measure: Gives the figure for the weights now in the model; raises GivenUp once the run is to stop.
         trainee: For its EMA, optimizer and training mode.
         output_dir: Where checkpoints are.
         metrics: Where figures are kept, also those of the run's first half when it was resumed.
@@ -96,25 +97,16 @@ class HeldOutLoss:
         return {line["step"]: line["loss"] for line in self.metrics.read("eval")}
 
     def _measure(self, step: int) -> None:
-        transformer = self.trainee.transformer
-        was_training = transformer.training
-        transformer.eval()
-        ema = self.trainee.ema if step else None
-        adapter = self.trainee.adapter
-        off = adapter.disabled() if adapter and not step and not self.continued else nullcontext()
-        beside = ""
-        if ema:
-            with ema.applied():
-                result = self.measure()
-            if self.live_beside_ema:
-                live = self.measure()
-                self.metrics.write("eval_live", {"step": step, **asdict(live), "weights": "live weights"})
-                beside = f", live {live.loss:.4f}"
-        else:
-            with evaluation_weights(self.trainee.optimizer), off:
-                result = self.measure()
-        transformer.train(was_training)
         self.measured_at = step
+        try:
+            result, live = self._figures_of(step)
+        except GivenUp:
+            self.reporter.say(f"step {step}: held-out loss is not measured, as the run is to stop")
+            return
+        beside = ""
+        if live:
+            self.metrics.write("eval_live", {"step": step, **asdict(live), "weights": "live weights"})
+            beside = f", live {live.loss:.4f}"
         raised = None
         if math.isfinite(result.loss):
             self._figures[step] = result.loss
@@ -130,6 +122,23 @@ class HeldOutLoss:
         self._choose()
         if raised:
             self._warn(step, raised)
+
+    def _figures_of(self, step: int) -> tuple[EvalResult, EvalResult | None]:
+        """Of the weights that are exported; and of the live ones beside an EMA, where they are wanted."""
+        transformer, adapter = self.trainee.transformer, self.trainee.adapter
+        was_training = transformer.training
+        transformer.eval()
+        ema = self.trainee.ema if step else None
+        off = adapter.disabled() if adapter and not step and not self.continued else nullcontext()
+        try:
+            if ema:
+                with ema.applied():
+                    averaged = self.measure()
+                return averaged, self.measure() if self.live_beside_ema else None
+            with evaluation_weights(self.trainee.optimizer), off:
+                return self.measure(), None
+        finally:
+            transformer.train(was_training)
 
     def _kind(self, step: int) -> str:
         """What is measured."""

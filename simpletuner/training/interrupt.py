@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: stop cleanly between two steps."""
+"""Ctrl-C and SIGTERM: stop cleanly between two steps, and what takes long between them is given up."""
 
 from __future__ import annotations
 
@@ -10,23 +10,26 @@ from contextlib import contextmanager
 from simpletuner.reporting.progress import Reporter
 
 
+class GivenUp(Exception):
+    """A person wants the run to stop, so what was begun between two steps is left undone; nothing went wrong."""
+
+
 @contextmanager
-def stop_on_interrupt(reporter: Reporter) -> Iterator[threading.Event]:
-    """The first Ctrl-C or SIGTERM asks for a clean stop; a second Ctrl-C interrupts at once."""
-    asked = threading.Event()
+def stop_on_interrupt(reporter: Reporter, asked: threading.Event) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM sets ``asked``, for a clean stop; a second one interrupts at once."""
 
     def ask(number: int, frame: object) -> None:
         if asked.is_set():
             raise KeyboardInterrupt
         asked.set()
-        reporter.say("Stopping after this step and its checkpoint (interrupt again to stop at once)")
+        reporter.say("Stopping once the step or the picture in hand is finished (interrupt again to stop at once)")
 
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield
         return
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield asked
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

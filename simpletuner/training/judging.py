@@ -5,7 +5,7 @@ In: pictures on disk. Out: ``score`` lines in metrics.jsonl. ``make_judging`` be
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,7 @@ from simpletuner.evaluation.scores import Drawn, Judge, Reference
 from simpletuner.reporting.metrics import MetricsFile
 from simpletuner.reporting.progress import Reporter
 from simpletuner.training import prepare
+from simpletuner.training.interrupt import GivenUp
 from simpletuner.training.session import Session
 
 LOOKED_AT = 512  # training pictures, evenly chosen where there are more
@@ -26,11 +27,12 @@ LOOKED_AT = 512  # training pictures, evenly chosen where there are more
 
 @dataclass(frozen=True, slots=True)
 class Judging:
-    """Scores pictures and tells."""
+    """Scores pictures and tells; ``go_on`` raises GivenUp once the run is to stop."""
 
     judge: Judge
     metrics: MetricsFile
     reporter: Reporter
+    go_on: Callable[[], None] = lambda: None
 
     def __call__(self, step: int, label: str, pictures: Sequence[Drawn]) -> None:
         """Score the pictures of one step and label. Failing costs the scores and nothing else; it is said.
@@ -43,7 +45,10 @@ class Judging:
         if not pictures:
             return
         try:
-            found = self.judge.score(pictures)
+            found = self.judge.score(pictures, self.go_on)
+        except GivenUp:
+            self.reporter.say(f"step {step}: the pictures are not scored, as the run is to stop")
+            return
         except (TunerError, OSError, RuntimeError, ValueError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             self.reporter.say(f"WARNING: step {step}: the pictures could not be scored: {reason}. Training goes on.")
@@ -86,16 +91,17 @@ def make_judging(session: Session, clip: ClipScorer | None, training: Sequence[p
 
     def read() -> Reference | None:
         chosen = placed[:: -(-len(placed) // LOOKED_AT) or 1]
-        return Reference.gather(_pixels(chosen, session.reporter), len(placed))
+        return Reference.gather(_pixels(chosen, session), len(placed))
 
-    return Judging(Judge(read, clip and clip.on(session.device)), session.metrics, session.reporter)
+    return Judging(Judge(read, clip and clip.on(session.device)), session.metrics, session.reporter, session.go_on)
 
 
-def _pixels(chosen: Sequence[PlacedSample], reporter: Reporter) -> Iterator[tuple[str, torch.Tensor]]:
+def _pixels(chosen: Sequence[PlacedSample], session: Session) -> Iterator[tuple[str, torch.Tensor]]:
     """Name and pixels of training pictures, as training sees them; what cannot be read was told before."""
     with decoding_threads("scores") as pool:
         groups = [chosen[start : start + 32] for start in range(0, len(chosen), 32)]
-        for group in reporter.track("Reading training pictures for scores", groups):
+        for group in session.reporter.track("Reading training pictures for scores", groups):
+            session.go_on()
             jobs = [(p, pool.submit(cut, p.sample.path, p.placement)) for p in group]
             for placed, job in jobs:
                 try:

@@ -227,18 +227,21 @@ def run_steps(
     reporter, accumulation = session.reporter, recipe.accumulation
     # Closed whatever happens: its thread reads ahead, and what it writes into is flushed right after this.
     stream = closing(loader.stream(start * accumulation, total * accumulation))
-    with stop_on_interrupt(reporter) as asked, reporter.bar("Training", total, start) as bar, stream as read:
+    with stop_on_interrupt(reporter, session.asked), reporter.bar("Training", total, start) as bar, stream as read:
         batches = on_device(read, session.device)
         progress: list[Hook] = [Progress(bar, session.metrics, reporter)] if session.ranks.main else []
         control = next((hook for hook in hooks if isinstance(hook, Control)), None)
 
         def should_stop() -> bool:
-            return asked.is_set() or (control is not None and control.stopping)
+            return session.asked.is_set() or (control is not None and control.stopping)
 
         agreed = session.ranks.any
         done = train_loop(trainee, recipe, batches, start, total, [*progress, *hooks], should_stop, agreed)
         _leave(session, trainee)
     if done < total and session.ranks.main:
-        reporter.say(f"Stopped at step {done} of {total}; the same command goes on from here.")
-        raise KeyboardInterrupt if asked.is_set() else StoppedOnRequest
+        if done:
+            reporter.say(f"Stopped at step {done} of {total}; the same command goes on from here.")
+        else:
+            reporter.say("Stopped before the first step, so there is no checkpoint; the same command starts anew.")
+        raise KeyboardInterrupt if session.asked.is_set() else StoppedOnRequest
     return done

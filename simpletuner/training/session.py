@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,8 +22,17 @@ from simpletuner.reporting import dataset_sheet
 from simpletuner.reporting.metrics import MetricsFile
 from simpletuner.reporting.progress import Reporter
 from simpletuner.reporting.stages import RunFile, Stages
-from simpletuner.training import device, prepare, translate, translate_data, translate_memory, translate_precision
+from simpletuner.training import (
+    control,
+    device,
+    prepare,
+    translate,
+    translate_data,
+    translate_memory,
+    translate_precision,
+)
 from simpletuner.training.check import short
+from simpletuner.training.interrupt import GivenUp
 from simpletuner.training.precision import Precision
 from simpletuner.training.publishing import Publisher
 from simpletuner.training.ranks import Ranks
@@ -36,7 +46,7 @@ class Session:
     """Everything one run holds, joined step by step in ``train``.
 
     ``aside`` True has the transformer leave the GPU while a picture is decoded; ``publisher`` uploads, where that is asked
-    for.
+    for; ``asked`` is set once a person wants the run to stop.
     """
 
     config: RunConfig
@@ -54,6 +64,16 @@ class Session:
     aside: bool = False
     ranks: Ranks = field(default_factory=Ranks)
     publisher: Publisher | None = None
+    asked: threading.Event = field(default_factory=threading.Event)
+
+    def stopping(self) -> bool:
+        """Whether a person wants the run to stop: by a signal, or by a request that no step has taken yet."""
+        return self.asked.is_set() or control.waits(self.output_dir / control.FOLDER, "stop")
+
+    def go_on(self) -> None:
+        """Raises GivenUp where a person wants the run to stop: asked by what takes long between two steps."""
+        if self.stopping():
+            raise GivenUp
 
     @property
     def draws(self) -> bool:

@@ -123,6 +123,7 @@ class ValidationPictures:
         metrics: Where a line for each picture goes.
         stages: Told of every prompt that is drawn, and of what could not be.
         judging: Scores what was drawn: (step, label, pictures).
+        stop: Whether the run is to stop: then no further picture is drawn, and none is scored.
     """
 
     interval: Interval
@@ -134,6 +135,7 @@ class ValidationPictures:
     reporter: Reporter
     stages: Stages = field(default_factory=Stages)
     judging: Callable[[int, str, Sequence[Picture]], None] | None = None
+    stop: Callable[[], bool] = lambda: False
     drawn_at: int = -1
     _tried: dict[Key, int] = field(default_factory=dict)
 
@@ -193,6 +195,7 @@ class ValidationPictures:
                         told,
                         None if done or budget is None else budget / len(labels),
                         lambda own, label=label: self.shown.adapted(step, label, own),  # type: ignore[misc]
+                        self.stop,
                     )
                 prompts.end()
         self.drawn_at = step
@@ -250,7 +253,11 @@ class ValidationPictures:
         if any(rendering.smaller for rendering in renderings):
             self.reporter.say(f"Note: step {step}: {SMALLER}")
         left = renderings[0].left
-        if left:
+        undrawn = sum(len(rendering.left) for rendering in renderings if rendering.stopped)
+        if undrawn:
+            first = "; the next validation begins with them" if left else ""
+            self.reporter.say(f"step {step}: {counted(undrawn, 'picture')} left undrawn, as the run is to stop{first}")
+        elif left:
             names = list(dict.fromkeys(picture.nickname for picture in left))
             listed = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
             self.reporter.say(

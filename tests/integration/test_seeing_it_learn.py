@@ -1,6 +1,9 @@
 """Held-out loss, pictures over time and the best checkpoint in real runs on the pocket model."""
 
 import json
+import os
+import signal
+import threading
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
@@ -25,14 +28,14 @@ OPTIONS: dict[str, Any] = {
 def train(pocket_run: Callable[..., Path], tmp_path: Path) -> Train:
     """Train in this process, with a held-out dataset; what was said, and the lines of the metrics file."""
 
-    def run(output: str, **options: Any) -> tuple[str, list[dict[str, Any]]]:
+    def run(output: str, said: StringIO | None = None, **options: Any) -> tuple[str, list[dict[str, Any]]]:
         from simpletuner.training.run import train as real
 
         config = pocket_run(**{**OPTIONS, **options}, output_dir=str(tmp_path / output))
         file = config.with_name("multidatabackend.json")
         pictures, texts = json.loads(file.read_text())
         file.write_text(json.dumps([pictures, {**pictures, "id": "held-out", "dataset_type": "eval"}, texts]))
-        said = StringIO()
+        said = said or StringIO()
         real(load(str(config), environ={}), Reporter(Console(file=said, width=300)))
         lines = (tmp_path / output / "metrics.jsonl").read_text().splitlines()
         return said.getvalue(), [json.loads(line) for line in lines]
@@ -77,3 +80,31 @@ def test_held_out_loss_has_the_same_bits_after_a_resume_and_for_every_batch_size
     assert "Resuming from checkpoint-2" in said and figures(parts) == figures(whole), "drawing changes nothing either"
     _, other = train("other", max_train_steps=2, train_batch_size=1)
     assert figures(other)[0] == figures(whole)[0]
+
+
+def test_a_signal_while_pictures_are_drawn_waits_for_one_of_them(train: Train, tmp_path: Path) -> None:
+    out = tmp_path / "stopped"
+    drawing = {
+        **{"validation_disable": False, "validation_prompt_library": True, "validation_resolution": "64x64"},
+        **{"validation_num_inference_steps": 30, "evaluation_type": "none", "eval_loss_disable": True},
+    }
+    ended = threading.Event()
+
+    def stop() -> None:
+        while not ended.wait(0.002):
+            if any(out.glob("validation_images/*.png")):
+                return os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    said = StringIO()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train("stopped", max_train_steps=4, said=said, **drawing)
+    finally:
+        ended.set()
+        thread.join()
+    drawn, text = len(list(out.glob("validation_images/step_0_*_64x64.png"))), said.getvalue()
+    assert 1 <= drawn < 20 and f"step 0: {20 - drawn} pictures left undrawn, as the run is to stop" in text
+    assert "the pictures are not scored" in text and "Stopped before the first step, so there is no checkpoint" in text
+    assert not list(out.glob("checkpoint-*"))

@@ -17,6 +17,7 @@ from simpletuner.evaluation.eval_loss import EvalResult
 from simpletuner.reporting.metrics import MetricsFile
 from simpletuner.reporting.progress import Reporter
 from simpletuner.training.held_out import HeldOutLoss
+from simpletuner.training.interrupt import GivenUp
 from simpletuner.training.interval import Interval
 from simpletuner.training.loop import StepResult
 from simpletuner.training.step import Trainee, score
@@ -155,6 +156,20 @@ def test_without_an_ema_it_measures_the_live_weights(hooked: Hooked) -> None:
     hook.on_stop(1, finished=True)
     assert len(seen) == 2 and all(torch.equal(weights, live) for weights, _ in seen)
     assert [line["step"] for line in hook.metrics.read("eval")] == [0, 1]
+
+
+def test_a_run_that_is_to_stop_has_no_half_figure_and_its_live_weights_back(hooked: Hooked) -> None:
+    trainee, live, _ = drifted(ema=True)
+    hook, _ = hooked(trainee, 2)
+
+    def given_up() -> EvalResult:
+        raise GivenUp
+
+    hook.measure = given_up
+    hook.on_step_end(step(2))
+    hook.on_stop(2, finished=True)
+    assert torch.equal(toy.flat(trainee.transformer), live) and trainee.transformer.training
+    assert not hook.metrics.read("eval") and not hook.metrics.read("eval_live")
 
 
 def test_each_figure_tells_whether_the_alarm_is_in_force_also_after_a_resume(tmp_path: Path) -> None:

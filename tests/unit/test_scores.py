@@ -19,6 +19,7 @@ from simpletuner.evaluation.clip_score import ClipScorer
 from simpletuner.evaluation.scores import Judge, Reference, Score, memorised, sentence, summaries
 from simpletuner.reporting.metrics import MetricsFile
 from simpletuner.reporting.progress import Reporter
+from simpletuner.training.interrupt import GivenUp
 from simpletuner.training.judging import Judging
 
 
@@ -129,8 +130,20 @@ def test_lines_are_written_and_one_is_said(tmp_path: Path) -> None:
 
 
 class Failing:
-    def score(self, pictures: Sequence[object], prompts: Sequence[str]) -> list[float]:
+    def score(self, pictures: Sequence[object], prompts: Sequence[str], between: object) -> list[float]:
         raise torch.OutOfMemoryError("no memory left")
+
+
+def test_nothing_is_scored_once_the_run_is_to_stop(tmp_path: Path) -> None:
+    judge, said = Judge(lambda: reference(noise(1))), StringIO()
+
+    def go_on() -> None:
+        raise GivenUp
+
+    reporter = Reporter(Console(file=said, width=400))
+    Judging(judge, MetricsFile(tmp_path / "metrics.jsonl"), reporter, go_on)(3, "", [drawn(tmp_path, "a", noise(1))])
+    assert said.getvalue() == "step 3: the pictures are not scored, as the run is to stop\n"
+    assert not (tmp_path / "metrics.jsonl").exists()
 
 
 def test_failing_is_said_and_stops_nothing(tmp_path: Path) -> None:

@@ -128,6 +128,25 @@ def test_a_time_budget_ends_a_validation_and_the_rest_is_first_next_time(tmp_pat
     assert Run(tmp_path, validator(tmp_path, Pipeline(), "abcde", time_budget=0.1)).steps(5) == [["a0"]]
 
 
+def test_a_run_that_is_to_stop_leaves_the_rest_and_scores_nothing(tmp_path: Path) -> None:
+    pipeline, scored = Pipeline(), []
+    run = Run(
+        tmp_path,
+        validator(tmp_path, pipeline, "abcd"),
+        shown=Shown(toy.trainee(ema=True).ema),
+        stop=lambda: len(pipeline.calls) >= 2,
+        judging=lambda step, label, pictures: scored.append((label, len(pictures))),
+    )
+    assert run.steps(1) == [["a0", "b0"]] and scored == [("", 2), ("ema", 0)], (
+        "what is scored is the judge's own question"
+    )
+    said = " ".join(run.said.getvalue().split())
+    assert "step 1: 4 pictures left undrawn, as the run is to stop; the next validation begins with them" in said
+    assert "time_budget" not in said and run.steps(2) == [[]], "asked before the first as well"
+    pipeline.calls.clear()
+    assert run.steps(3) == [["a0", "c0"]]
+
+
 def test_both_kinds_of_weights_share_the_time_and_draw_the_same(tmp_path: Path) -> None:
     shown = Shown(toy.trainee(ema=True).ema)
     run = Run(tmp_path, validator(tmp_path, Pipeline(), "abcde", time_budget=4.0), shown=shown)
