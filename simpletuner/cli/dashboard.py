@@ -42,7 +42,13 @@ def dashboard(
         open_browser,
         sys.stdin if beside else None,
     )
-    serve(serving, lambda text: click.echo(printable(text)))
+
+    def say(text: str) -> None:
+        click.echo(printable(text))
+        if not beside:  # else the run's own end is its end
+            click.echo("Ctrl-C ends it; the runs are not touched by that.")
+
+    serve(serving, say)
 
 
 def has_screen() -> bool:

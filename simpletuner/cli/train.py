@@ -130,9 +130,6 @@ def train(config: str | None, env: str | None, example: str | None, debug: bool,
             click.echo("(To make it your own: simpletuner examples copy pocket)")
         example = "pocket"
     run_config = load(config, env, example, overrides)
-    # Before torch loads OpenMP: threads that spin while they wait make a step a hundred times slower as soon as another
-    # program wants a core (measured: 13 s instead of 0.1 s); sleeping ones cost nothing that shows.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     processes = run_config.options.processes
     if processes.num_processes > 1 and not one_of_several:
         from simpletuner.training.launch import Launch, launch

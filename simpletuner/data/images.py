@@ -77,6 +77,7 @@ def _plain_reasons(doing: str, path: Path) -> Iterator[None]:
         raise ImageError(_what_it_is(path)) from error
     except Exception as error:  # one unreadable picture: decoders raise nearly anything
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        reason = re.sub(r" \(\d+ bytes not processed\)", "", reason)  # of a file cut short, a number that helps nobody
         raise ImageError(f"it cannot be {doing}: the file is damaged or cut short ({reason})") from error
 
 

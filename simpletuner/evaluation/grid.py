@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from simpletuner.evaluation.lettering import LINE, font, lines
 
 CELL = 384  # largest side of a cell
 REMEMBERED = 256  # a grid over time has cells of this side, and shows the same pictures again and again: 192 KiB each
-_CELL_MIN, _PAD, _LABEL, _TITLE = 160, 8, 46, 24
+MOST_LINES = 4  # of a caption
+_CELL_MIN, _PAD, _LABEL, _TITLE = 160, 8, 110, 24  # px: of a cell, between cells, of a row's label, of the title
 _BACKGROUND, _INK = (250, 250, 250), (30, 30, 30)
 
 
@@ -21,15 +23,17 @@ def grid(
     out: Path,
     title: str = "",
     largest: int = CELL,
+    notes: Sequence[str] = (),
 ) -> Path:
     """Draw rows of pictures under a common line of captions.
 
     Args:
         rows: (row label, one picture file per column); a missing file leaves an empty cell.
-        captions: One per column.
+        captions: One per column, in at most ``MOST_LINES``.
         out: PNG to write, atomically.
         title: A line above everything, cut at the sheet's width; none if empty.
         largest: Largest side of a cell in pixels.
+        notes: A line below each caption, where there are any.
 
     Returns:
         ``out``.
@@ -37,30 +41,36 @@ def grid(
     sides = [max(_size(path)) for _, paths in rows for path in paths]
     cell = min(max(max(sides, default=0), _CELL_MIN), largest)
     heights = [_height(paths, cell) for _, paths in rows]
-    label_width, above = 110, _TITLE if title else 0
-    width = label_width + len(captions) * (cell + _PAD) + _PAD
-    sheet = Image.new("RGB", (width, above + _LABEL + sum(heights) + len(rows) * _PAD + _PAD), _BACKGROUND)
+    above = _TITLE if title else 0
+    heads = [lines(caption, cell, MOST_LINES) for caption in captions]
+    for head, note in zip(heads, notes, strict=False):
+        head += lines(note, cell, 1)
+    top = above + max(map(len, heads), default=0) * LINE + _PAD
+    width = _LABEL + len(captions) * (cell + _PAD) + _PAD
+    sheet = Image.new("RGB", (width, top + sum(heights) + len(rows) * _PAD), _BACKGROUND)
     draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(13)
     if title:
-        draw.text((6, 4), textwrap.shorten(title, max(20, width // 7), placeholder=" …"), fill=_INK, font=font)
-    for column, caption in enumerate(captions):
-        lines = textwrap.wrap(caption, max(10, cell // 7))[:3]
-        draw.multiline_text((label_width + column * (cell + _PAD), above + 4), "\n".join(lines), fill=_INK, font=font)
+        _write(draw, (6, 4), lines(title, width - 12, 1))
+    for column, head in enumerate(heads):
+        _write(draw, (_LABEL + column * (cell + _PAD), above + 3), head)
     for number, (label, paths) in enumerate(rows):
-        top = above + _LABEL + sum(heights[:number]) + number * _PAD
-        draw.multiline_text(
-            (6, top + heights[number] // 2 - 16), "\n".join(textwrap.wrap(label, 14)), fill=_INK, font=font
-        )
+        words = lines(label, _LABEL - 12, max(1, heights[number] // LINE))
+        _write(draw, (6, top + (heights[number] - len(words) * LINE) // 2), words)
         for column, path in enumerate(paths):
             if path and any(_size(path)):
                 small = (_remembered if cell <= REMEMBERED else _thumbnail)(path, path.stat().st_mtime_ns, cell)
-                sheet.paste(small, (label_width + column * (cell + _PAD), top))
+                sheet.paste(small, (_LABEL + column * (cell + _PAD), top))
+        top += heights[number] + _PAD
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_suffix(".tmp")
     sheet.save(temporary, format="PNG", compress_level=1)  # quicker, and hardly larger
     temporary.replace(out)
     return out
+
+
+def _write(draw: ImageDraw.ImageDraw, place: tuple[int, int], words: list[str]) -> None:
+    for number, line in enumerate(words):
+        draw.text((place[0], place[1] + number * LINE), line, fill=_INK, font=font())
 
 
 def _size(path: Path | None) -> tuple[int, int]:

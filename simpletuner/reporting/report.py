@@ -44,18 +44,15 @@ _STATES = {
 }
 
 
-def page(folder: RunFolder, groups: Sequence[Group], finished: bool = False) -> str:
+def page(folder: RunFolder, groups: Sequence[Group]) -> str:
     """The whole page.
 
     Args:
         folder: A run; it is read on first.
         groups: Options by section with their defaults, to tell what was changed.
-        finished: The run is at its end and says so, whatever its files say yet.
     """
     folder.refresh()
     config, state, shots = folder.config(), folder.state(), folder.shots()
-    if finished:
-        state["status"] = "finished"
     name = folder.root.resolve().name or "run"
     parts = [
         _head(name, config, state, folder.series),
@@ -117,7 +114,7 @@ def _head(name: str, config: Mapping[str, Any], state: Mapping[str, Any], series
     of = f" of {state['total']}" if state["total"] and state["total"] != state["step"] else ""
     tiles = [("steps", str(state["step"]) + of, _STATES.get(str(state["status"]), ""))]
     if state["elapsed_s"]:
-        tiles.append(("time", duration(state["elapsed_s"]), "from the first step to the last"))
+        tiles.append(("time", duration(state["elapsed_s"]), "of training and drawing, without pauses"))
     if state["loss"] is not None:
         tiles.append(("training loss", short(state["loss"]), "smoothed, at the end"))
     own = [e for e in series.evals if e.get("kind") == "eval"]
@@ -332,14 +329,13 @@ def sentence(event: Mapping[str, Any]) -> str:
     return str(event.get("type", ""))
 
 
-def write(root: Path, groups: Sequence[Group], to: Path | None = None, finished: bool = False) -> Path:
+def write(root: Path, groups: Sequence[Group], to: Path | None = None) -> Path:
     """Write the page of a run.
 
     Args:
         root: Its output folder.
         groups: Options by section with defaults.
         to: The file; ``report.html`` in the folder by default.
-        finished: See ``page``.
 
     Returns:
         The file.
@@ -348,7 +344,7 @@ def write(root: Path, groups: Sequence[Group], to: Path | None = None, finished:
         OSError: It cannot be written.
     """
     file = to or root / NAME
-    text = page(RunFolder(root), groups, finished)
+    text = page(RunFolder(root), groups)
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.tmp")
     temporary.write_text(text, encoding="utf-8")

@@ -239,7 +239,7 @@ class RunFolder:
             "total": total,
             "eta_s": round(pace * max(0, total - step), 1) if pace and total and status == "running" else None,
             "started": run.get("started"),
-            "elapsed_s": self._elapsed(),
+            "elapsed_s": round(series.running_s, 1) if series.running_s else None,
             "loss": _finite(smooth[-1]) if smooth else None,
             "held_out": _finite(number(evals[-1].get("loss"))) if evals else None,
             "learning_rate": _finite(series.columns["learning_rate"][-1]) if series.steps else None,
@@ -272,10 +272,6 @@ class RunFolder:
         """Seconds a step over the last ones, with all that happens between."""
         times = self.series.columns["time"][-_RECENT:]
         return (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 and times[-1] > times[0] else None
-
-    def _elapsed(self) -> float | None:
-        times = [t for t in (self.series.columns["time"][:1] + self.series.columns["time"][-1:]) if t == t]
-        return round(times[-1] - times[0], 1) if len(times) > 1 else None
 
     def _stage(self) -> dict[str, Any] | None:
         """The phase that is going on, if the newest one is."""

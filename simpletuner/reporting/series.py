@@ -36,6 +36,8 @@ class Series:
         columns: By name of ``COLUMNS``, as long as ``steps``; NaN where there is no figure.
         evals, scores, system: Lines of these kinds as they were written, in order of steps.
         skipped: (step, sentence) of skipped steps.
+        running_s: Seconds in which the run was training, measuring or drawing, steps that were trained twice counted twice.
+            A ``start`` line ends a pause; before there is one, time counts from the first line.
     """
 
     def __init__(self) -> None:
@@ -46,6 +48,8 @@ class Series:
         self.scores: list[dict[str, Any]] = []
         self.system: list[dict[str, Any]] = []
         self.skipped: list[tuple[int, str]] = []
+        self.running_s = 0.0
+        self._last_time = _NAN
 
     def clear(self) -> None:
         """Forget everything: the file was written anew."""
@@ -59,6 +63,7 @@ class Series:
         if not isinstance(step, int) or isinstance(step, bool) or not -1 < step < 2**62:
             return
         kind = line.get("kind")
+        self._pass_time(number(line.get("time")), paused=kind == "start")
         if kind == "step":
             self._add_step(step, line)
         elif kind in ("eval", "eval_live"):
@@ -67,6 +72,13 @@ class Series:
             self.scores.append({**line, "step": step})
         elif kind == "system":
             self.system.append({**line, "step": step})
+
+    def _pass_time(self, moment: float, paused: bool) -> None:
+        """Seconds since the line before; a clock that was put back counts as no time."""
+        if math.isfinite(moment):
+            if not paused and moment > self._last_time:
+                self.running_s += moment - self._last_time
+            self._last_time = moment
 
     def _add_step(self, step: int, line: Mapping[str, Any]) -> None:
         if self.steps and step <= self.steps[-1]:

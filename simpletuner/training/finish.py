@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,8 @@ def finish(session: Session, parts: Components, trainee: Trainee, hooks: list[Ho
     if drawn:
         say(f"  before and after {pictures}")
         say(f"  all pictures     {session.output_dir / 'validation_images'}")
-    _report(session)
+    if session.config.options.page.report:
+        say(f"  report           {session.output_dir / report.NAME} (curves, pictures, settings: open it in a browser)")
     if "tensorboard" in session.config.options.reporting.trackers():
         say(f"  curves           tensorboard --logdir {shlex.quote(str(translate_reporting.logging_folder(session)))}")
     say(f"  trained model    {final} ({what}, {_weights(trainee)})")
@@ -86,16 +88,18 @@ def _sampler(session: Session) -> tuple[str, Mapping[str, Any]]:
     return session.family.sampler_line(name, session.facts.shift) if name else ("", {})
 
 
-def _report(session: Session) -> None:
-    """One file with everything; the run is not lost for want of it."""
+@contextmanager
+def reported(session: Session) -> Iterator[None]:
+    """One file with everything, when all of it has been told: around the run and its listeners, whose last lines it holds.
+
+    The run is not lost for want of it.
+    """
+    yield
     if session.config.options.page.report:
         try:
-            file = report.write(session.output_dir, with_defaults(defaults()), finished=True)
-            session.reporter.say(f"  report           {file} (curves, pictures, settings: open it in a browser)")
+            report.write(session.output_dir, with_defaults(defaults()))
         except OSError as error:
-            session.reporter.say(
-                f"  report           could not be written: {error.strerror}; `simpletuner report` makes it"
-            )
+            session.reporter.say(f"The report could not be written: {error.strerror}; `simpletuner report` makes it.")
 
 
 def _weights(trainee: Trainee) -> str:

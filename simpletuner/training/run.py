@@ -38,7 +38,7 @@ from simpletuner.training.assemble import (
     make_validator,
 )
 from simpletuner.training.control import FOLDER, Control, StoppedOnRequest, forget
-from simpletuner.training.finish import finish, publish
+from simpletuner.training.finish import finish, publish, reported
 from simpletuner.training.fitting import fit
 from simpletuner.training.hooks import Progress
 from simpletuner.training.interrupt import stop_on_interrupt
@@ -51,7 +51,7 @@ from simpletuner.training.parts import load_model, make_room
 from simpletuner.training.prefetch import on_device
 from simpletuner.training.previewing import make_previewer, tiny_decoder
 from simpletuner.training.ranks import Ranks
-from simpletuner.training.session import Session, find_pictures, open_session, tell_data
+from simpletuner.training.session import Session, find_pictures, mend_sheet, open_session, tell_data
 from simpletuner.training.step import Recipe, Trainee
 from simpletuner.training.telling import StepStatus, told
 from simpletuner.wording import counted
@@ -85,6 +85,7 @@ def _known(session: Session) -> Iterator[None]:
     with (
         resuming.only_run_in(session.output_dir),
         page_beside(session.output_dir, page.dashboard_port, session.reporter.say) if page.dashboard else nullcontext(),
+        reported(session),
         told(session.stages, session.reporter, listeners, translate_reporting.title(session.config.options)),
         translate_reporting.uploads(session),
     ):
@@ -113,8 +114,9 @@ def _train(session: Session) -> None:
     with stage("init_load_base_model", "Loading the model"):
         parts, model = load_model(session)
     adapter = make_adapter(session, parts)
-    tell_data(session, parts, training)
+    surveys = tell_data(session, parts, training)
     material = gather(session, parts, training, held_out)
+    mend_sheet(session, surveys, training)
     with stage("validation_prompt_encoding", "Encoding the validation prompts"):
         validator = make_validator(session, parts)
     make_room(session, parts, material)
@@ -225,6 +227,8 @@ def run_steps(
         session.ranks.leave()
         return start
     reporter, accumulation = session.reporter, recipe.accumulation
+    if session.ranks.main:
+        session.metrics.write("start", {"step": start})  # time is counted from here: what lies before is a pause
     # Closed whatever happens: its thread reads ahead, and what it writes into is flushed right after this.
     stream = closing(loader.stream(start * accumulation, total * accumulation))
     with stop_on_interrupt(reporter, session.asked), reporter.bar("Training", total, start) as bar, stream as read:

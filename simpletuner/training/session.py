@@ -190,7 +190,7 @@ def check_sizes(session: Session, training: list[prepare.Found]) -> None:
     )
 
 
-def tell_data(session: Session, parts: Components, training: list[prepare.Found]) -> None:
+def tell_data(session: Session, parts: Components, training: list[prepare.Found]) -> list[Survey]:
     """The short form of ``simpletuner check``: what a person should know before the first step; and the sheet to look at."""
     surveys = []
     for item in training:
@@ -203,3 +203,15 @@ def tell_data(session: Session, parts: Components, training: list[prepare.Found]
             session.reporter.say(line)
     if session.ranks.main:
         dataset_sheet.write(session.output_dir, surveys)
+    return surveys
+
+
+def mend_sheet(session: Session, surveys: list[Survey], training: list[prepare.Found]) -> None:
+    """Write the sheet again where pictures turned out not to be decodable: it counts those that are trained on."""
+    kept = [{p.sample.path for p in item.placed} for item in training]
+    mended = [
+        replace(survey, pictures=[picture for picture in survey.pictures if picture.path in paths])
+        for survey, paths in zip(surveys, kept, strict=True)
+    ]
+    if session.ranks.main and mended != surveys:
+        dataset_sheet.write(session.output_dir, mended)

@@ -278,10 +278,11 @@ class ValidationPictures:
         for label in self.shown.labels(step):
             name = {"ema": f"step {step} EMA", BASE: "base model"}.get(label, f"step {step}")
             rows.append((name, [picture.path for picture in now(step, label)]))
-        captions = [f"{p.prompt or 'no prompt'} ({p.size})" for p in now(step)]
-        grid(rows, captions, now(step)[0].path.with_name(f"step_{step}_grid.png"))
+        captions = [p.prompt or "no prompt" for p in now(step)]
+        sizes = [str(p.size) for p in now(step)]
+        grid(rows, captions, now(step)[0].path.with_name(f"step_{step}_grid.png"), notes=sizes)
         if step and any(before):
-            grid([rows[0], rows[-1]], captions, self.output_dir / "before_after.png")
+            grid([rows[0], rows[-1]], captions, self.output_dir / "before_after.png", notes=sizes)
         lines: dict[str, list[dict[str, Any]]] = {}
         for line in self.metrics.read("picture"):
             lines.setdefault(line["nickname"], []).append(line)

@@ -88,6 +88,10 @@ def test_its_commands_lead_to_pictures_and_a_result(tmp_path: Path, python: Pyth
         (own, ("before_after.png", "report.html", "pytorch_lora_weights.safetensors", "grids", "dataset.html")),
     ):
         assert not [name for name in names if not (output / name).exists()]
+        report = (output / "report.html").read_text(encoding="utf-8")
+        assert "Or train on: raise max_train_steps" in report and "Training is complete." in report, (
+            "its log has the end"
+        )
     assert BROKEN in said and len(list((tmp_path / "generated").rglob("*.png"))) >= 4
     assert {path.name: path.read_bytes() for path in pictures.iterdir()} == before
 

@@ -42,6 +42,6 @@ def test_it_holds_every_file_of_the_package(tmp_path: Path) -> None:
     files = {path.relative_to(tree).as_posix() for path in (tree / "simpletuner").rglob("*") if path.is_file()}
     assert held == files
     for needed in ("pocket/model/preview_decoder/", "pocket/blueprint/train/", "reporting/dashboard/assets/", "config/examples/",
-                   "pocket/LICENSES.md", "py.typed"):  # fmt: skip
+                   "pocket/LICENSES.md", "evaluation/font/LICENSE", "py.typed"):  # fmt: skip
         assert any(name.startswith(f"simpletuner/{needed}") for name in held), needed
     assert "simpletuner = simpletuner.cli.app:main" in about

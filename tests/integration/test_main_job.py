@@ -169,6 +169,8 @@ def test_unreadable_pictures_are_named_and_the_run_goes_on(
     for name in ("broken.png", "cut_off.png", "lonely.png"):
         assert f"skipped {name}" in done
     assert "7 pictures found, 5 used" in done and "7 pictures found, 4 used" in done, "before and after decoding"
+    sheet = json.loads((tmp_path / "out" / "dataset_sheet.json").read_text())["datasets"][0]
+    assert (sheet["used"], sheet["found"]) == (4, 7)
     # The one that can only be found out by decoding is remembered, until the file changes.
     again = simpletuner("train", "--config", config, "--output_dir", tmp_path / "second").stdout
     assert "7 pictures found, 4 used" in again and "5 used" not in again and "Encoding" not in again

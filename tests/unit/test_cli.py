@@ -17,9 +17,11 @@ def test_help_is_light(simpletuner: Command) -> None:
     """The border imports no torch; that is what keeps --help instant."""
     code = (
         "import sys; from click.testing import CliRunner; from simpletuner.cli.app import app\n"
+        "import os; os.environ.pop('OMP_WAIT_POLICY', None)\n"
         "for words in (['--help'], ['train', '--help'], ['examples', 'list']):\n"
         "    assert CliRunner().invoke(app, words).exit_code == 0\n"
-        "assert not {'torch', 'diffusers', 'transformers', 'numpy', 'PIL'} & set(sys.modules), sys.modules.keys()"
+        "assert not {'torch', 'diffusers', 'transformers', 'numpy', 'PIL'} & set(sys.modules), sys.modules.keys()\n"
+        "assert os.environ['OMP_WAIT_POLICY'] == 'PASSIVE'  # told before any command loads torch"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

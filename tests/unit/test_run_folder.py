@@ -58,6 +58,20 @@ def test_a_step_trained_twice_counts_once() -> None:
     assert series.generation > before
 
 
+def test_only_time_in_which_the_run_was_running_counts() -> None:
+    """Two sittings with a night between them; the second trains a step again, draws, and its clock is put back once."""
+    series = Series()
+    lines = [("start", 0, 100.0), ("picture", 0, 103.0), ("step", 1, 104.0), ("step", 2, 105.0), ("start", 1, 9000.0),
+             ("step", 2, 9001.5), ("step", 3, 9001.0), ("picture", 3, 9004.0)]  # fmt: skip
+    for kind, step, moment in lines:
+        series.add({"kind": kind, "step": step, "time": moment})
+    assert series.running_s == 5 + 1.5 + 3
+    series.clear()
+    assert series.running_s == 0
+    series.add({"kind": "step", "step": 1, "time": None})
+    assert series.running_s == 0
+
+
 def test_odd_lines_are_left_alone() -> None:
     series = Series()
     for line in ({}, {"kind": "step"}, {"kind": "step", "step": "1"}, {"kind": "step", "step": True}, {"step": 2**70}):

@@ -411,7 +411,7 @@ def test_a_sheet_shows_what_was_drawn_at_its_step_and_no_empty_columns(tmp_path:
     run.hook.on_start(0)
     run.steps(1)  # a and c
     with Image.open(tmp_path / "validation_images" / "step_1_grid.png") as sheet:
-        assert sheet.size == (110 + 2 * 168 + 8, 46 + 2 * 88 + 8), "rows are as tall as their pictures"
+        assert sheet.size == (110 + 2 * 168 + 8, 40 + 2 * 88), "rows are as tall as their pictures"
 
 
 def test_what_is_no_picture_leaves_its_cell_empty(tmp_path: Path) -> None:
@@ -420,4 +420,4 @@ def test_what_is_no_picture_leaves_its_cell_empty(tmp_path: Path) -> None:
         [("row", [tmp_path / "broken.png", None, tmp_path / "missing.png"])], ["a", "b", "c"], tmp_path / "grid.png"
     )
     with Image.open(out) as sheet:
-        assert sheet.size == (110 + 3 * 168 + 8, 46 + 88 + 8)
+        assert sheet.size == (110 + 3 * 168 + 8, 24 + 88)

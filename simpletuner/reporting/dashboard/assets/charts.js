@@ -85,7 +85,7 @@ export class Chart {
     if (!lines.length) {
       this.plot?.destroy();
       this.plot = null; this.key = "";
-      this.box.replaceChildren(el("div", { class: "nothing" }, t("noFigures")));
+      this.box.replaceChildren(el("div", { class: "nothing" }, t(options.over ? "neverFigures" : "noFigures")));
       return;
     }
     const same = lines.every(line => line.xs === lines[0].xs);

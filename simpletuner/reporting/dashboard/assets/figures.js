@@ -114,11 +114,12 @@ function scores(runs) {
 
 export function drawFigures(all, focus) {
   const runs = all.filter(run => run.shown || run === focus);
-  chart("loss").draw(lossLines(runs), { log: settings.log, range: settings.log ? undefined : lossRange(runs) });
-  chart("heldout").draw(heldOutLines(runs));
-  chart("bands").draw(bandLines(focus));
-  chart("trainbands").draw(trainingBandLines(focus));
-  for (const name of ["learning_rate", "grad_norm", "speed"]) chart(name).draw(column(runs, name));
+  const over = runs.every(run => run.state.status !== "running"); // then no figure is still to come
+  chart("loss").draw(lossLines(runs), { log: settings.log, range: settings.log ? undefined : lossRange(runs), over });
+  chart("heldout").draw(heldOutLines(runs), { over });
+  chart("bands").draw(bandLines(focus), { over });
+  chart("trainbands").draw(trainingBandLines(focus), { over });
+  for (const name of ["learning_rate", "grad_norm", "speed"]) chart(name).draw(column(runs, name), { over });
   for (const [id, value] of [["memory", memoryOf], ["utilisation", line => number(line.gpu_utilisation_percent)]]) {
     const lines = system(runs, value), there = lines.some(line => line.xs.length);
     show($(`card-${id}`), there);
