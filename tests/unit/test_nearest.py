@@ -77,3 +77,34 @@ def test_correlation_by_hand() -> None:
     wanted = max(float((x * b).sum() / (x.norm() * b.norm())) for x in (a, mirrored))
     assert correlations(one, [other])[0] >= wanted - 1e-5
     assert correlations(one, [one * 0.3 + 0.5])[0] == pytest.approx(1.0, abs=1e-4)
+
+
+def light(seed: int) -> torch.Tensor:
+    """A photograph: light from above, and what is in it."""
+    fresh = torch.Generator().manual_seed(seed)
+    things = F.interpolate(torch.rand(1, 3, 24, 24, generator=fresh), size=(128, 128), mode="bicubic")[0] - 0.5
+    return (torch.linspace(-0.8, 0.8, 128)[None, :, None] + 0.6 * things).clamp(-1, 1)
+
+
+def smeared(picture: torch.Tensor, side: int) -> torch.Tensor:
+    small = F.interpolate(picture[None], size=(side, side), mode="bilinear", antialias=True)
+    return F.interpolate(small, size=picture.shape[1:], mode="bicubic")[0].clamp(-1, 1)
+
+
+def test_a_smear_is_no_copy_though_its_colours_are_near_and_a_soft_copy_is_one() -> None:
+    among = Thumbnails((f"{n}", light(n)) for n in range(8))
+    for n in range(4):
+        smear, copy = nearest(among, smeared(light(n), 8)), nearest(among, smeared(light(n), 64) * 0.8 + 0.1)
+        new = nearest(among, light(50 + n))
+        assert not smear.memorised and not new.memorised and new.similarity < 0.5
+        assert copy.name == f"{n}" and copy.memorised and copy.similarity > 0.9
+
+
+def test_what_is_no_nearer_than_training_pictures_are_to_each_other_is_no_copy() -> None:
+    """One studio: the same things on the table, and something of its own in each. The first is there twice."""
+    table = light(1)
+    own = [(table + 0.25 * light(10 + n)).clamp(-1, 1) for n in range(5)]
+    among = Thumbnails((f"{n}", picture) for n, picture in enumerate([own[0], *own[:4]]))
+    new, copy = nearest(among, own[4]), nearest(among, own[0])
+    assert new.similarity > MEMORISED and new.usual > MEMORISED and not new.memorised
+    assert copy.memorised and copy.similarity > 0.99
