@@ -93,6 +93,11 @@ class Event:
         """``PASSING``, ``LASTING`` or ``GRAVE``: what is dropped first where a listener cannot keep up."""
         return GRAVE if self.severity in ("error", "critical") else LASTING
 
+    @property
+    def weight(self) -> int:
+        """Bytes beside the words; none, unless a listener has put them there."""
+        return 0
+
     def extra(self, path: Callable[[Path], str]) -> dict[str, Any]:
         """The fields of its own type; ``path`` writes a file's name."""
         return {}

@@ -10,13 +10,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from simpletuner.errors import TunerError
 from simpletuner.reporting.events import Event
 from simpletuner.wording import counted
 
 CAPACITY = 1000  # events that wait for one listener
+CAPACITY_BYTES = 64 * 2**20  # of pictures in them
 CLOSING_S = 10.0
 
 
@@ -35,8 +36,16 @@ class Listener(Protocol):
         """After the last event, in the same thread."""
 
 
+@runtime_checkable
+class Keeper(Protocol):
+    """A listener that needs what a file holds at the moment of the event: later it holds something else, or is gone."""
+
+    def kept(self, event: Event) -> Event:
+        """What waits for it: the event, or one that has the file's content as its ``weight``."""
+
+
 class Channel:
-    """The events on their way to one listener: never more than ``capacity``, and a thread that hands them over.
+    """The events on their way to one listener, never more than ``capacity`` (and ``CAPACITY_BYTES``), and a thread for them.
 
     Where it is full, the oldest of the least important goes: first progress that is said again anyway, then facts, and
     errors and the end of the run only among themselves.
@@ -47,7 +56,8 @@ class Channel:
         self.listener = listener
         self._say, self._capacity = say, capacity
         self._waiting: tuple[deque[tuple[int, Event]], ...] = (deque(), deque(), deque())
-        self._size = self._number = self.dropped = 0
+        self._keeper = listener if isinstance(listener, Keeper) else None
+        self._size = self._bytes = self._number = self.dropped = 0
         self.failed = 0
         # One that its own thread may take twice: Ctrl-C says a sentence wherever the training thread is, also in ``put``.
         self._changed = threading.Condition(threading.RLock())
@@ -58,15 +68,16 @@ class Channel:
 
     def put(self, event: Event) -> None:
         """Leave an event; never waits for the listener."""
+        event = self._keeper.kept(event) if self._keeper else event
         with self._changed:
             if self._closed:
                 return
             self._waiting[event.importance].append((self._number, event))
             self._number += 1
-            self._size += 1
-            if self._size > self._capacity:
-                next(queue for queue in self._waiting if queue).popleft()
-                self._size -= 1
+            self._size, self._bytes = self._size + 1, self._bytes + event.weight
+            while self._size > self._capacity or self._bytes > CAPACITY_BYTES:
+                _, least = next(queue for queue in self._waiting if queue).popleft()
+                self._size, self._bytes = self._size - 1, self._bytes - least.weight
                 self.dropped += 1
             self._changed.notify()
 
@@ -98,8 +109,9 @@ class Channel:
                 self._changed.wait()
             if not self._size:
                 return None
-            self._size -= 1
-            return min((queue for queue in self._waiting if queue), key=lambda queue: queue[0][0]).popleft()[1]
+            event = min((queue for queue in self._waiting if queue), key=lambda queue: queue[0][0]).popleft()[1]
+            self._size, self._bytes = self._size - 1, self._bytes - event.weight
+            return event
 
     def _run(self) -> None:
         while (event := self._next()) is not None:

@@ -1,6 +1,7 @@
 """Webhooks: a run's events sent to a program (raw) or to a channel of people (Discord).
 
-In: events, in the thread of the listener. Out: HTTP requests. Pictures are read from their files.
+In: events, in the thread of the listener. Out: HTTP requests. Pictures are read from their files, previews at once: the next
+one lies in the same file.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import base64
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +30,6 @@ from simpletuner.reporting.events import (
 
 SEVERITIES = ("debug", "info", "warning", "error", "critical")
 STATUS_S = 1.0  # between two messages of steps where no interval is given
-PREVIEW_S = 0.5
 REST_S = 30.0  # a receiver that fails is left alone for so long, but for what is told only once
 FAILURES = 3  # in a row, before that
 CHARACTERS = 2000  # of one Discord message
@@ -88,6 +88,18 @@ class _Delivery:
         self._failures = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Seen(Preview):
+    """A preview with the PNG that lay in its file when it was told."""
+
+    content: bytes = field(repr=False)
+
+    @property
+    def weight(self) -> int:
+        """Of the PNG."""
+        return len(self.content)
+
+
 class RawWebhook:
     """Structured events as JSON, pictures as base64 PNG in ``images``."""
 
@@ -98,24 +110,32 @@ class RawWebhook:
         self._delivery = _Delivery(courier)
         self._least = SEVERITIES.index(webhook.log_level)
         self._every = webhook.every
-        self._last: dict[str, float] = {}
+        self._last = float("-inf")
 
     def wants(self, event: Event) -> bool:
-        """By severity; steps and previews no more often than asked."""
+        """By severity; steps no more often than asked, and every preview: of these the sampler's interval was asked for."""
         if isinstance(event, Figures) or SEVERITIES.index(event.severity) < self._least:
             return False
         if isinstance(event, Status) and event.status == "running":
             if self._every:
                 return int(event.state.get("global_step", 0)) % self._every == 0
-            return self._rested(event.type, STATUS_S)
-        return not isinstance(event, Preview) or event.sampler_step == event.of or self._rested(event.type, PREVIEW_S)
-
-    def _rested(self, kind: str, pause: float) -> bool:
-        now = time.monotonic()
-        if now - self._last.get(kind, -pause) < pause:
-            return False
-        self._last[kind] = now
+            return self._rested()
         return True
+
+    def _rested(self) -> bool:
+        now = time.monotonic()
+        if now - self._last < STATUS_S:
+            return False
+        self._last = now
+        return True
+
+    def kept(self, event: Event) -> Event:
+        """A preview with its picture; one that is gone already goes without."""
+        if not isinstance(event, Preview):
+            return event
+        for _, content in _read([event.path]):
+            return _Seen(**{item.name: getattr(event, item.name) for item in fields(event)}, content=content)
+        return event
 
     def handle(self, event: Event, ending: threading.Event) -> None:
         """One request. Raises DeliveryError if it is not taken."""
@@ -190,12 +210,15 @@ class DiscordWebhook:
 
 
 def pictures_of(event: Event) -> Iterator[tuple[str, bytes]]:
-    """(name, PNG bytes) of an event's pictures; a preview may be gone already."""
-    paths: Sequence[Path] = ()
-    if isinstance(event, PromptValidated):
-        paths = event.pictures
-    elif isinstance(event, Preview):
-        paths = (event.path,)
+    """(name, PNG bytes) of an event's pictures."""
+    if isinstance(event, _Seen):
+        yield event.path.name, event.content
+    elif isinstance(event, PromptValidated):
+        yield from _read(event.pictures)
+
+
+def _read(paths: Sequence[Path]) -> Iterator[tuple[str, bytes]]:
+    """(name, bytes) of those that are there."""
     for path in paths:
         try:
             if path.stat().st_size <= PICTURE_BYTES:

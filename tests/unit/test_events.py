@@ -100,6 +100,25 @@ def test_a_full_queue_loses_progress_first_then_facts_and_never_the_end() -> Non
     assert "991 events were dropped" in lost and "Training was not affected" in lost
 
 
+def test_pictures_that_wait_are_bounded_in_bytes_and_the_dropped_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("simpletuner.reporting.listeners.CAPACITY_BYTES", 300)
+    monkeypatch.setattr(Preview, "weight", property(lambda self: 100))
+    go = threading.Event()
+    ear = Ear(lambda _: go.wait(10))
+    listeners, _ = told(ear)
+    listeners.emit(Notification(message="first"))  # keeps the thread busy
+    while listeners._channels[0]._size:
+        time.sleep(0.001)
+    place = {"of": 9, "timestep": 1.0, "width": 8, "height": 8, "path": Path("a.png")}
+    for number in range(1, 10):
+        listeners.emit(Preview(step=1, sampler_step=number, nickname="a", prompt="p", **place))
+    listeners.emit(Notification(message="last"))
+    go.set()
+    (lost,) = listeners.close()
+    assert [e.sampler_step for e in ear.heard if isinstance(e, Preview)] == [7, 8, 9]
+    assert "6 events were dropped because it could not keep up" in lost and ear.heard[-1].message == "last"
+
+
 def test_a_failing_listener_is_said_once_and_the_others_go_on() -> None:
     def fail(_: Event) -> None:
         raise OSError("no route to host")

@@ -109,6 +109,21 @@ def test_raw_events_arrive_as_json_with_token_and_pictures(server: Running, tmp_
     assert "images" not in server.json()[2] and server.json()[3]["data"]["loss"] is None
 
 
+def test_every_preview_arrives_as_it_was_when_it_was_told(server: Running, tmp_path: Path) -> None:
+    file, sent = tmp_path / "a.png", []
+    listeners = Listeners()
+    listeners.start([webhook.listener(Webhook("raw", Receiver(server.url)))], sent.append)
+    for number, colour in enumerate(("red", "green", "blue", "white"), 1):  # as a quick card draws
+        sent.append(picture(file, colour).read_bytes())
+        place = {"sampler_step": 5 * number, "of": 20, "timestep": 1.0, "width": 8, "height": 8}
+        listeners.emit(Preview(step=1, nickname="a", prompt="p", path=file, **place))
+    file.unlink()
+    assert listeners.close(8) == []
+    server.wait(4)
+    assert [body["data"]["sampler_step"] for body in server.json()] == [5, 10, 15, 20]
+    assert [base64.b64decode(body["images"][0]) for body in server.json()] == sent
+
+
 def test_figures_quiet_events_and_most_steps_are_not_sent(server: Running) -> None:
     events: list[Event] = [
         Figures(kind="step", values={}),
