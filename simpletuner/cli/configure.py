@@ -25,11 +25,10 @@ def configure(answers_file: str | None, defaults: bool, yes: bool, debug: bool, 
     FILE is another place for config.json. For scripts: --answers FILE or --defaults, with answers as KEY=VALUE such as
     pictures=datasets/fox kind=style card=24 model=pocket. Nothing is overwritten without asking, or --yes.
     """
-    from simpletuner.errors import TunerError, printable
+    from simpletuner.errors import TunerError
+    from simpletuner.reporting.progress import Reporter
 
-    def say(text: str) -> None:
-        click.echo(printable(text))
-
+    say = Reporter().say
     config, given = _split(arguments)
     scripted = bool(answers_file or defaults or given)
     if not scripted and not (sys.stdin.isatty() and sys.stdout.isatty()):
@@ -80,7 +79,7 @@ def _scripted(answers_file: str | None, given: dict[str, Any], config: Path, asi
     machine = estimates.machine(said.card)
     draft = drafting.draft(said, found, machine, config.parent, aside, source)
     for line in (
-        *pictures.saw(found), "Proposed:", *drafting.told(draft.proposal), *draft.notes, *draft.estimate
+        *pictures.saw(found), "Proposed:", *drafting.told(draft), *draft.notes, *draft.estimate
     ):  # fmt: skip
         say(line)
     return draft
@@ -93,7 +92,7 @@ def _written(draft: Draft, config: Path, scripted: bool, yes: bool, say: Any) ->
     wanted = writing.texts(draft.files, config)
     lines = writing.difference(wanted)
     for line in lines:
-        say(line)
+        say(line, whole=True)
     if lines and not yes:
         if scripted:
             say("Nothing was written: these files are there already. What to do: add --yes, or name another file.")

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simpletuner.cli.configuring import content, pictures, writing
+from simpletuner.cli.configuring import content, drafting, fresh, pictures, writing
 from simpletuner.cli.configuring.answers import Answers, answers
 from simpletuner.cli.configuring.pictures import Pictures
 from simpletuner.cli.configuring.proposal import (
@@ -24,6 +24,7 @@ from simpletuner.cli.configuring.proposal import (
     Proposal,
     Rung,
     Shape,
+    captions,
     ladder,
     problems,
     propose,
@@ -45,7 +46,8 @@ ALL = frozenset({"torchao", "bitsandbytes"})
 def folder_of(*sizes: tuple[int, int], captions: int = 0) -> Pictures:
     made = tuple(Size(*size) for size in sizes)
     paths = tuple(Path(f"{n}.png") for n in range(len(made)))
-    return Pictures(Path("datasets/my-fox"), paths, made, (), tuple(f"caption {n}" for n in range(captions)), 0)
+    texts = tuple(f"caption {n}" for n in range(captions))
+    return Pictures(Path("datasets/my-fox"), paths, made, (), texts, 0, tuple(range(captions)))
 
 
 def proposed(said: Answers, found: Pictures, machine: Machine, fits: Any = None, shape: Shape = SANA) -> Proposal:
@@ -171,6 +173,10 @@ def test_a_folder_is_looked_at_and_left_alone(pictures_in: Callable[..., Path]) 
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     found = pictures.look(folder)
     said = " ".join(pictures.saw(found))
+    (folder / "cut.png").write_bytes((folder / "picture_1.png").read_bytes()[:-60])
+    assert "cut.png: it cannot be decoded" in " ".join(pictures.saw(pictures.look(folder)))
+    (folder / "cut.png").unlink()
+    assert found.only_captioned().count == 3 and found.only_captioned().paths == found.paths[1:]
     assert "4 pictures in" in said and "4 wide" in said and "broken.png" in said and "3 have a caption" in said
     assert found.strategy(subject=True) == "textfile" and found.edge == 78
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
@@ -180,7 +186,7 @@ def test_a_folder_is_looked_at_and_left_alone(pictures_in: Callable[..., Path]) 
     with pytest.raises(DataError, match="it does not exist"):
         pictures.look(folder / "nothing")
     (folder.parent / "empty").mkdir()
-    with pytest.raises(DataError, match="no images detected"):
+    with pytest.raises(DataError, match="empty holds no pictures"):
         pictures.look(folder.parent / "empty")
 
 
@@ -197,15 +203,16 @@ def test_names_that_say_something_are_captions() -> None:
 def test_it_is_told_where_captions_come_from_and_which_are_not_read() -> None:
     four = [(9, 9)] * 4
     for found, entry, said in (
-        (folder_of(*four, captions=3), {"caption_strategy": "textfile"}, "Captions: the text file beside each picture"),
-        (folder_of(*four), {"caption_strategy": "filename"}, "Captions: the names of the files"),
-        (
-            folder_of(*four, captions=1),
-            {"caption_strategy": "instanceprompt", "instance_prompt": "a photo of my fox"},
-            "Captions: 'a photo of my fox' for every picture; 1 caption file is too few and not read",
-        ),
+        (folder_of(*four, captions=2), "textfile", "at least half of the pictures have a text file"),
+        (replace(folder_of(*four), telling_names=4), "filename", "the names of the files"),
+        (folder_of(*four, captions=1), "instanceprompt", "1 of 4 pictures have a caption file: fewer than half"),
     ):
-        assert content.told(entry, found) == said
+        choice = captions(Answers(kind="subject" if entry == "instanceprompt" else "style"), found)
+        assert choice.value == entry and said in choice.why
+    assert captions(Answers(captions="textfile"), folder_of(*four, captions=1)).asked
+    assert content.told({"caption_strategy": "instanceprompt", "instance_prompt": "a fox"}).startswith(
+        "Captions: 'a fox'"
+    )
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
@@ -255,3 +262,95 @@ def test_ctrl_c_waits_until_all_files_are_in_their_places() -> None:
         signal.raise_signal(signal.SIGINT)
         done.append(1)
     assert done and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+POCKET = Shape(128, 16)
+SNAPS = [(432, 336)] * 19
+
+
+@pytest.mark.parametrize(("method", "expect"), [("full", "a rough likeness"), ("lora", "method full learns more")])
+def test_the_pocket_gets_the_steps_that_photographs_need_and_says_what_to_expect(method: Any, expect: str) -> None:
+    said, found = Answers(method=method), folder_of(*SNAPS)
+    proposal = proposed(said, found, Machine(0), shape=POCKET)
+    steps = proposal.choices["max_train_steps"]
+    assert steps.value == 400 and expect in steps.why and "seen 337 times" in steps.why
+    assert "trained at 64 as well" in proposal.choices["resolution"].why
+    config = content.files(proposal, said, found, POCKET, Path("config"))[content.CONFIG]
+    assert config["checkpoint_step_interval"] == 100 and config["validation_step_interval"] >= 100
+    assert proposed(said, folder_of(*SNAPS[:6]), Machine(0), shape=POCKET).value("max_train_steps") == 400
+    assert proposed(Answers(max_train_steps=60), found, Machine(0), shape=POCKET).value("max_train_steps") == 60
+    domain = proposed(Answers(kind="domain"), found, Machine(0), shape=POCKET)
+    assert "as well" not in domain.choices["resolution"].why
+
+
+@pytest.mark.parametrize(
+    ("words", "what", "kind", "named"),
+    [
+        ("sks dog", None, "dog", "sks dog"),
+        ("sks pipo", None, "", "sks pipo"),
+        ("pipo", "toy bird", "toy bird", "pipo"),
+        (None, "owl", "owl", "sks owl"),
+        (None, None, "", "my fox"),
+        ("dog", None, "dog", "dog"),
+    ],
+)
+def test_prompts_say_what_kind_of_thing_it_is_only_where_it_is_known(
+    words: str | None, what: str | None, kind: str, named: str
+) -> None:
+    said, found = Answers(words=words, what=what), folder_of(*SNAPS, captions=4)
+    assert content.kind_of_thing(said) == kind and content.words(said, found) == named
+    proposal = proposed(said, found, Machine(0), shape=POCKET)
+    library = content.prompts(proposal, said, found, named)
+    assert ("of_its_kind" in library) == (kind not in ("", named)) and "own_caption" not in library
+    if kind == "owl":
+        assert library["of_its_kind"] == "a photo of an owl in a garden"
+
+
+def test_a_caption_becomes_a_prompt_only_where_captions_are_read() -> None:
+    said, found = Answers(captions="textfile"), folder_of(*SNAPS, captions=4).only_captioned()
+    proposal = proposed(said, found, Machine(0), shape=POCKET)
+    assert content.prompts(proposal, said, found, "sks dog")["own_caption"] == "caption 0"
+
+
+def test_a_folder_with_another_run_gets_a_fresh_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    said, found, config = Answers(words="sks dog"), folder_of(*SNAPS), Path("config")
+    first = proposed(said, found, Machine(0), shape=POCKET)
+
+    def made(proposal: Proposal, said: Answers = said) -> dict[str, Any]:
+        return content.files(proposal, said, found, POCKET, config)
+
+    assert fresh.placed(first, fresh.same_run(made(first), config)) == first, "nothing is there"
+    writing.write(writing.texts(made(first), config / "config.json"))
+    Path("output/my-fox-full").mkdir(parents=True)
+    assert not fresh.holds_a_run(Path("output/my-fox-full")), "a page of check alone"
+    Path("output/my-fox-full/run.json").write_text("{}")
+    longer = said.model_copy(update={"max_train_steps": 900})
+    again = proposed(longer, found, Machine(0), shape=POCKET)
+    kept = fresh.placed(again, fresh.same_run(made(again, longer), config)).choices["output_dir"]
+    assert kept.value == "output/my-fox-full" and "goes on from there" in kept.why
+    other = said.model_copy(update={"words": "sks cat"})
+    renamed = proposed(other, found, Machine(0), shape=POCKET)
+    same = fresh.same_run(made(renamed, other), config)
+    moved = fresh.placed(renamed, same).choices["output_dir"]
+    assert same == "" and moved.value == "output/my-fox-full-2" and "other settings, captions or pictures" in moved.why
+    named = proposed(
+        other.model_copy(update={"output_dir": Path("output/my-fox-full")}), found, Machine(0), shape=POCKET
+    )
+    assert fresh.placed(named, "") == named and "go on from its weights" in fresh.note(named, "")
+    assert not fresh.note(named, "output/my-fox-full") and not fresh.note(renamed, "")
+
+
+def test_what_is_drawn_is_told_and_a_guess_is_named() -> None:
+    said, found = Answers(), folder_of(*SNAPS)
+    files = content.files(proposed(said, found, Machine(0), shape=POCKET), said, found, POCKET, Path("config"))
+    shown = drafting.pictured(files)
+    assert shown["validation_prompt"].value == "a photo of my fox" and "2 prompts" in shown["validation_prompt"].why
+    files[content.CONFIG].pop("validation_step_interval", None)
+    assert drafting.pictured(files)["validation_step_interval"].why.endswith("the start and the end only")
+    assert drafting.pictured({content.CONFIG: {"validation_disable": True}}) == {}
+    (guess,) = drafting._of_names(said, files)
+    assert "'a photo of my fox'" in guess and 'words="sks toy"' in guess
+    (unknown,) = drafting._of_names(Answers(words="sks pipo"), files)
+    assert "what=toy" in unknown and not drafting._of_names(Answers(words="sks dog"), files)
+    assert not drafting._of_names(Answers(kind="style"), files)

@@ -15,6 +15,7 @@ from simpletuner.errors import ConfigError, Problem
 
 Kind = Literal["subject", "style", "domain"]
 Method = Literal["full", "lora", "lokr"]
+Captions = Literal["textfile", "filename", "instanceprompt"]
 Precision = Literal["bf16", "fp16", "no"]
 
 
@@ -30,6 +31,10 @@ class Answers(Section):
     kind: Kind = Field("subject", description="What to teach: subject, style or domain.")
     pictures: Path = Field(Path("datasets/my-pictures"), description="Folder with the pictures; it is only read.")
     words: str | None = Field(None, description="What the pictures show, in a few words; a subject's name: sks dog.")
+    what: str | None = Field(None, description="What kind of thing a subject is, in a word or two: dog.")
+    captions: Captions | None = Field(
+        None, description="Where captions come from: textfile, filename or instanceprompt."
+    )
     card: Annotated[float, BeforeValidator(_gibibytes), Field(ge=0.0)] | None = Field(
         None, description="GiB of the card that will train, or none; the card of this machine."
     )

@@ -12,7 +12,6 @@ from simpletuner.cli.configuring.pictures import Pictures
 from simpletuner.cli.configuring.proposal import POCKET, SHARE, Proposal, Shape, validation_share
 from simpletuner.config.catalogue import FLAVOURS
 from simpletuner.config.examples import EXAMPLES
-from simpletuner.wording import counted
 
 CONFIG, DATASETS, PROMPTS, LYCORIS = (
     "config.json",
@@ -26,6 +25,13 @@ _CAPTIONS = {
     "style": "a picture in the style of {}",
     "domain": "{}",
 }  # one for all pictures
+# What people teach most; a name that ends in one of these says what its subject is.
+_KINDS = (
+    "dog cat puppy kitten animal horse bird parrot rabbit hamster fox turtle fish lizard person man woman boy girl child baby "
+    "toy doll bear robot car bike bicycle motorcycle boat house building chair lamp table sofa vase mug cup bottle bag "
+    "backpack shoe hat dress watch clock guitar plant flower tree statue mask logo character monster dragon"
+)
+KINDS = frozenset(_KINDS.split())
 _LONGEST = 200  # letters of a caption that becomes a prompt
 
 
@@ -37,8 +43,17 @@ def preset(name: str, file: str = CONFIG) -> Any:
 
 def words(answers: Answers, pictures: Pictures) -> str:
     """What the pictures show: as a person said, else the name of their folder."""
-    said = answers.words or pictures.folder.resolve().name.replace("-", " ").replace("_", " ")
+    if answers.kind == "subject" and answers.what and not answers.words:
+        said = f"sks {answers.what}"
+    else:
+        said = answers.words or pictures.folder.resolve().name.replace("-", " ").replace("_", " ")
     return " ".join(said.split()) or "the pictures"
+
+
+def kind_of_thing(answers: Answers) -> str:
+    """What a subject is, as a person said, or as its name's last word says; "" where that cannot be told."""
+    last = (answers.words or "").split()[-1:]
+    return " ".join((answers.what or "").split()) or (last[0] if last and last[0].lower() in KINDS else "")
 
 
 def files(proposal: Proposal, answers: Answers, pictures: Pictures, shape: Shape, folder: Path) -> dict[str, Any]:
@@ -81,6 +96,9 @@ def options(proposal: Proposal, answers: Answers, named: str, shape: Shape, fold
     if proposal.fill_up:
         config["allow_dataset_oversubscription"] = True
     steps = int(config["max_train_steps"])
+    if weights == POCKET and steps > int(preset(proposal.preset)["max_train_steps"]):
+        config["checkpoint_step_interval"] = steps // 4
+        config.setdefault("validation_step_interval", steps // 4)
     for key in ("checkpoint_step_interval", "validation_step_interval", "lr_warmup_steps"):
         if key in config and steps < int(preset(proposal.preset)["max_train_steps"]):
             most = max(1, steps // (10 if key == "lr_warmup_steps" else 4))
@@ -101,7 +119,7 @@ def datasets(
     template = "full" if proposal.preset.startswith(POCKET) else proposal.value("method")
     entries: list[dict[str, Any]] = []
     caches = "cache/pocket" if proposal.value("model") == POCKET else "cache/sana"
-    strategy = pictures.strategy(answers.kind == "subject")
+    strategy = proposal.value("captions")
     edge = int(proposal.value("resolution"))
     for entry in preset(f"sana-{answers.kind}-{template}", DATASETS):
         if entry.get("disabled"):
@@ -124,15 +142,13 @@ def datasets(
     return entries
 
 
-def told(entry: Mapping[str, Any], pictures: Pictures) -> str:
-    """A sentence on the captions of a dataset, and on caption files that will not be read."""
+def told(entry: Mapping[str, Any]) -> str:
+    """A sentence on the captions of a dataset."""
     strategy = entry["caption_strategy"]
     if strategy == "textfile":
         return "Captions: the text file beside each picture"
     of = "the names of the files" if strategy == "filename" else f"{entry['instance_prompt']!r} for every picture"
-    there = len(pictures.captions)
-    unread = f"; {counted(there, 'caption file is', 'caption files are')} too few and not read" if there else ""
-    return f"Captions: {of}{unread}"
+    return f"Captions: {of}"
 
 
 def prompts(proposal: Proposal, answers: Answers, pictures: Pictures, named: str) -> dict[str, str]:
@@ -142,10 +158,11 @@ def prompts(proposal: Proposal, answers: Answers, pictures: Pictures, named: str
         for nickname, text in preset(f"sana-{answers.kind}-full", PROMPTS).items()
         if nickname != "dog"  # of the subject's kind, but not the subject: its name's last word
     }
-    if answers.kind == "subject" and len(named.split()) > 1:
-        library["of_its_kind"] = f"a photo of a {named.split()[-1]} in a garden"
+    kind = kind_of_thing(answers)
+    if answers.kind == "subject" and kind and kind != named:
+        library["of_its_kind"] = f"a photo of {'an' if kind[0].lower() in 'aeiou' else 'a'} {kind} in a garden"
     captions = [caption for caption in pictures.captions if len(caption) <= _LONGEST]
-    if captions:
+    if captions and proposal.value("captions") == "textfile":  # else the run never sees them
         library["own_caption"] = captions[0]
     return library
 

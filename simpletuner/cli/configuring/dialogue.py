@@ -20,21 +20,24 @@ from simpletuner.errors import ConfigError, DataError, ModelError
 Say = Callable[[str], None]
 SOURCE = "your answers"
 OTHER = "another: a folder or a hub id"
-CARDS = {"none: the CPU": 0, **{f"{size} GiB": size for size in (8, 12, 16, 24, 80)}}
+CARDS = {"this machine, on its CPU": 0, **{f"another, with a card of {size} GiB": size for size in (8, 12, 16, 24, 80)}}
 CHOICES: Mapping[str, list[str]] = {
     "model": [POCKET, *FLAVOURS, OTHER],
     "method": ["full", "lora", "lokr"],
+    "captions": ["textfile", "filename", "instanceprompt"],
     "mixed_precision": ["bf16", "no", "fp16"],
     "optimizer": ["optimi-adamw", "adamw_bf16", "torch-adamw", "adamw_schedulefree", "prodigy", "ao-adamw8bit"],
 }
 NUMBERS = ("resolution", "train_batch_size", "learning_rate", "max_train_steps")
-CHANGES = ("validation_prompt", "validation_step_interval")  # beside what the proposal lists
+CHANGES = ("validation_prompt", "validation_step_interval")
 
 
 def converse(config: Path, aside: Path, say: Say) -> Draft:
     """The whole dialogue, up to a draft that a person takes. Raises KeyboardInterrupt on Ctrl-C."""
     said: dict[str, Any] = {"kind": _kind()}
     found = _pictures(said, say)
+    if said["kind"] == "subject":
+        said["what"] = _text("What kind of thing is it, in a word or two (dog, person, toy)?", "")
     said["words"] = _text(_about(said["kind"]), content.words(answers(said, SOURCE), found))
     machine = _machine(say)
     taken: tuple[dict[str, Any], Draft] | None = None
@@ -45,12 +48,12 @@ def converse(config: Path, aside: Path, say: Say) -> Draft:
         except (ConfigError, ModelError) as error:
             say(str(error))
             if taken is None:
-                said = {**said, **_one_change(said, {})}
+                said = {**said, **_one_change(said, {}, say)}
                 continue
             say("So it stays as it was:")
         said, draft = taken
         _show(draft, say)
-        changed = _change_or_take(said, draft)
+        changed = _change_or_take(said, draft, say)
         if changed is None:
             return draft
         said = {**said, **changed}
@@ -66,7 +69,10 @@ def _kind() -> str:
 
 
 def _about(kind: str) -> str:
-    names = {"subject": "What is your subject called in prompts (sks dog)?", "style": "Name the style in a few words:"}
+    names = {
+        "subject": "What is it called in prompts? A rare word that is to mean yours alone, and what it is:",
+        "style": "Name the style in a few words:",
+    }
     return names.get(kind, "What do the pictures show, in a few words?")
 
 
@@ -78,7 +84,7 @@ def _pictures(said: dict[str, Any], say: Say) -> Pictures:
         try:
             found = pictures.look(Path(folder.strip() or "."))
         except DataError as error:
-            say(str(error))
+            say(f"{error}. Name a folder with pictures.")
             continue
         for line in pictures.saw(found):
             say(line)
@@ -92,33 +98,36 @@ def _machine(say: Say) -> Machine:
     if here.gib:
         say(f"Card: {here.name}, {here.gib:g} GiB free")
         return here
-    size = questionary.select("No NVIDIA card is here. Which one will train?", list(CARDS)).unsafe_ask()
+    size = questionary.select("This machine has no NVIDIA card. What will train?", list(CARDS)).unsafe_ask()
     return estimates.machine(float(CARDS[size]))
 
 
 def _show(draft: Draft, say: Say) -> None:
-    for line in ("Proposed:", *drafting.told(draft.proposal), *draft.notes, *draft.estimate):
+    for line in ("Proposed:", *drafting.told(draft), *draft.notes, *draft.estimate):
         say(line)
 
 
-def _change_or_take(said: Mapping[str, Any], draft: Draft) -> dict[str, Any] | None:
+def _change_or_take(said: Mapping[str, Any], draft: Draft, say: Say) -> dict[str, Any] | None:
     """What a person changes, or None where it is taken as it is."""
     take = "Take it"
     if questionary.select("Is that right?", [take, "Change something"]).unsafe_ask() == take:
         return None
-    return _one_change(said, {name: choice.value for name, choice in draft.proposal.choices.items()})
+    every = {**draft.proposal.choices, **drafting.pictured(draft.files)}
+    return _one_change(said, {name: choice.value for name, choice in every.items()}, say)
 
 
-def _one_change(said: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+def _one_change(said: Mapping[str, Any], values: Mapping[str, Any], say: Say) -> dict[str, Any]:
     """One answer, asked for until it is a right one by itself."""
-    names = [*(values or (*CHOICES, *NUMBERS, "output_dir")), *CHANGES]
+    names = list(values or (*CHOICES, *NUMBERS, "output_dir", *CHANGES))
     name = questionary.select("What?", names).unsafe_ask()
     while True:
         value = _value(name, values.get(name))
+        if name in values and value == drafting.shown(values[name]):
+            return {}  # a plain Enter: it stays proposed, and follows other changes
         try:
             answers({**said, name: value}, SOURCE)
         except ConfigError as error:
-            questionary.print(str(error))
+            say(str(error))
             continue
         return {name: value}
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from simpletuner.cli.configuring import content, estimates
+from simpletuner.cli.configuring import content, estimates, fresh
 from simpletuner.cli.configuring.answers import Answers
 from simpletuner.cli.configuring.estimates import Model
 from simpletuner.cli.configuring.pictures import Pictures
@@ -53,6 +53,12 @@ def draft(answers: Answers, pictures: Pictures, machine: Machine, folder: Path, 
         ModelError: The model cannot be looked at.
     """
     imports.libraries()  # seconds: not before there is something to estimate
+    every = pictures
+    if answers.captions == "textfile":
+        if not pictures.captioned:
+            reason = f"no picture in {pictures.folder} has a text file beside it"
+            raise ConfigError([Problem(source, "captions", "textfile", reason, "use instanceprompt, or write some")])
+        pictures = pictures.only_captioned()
     chosen = estimates.look_at(str(model(answers, pictures, machine).value), aside)
 
     def made(proposal: Proposal) -> dict[str, Any]:
@@ -66,10 +72,14 @@ def draft(answers: Answers, pictures: Pictures, machine: Machine, folder: Path, 
             return None
 
     proposal = propose(answers, pictures, machine, chosen.shape, content.preset, fits)
+    same = fresh.same_run(made(proposal), folder)
+    proposal = fresh.placed(proposal, same)
     files = made(proposal)
     config = _checked(proposal, files, answers, pictures, chosen, aside, source)
     asked = estimates.subject(config, chosen, list(pictures.sizes))
-    notes = [content.told(files[content.DATASETS][0], pictures), *([chosen.note] if chosen.note else [])]
+    notes = [content.told(files[content.DATASETS][0]), *([chosen.note] if chosen.note else [])]
+    notes += _left_out(every, pictures) + _of_names(answers, files)
+    notes += [told_of] if (told_of := fresh.note(proposal, same)) else []
     if proposal.fits is False:
         notes.append(f"Nothing was found that fits into {machine.gib:g} GiB: take a smaller model or resolution.")
     least = LEAST[answers.kind]
@@ -85,6 +95,28 @@ def draft(answers: Answers, pictures: Pictures, machine: Machine, folder: Path, 
     if answers.validation and _share(files, chosen) > 1:
         notes.append("Drawing the validation pictures takes longer than so short a training.")
     return Draft(proposal, files, tuple(notes), tuple(estimates.lines(asked, machine)))
+
+
+def _left_out(every: Pictures, used: Pictures) -> list[str]:
+    """Pictures without a caption file, where captions are asked to be text files."""
+    number = every.count - used.count
+    return [f"{counted(number, 'picture has', 'pictures have')} no caption file and will be skipped."] if number else []
+
+
+def _of_names(answers: Answers, files: Mapping[str, Any]) -> list[str]:
+    """What a person may say where a name or a kind was guessed or left out."""
+    if answers.kind != "subject" or (answers.words and content.kind_of_thing(answers)):
+        return []
+    kind = content.kind_of_thing(answers) or "toy"
+    if not answers.words:
+        caption = files[content.DATASETS][0].get("instance_prompt", "")
+        name = f" ({caption!r})" if caption else ""
+        return [
+            f'The subject\'s name{name} is a guess: words="sks {kind}" names it, with a rare word that is to mean yours.'
+        ]
+    return [
+        f"What kind of thing it is cannot be told from {answers.words!r}: what={kind}, for example, adds a prompt that shows whether others of its kind stay as they were."
+    ]
 
 
 def _checked(
@@ -120,10 +152,25 @@ def _share(files: Mapping[str, Any], chosen: Model) -> float:
     return content.share(files[content.CONFIG], files[content.DATASETS], drawn, chosen.shape)
 
 
-def told(proposal: Proposal) -> list[str]:
+def pictured(files: Mapping[str, Any]) -> dict[str, Choice]:
+    """What the validation pictures show, and when they are drawn; nothing where none is drawn."""
+    config = files[content.CONFIG]
+    if config.get("validation_disable"):
+        return {}
+    interval, others = config.get("validation_step_interval", 0), len(files[content.PROMPTS])
+    beside = f"the main one of {others + 1} prompts: the others lie in {content.PROMPTS}" if others else "the only one"
+    when = f"pictures are drawn every {counted(interval, 'step')}, and at the start and the end"
+    only = "pictures are drawn at the start and the end only"
+    return {
+        "validation_prompt": Choice(config["validation_prompt"], beside),
+        "validation_step_interval": Choice(interval, when if interval else only),
+    }
+
+
+def told(made: Draft) -> list[str]:
     """The proposal, a line each: the choice, its value, and why."""
-    further = {key: Choice(value, SETTINGS[key]) for key, value in proposal.settings.items()}
-    every = {**proposal.choices, **further}
+    further = {key: Choice(value, SETTINGS[key]) for key, value in made.proposal.settings.items()}
+    every = {**made.proposal.choices, **further, **pictured(made.files)}
     width = max(map(len, every))
     return [f"  {name:{width}}  {shown(choice.value)}: {choice.why}" for name, choice in every.items()]
 

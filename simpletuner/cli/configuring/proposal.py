@@ -20,6 +20,9 @@ POCKET = "pocket"
 PLENTY = 20.0  # GiB from which a style is taught to all weights
 SMALLEST = 8.0  # GiB from which the 1.6B is proposed
 LEAST_EDGE = 640  # px: pictures below are those of a 512 px model
+POCKET_STEPS = (
+    400  # measured on 19 photographs of a toy: after 100 its colours, after 300 to 400 the toy; see docs/configure.md
+)
 MOST_VIEWS, FEWEST_STEPS = 400, 100  # of each picture, as often as the preset for 20 pictures of a style; steps in all
 SHARE = 0.25  # of the training time is what validation may take unasked
 
@@ -249,12 +252,13 @@ def _assembled(
     choices = {
         "model": weights,
         "method": way,
-        "resolution": edge,
+        "resolution": _both(edge, second(answers, edge.value, shape)),
         "train_batch_size": Choice(rung.batch, rung.why, bool(answers.train_batch_size)),
         "mixed_precision": precision(answers, machine, weights.value),
         "optimizer": optimizer,
         "learning_rate": _asked(answers.learning_rate, usual["learning_rate"], _rate_from(weights.value, rung.method)),
-        "max_train_steps": _steps(answers, usual, pictures, rung.batch),
+        "max_train_steps": _steps(answers, usual, pictures, rung),
+        "captions": captions(answers, pictures),
         "output_dir": Choice(
             str(answers.output_dir or f"output/{_slug(pictures)}-{rung.method}"),
             "as you said" if answers.output_dir else "named after the pictures",
@@ -281,15 +285,56 @@ def _rate_from(weights: str, way: Method) -> str:
     return "ten times that of all weights, the best ratio on the pocket model"
 
 
-def _steps(answers: Answers, usual: Mapping[str, Any], pictures: Pictures, batch: int) -> Choice:
-    """How long: as the preset, but no picture more often than ``MOST_VIEWS``."""
+def second(answers: Answers, edge: int, shape: Shape) -> int | None:
+    """The smaller of the two sizes at which the presets teach; None where the model does not know it."""
+    half = edge // 2
+    return None if answers.kind == "domain" or half % shape.alignment or half < shape.native // 2 else half
+
+
+def _both(edge: Choice, half: int | None) -> Choice:
+    why = f"{edge.why}; every picture is trained at {half} as well, as a dataset of its own" if half else edge.why
+    return replace(edge, why=why)
+
+
+def captions(answers: Answers, pictures: Pictures) -> Choice:
+    """Where captions come from."""
+    there, strategy = len(pictures.captions), pictures.strategy(answers.kind == "subject")
+    if answers.captions:
+        return Choice(answers.captions, "as you said", True)
+    if strategy == "textfile":
+        return Choice(
+            strategy, "at least half of the pictures have a text file beside them; those without are left out"
+        )
+    what = "the names of the files" if strategy == "filename" else "one for all"
+    few = (
+        f"; {there} of {counted(pictures.count, 'picture')} have a caption file: fewer than half, so these are not read"
+    )
+    return Choice(strategy, f"{what}{few if there else ''}")
+
+
+def _steps(answers: Answers, usual: Mapping[str, Any], pictures: Pictures, rung: Rung) -> Choice:
+    """How long: as the preset, but no picture more often than ``MOST_VIEWS``; of photographs the pocket needs more."""
+    batch, pocket = rung.batch, POCKET in str(usual["pretrained_model_name_or_path"])
+    usual = {**usual, "max_train_steps": POCKET_STEPS} if pocket else usual
     steps = answers.max_train_steps or int(usual["max_train_steps"])
     most = max(FEWEST_STEPS, MOST_VIEWS * pictures.count // batch)
+    if pocket and not answers.max_train_steps:
+        return _pocket_steps(min(most, steps), batch, pictures, rung.method)
     if not answers.max_train_steps and most < steps:
         return Choice(most, f"each picture is seen {MOST_VIEWS} times; the preset's {steps} are for more pictures")
     each = steps * batch / pictures.count
     seen = f"each picture is seen {each:.0f} times" if each >= 1 else "not every picture is seen"
     return Choice(steps, f"as you said: {seen}" if answers.max_train_steps else seen, bool(answers.max_train_steps))
+
+
+def _pocket_steps(steps: int, batch: int, pictures: Pictures, way: Method) -> Choice:
+    """What to expect of the pocket model, which has never seen a photograph."""
+    seen = f"each picture is seen {counted(round(steps * batch / pictures.count), 'time')}"
+    rough = "a rough likeness" if way == "full" else "its colours and rough shape; method full learns more of it"
+    return Choice(
+        steps,
+        f"{seen}; 60 give a smear of the right colours, about {POCKET_STEPS} {rough}, and more learn the pictures by heart",
+    )
 
 
 def _slug(pictures: Pictures) -> str:
