@@ -16,15 +16,27 @@ _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 @click.option(
     "--prompts", "library", type=click.Path(path_type=Path), metavar="FILE", help='JSON file: {"nickname": "prompt"}.'
 )
-@click.option("--negative", default="", metavar="TEXT", help="What not to draw.")
-@click.option("--seed", type=click.IntRange(min=0), default=42, show_default=True, help="Of the first picture.")
+@click.option("--negative", metavar="TEXT", help="What not to draw  [as in the run's validation, else empty]")
+@click.option("--seed", type=click.IntRange(min=0), help="Of the first picture  [as in the run's validation, else 42]")
 @click.option(
     "--num", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures of each prompt and size."
 )
-@click.option("--size", "sizes", multiple=True, metavar="WxH", help="May be repeated  [the model's own]")
-@click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True, help="Sampler steps.")
-@click.option("--guidance", type=click.FloatRange(min=0), default=4.5, show_default=True, help="1 or less is off.")
-@click.option("--scheduler", type=click.Choice(["flow_match", "dpm++", "unipc"]), help="[the model's own]")
+@click.option(
+    "--size",
+    "sizes",
+    multiple=True,
+    metavar="WxH",
+    help="May be repeated  [as in the run's validation, else the model's own]",
+)
+@click.option("--steps", type=click.IntRange(min=1), help="Sampler steps  [as in the run's validation, else 20]")
+@click.option(
+    "--guidance", type=click.FloatRange(min=0), help="1 or less is off  [as in the run's validation, else 4.5]"
+)
+@click.option(
+    "--scheduler",
+    type=click.Choice(["flow_match", "dpm++", "unipc"]),
+    help="[as in the run's validation, else the model's own]",
+)
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder  [a new one below generated]")
 @click.option("--grid/--no-grid", default=True, show_default=True, help="One picture of all pictures as well.")
 @click.option("--overwrite", is_flag=True, help="Replace files of the same names.")
@@ -33,7 +45,9 @@ _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 @click.option(
     "--base", "--model", "base", metavar="MODEL", help="Pipeline under an adapter or checkpoint  [as recorded]"
 )
-@click.option("--strength", type=click.FloatRange(min=0), help="Of an adapter: 0 is the base model  [1]")
+@click.option(
+    "--strength", type=click.FloatRange(min=0), help="Of an adapter: 0 is the base model  [as in validation, else 1]"
+)
 @click.option("--revision", metavar="NAME", help="Hub revision of the pipeline.")
 @click.option("--variant", metavar="NAME", help="Weight variant, e.g. bf16.")
 @click.option("--dtype", type=click.Choice(list(_DTYPES)), help="[bf16 on a GPU, fp32 elsewhere]")
@@ -48,16 +62,18 @@ def generate(model: str, debug: bool, **given: Any) -> None:
     """Draw pictures with MODEL.
 
     MODEL is a hub id, a flavour's name, a pipeline's folder, the output_dir of a run, a checkpoint, or an adapter (file or
-    folder). Weights of a run are prompted as it was trained: same instruction, same number of tokens.
+    folder). Weights of a run draw what its validation drew: same instruction, tokens, size, steps, guidance, seed and sampler.
     """
     prompts, strengths, notices = _prompts(given["prompts"], given["library"])
+    from dataclasses import replace
+
     import torch
 
     from simpletuner.data.types import Size
     from simpletuner.evaluation.pictures import ValidationSettings
     from simpletuner.models.families import FAMILIES
     from simpletuner.reporting.progress import Reporter
-    from simpletuner.training import subject
+    from simpletuner.training import drawing_again, subject
     from simpletuner.training.generating import Loading, Target
     from simpletuner.training.generating import generate as run
 
@@ -65,25 +81,39 @@ def generate(model: str, debug: bool, **given: Any) -> None:
     for notice in notices:
         reporter.say(notice)
     own = given["instruction"]
+    found = subject.find(_by_name(model, "MODEL"), _by_name(given["base"], "--base"), given["which"])
+    asked = {
+        "guidance": given["guidance"],
+        "steps": given["steps"],
+        "seed": given["seed"],
+        "sampler": given["scheduler"],
+        "negative": given["negative"],
+        "strength": given["strength"],
+        "sizes": tuple(Size(*size) for size in _sizes(given["sizes"])) or None,
+    }
+    of_run = drawing_again.of_run(found.record)
+    if found.record and (sentence := drawing_again.told(of_run, asked)):
+        reporter.say(sentence)
+    how = replace(of_run, **{name: value for name, value in asked.items() if value is not None})
     loading = Loading(
-        subject=subject.find(_by_name(model, "MODEL"), _by_name(given["base"], "--base"), given["which"]),
+        subject=found,
         revision=given["revision"],
         variant=given["variant"],
         dtype=getattr(torch, _DTYPES[given["dtype"]]) if given["dtype"] else None,
-        strength=given["strength"],
+        strength=how.strength if found.adapter else given["strength"],
         tiling=given["tiling"],
-        sampler=given["scheduler"],
+        sampler=how.sampler,
         instruction=None if own is None else FAMILIES["sana"].default_instruction() if own else (),
         tokens=given["tokens"],
     )
     settings = ValidationSettings(
         prompts=prompts,
-        negative_prompt=given["negative"],
-        guidance=given["guidance"],
-        steps=given["steps"],
-        sizes=tuple(Size(*size) for size in _sizes(given["sizes"])),
+        negative_prompt=how.negative,
+        guidance=how.guidance,
+        steps=how.steps,
+        sizes=how.sizes,
         images_per_prompt=given["num"],
-        seed=given["seed"],
+        seed=how.seed,
         strengths=strengths,
         batch_size=given["batch"],
     )

@@ -20,7 +20,7 @@ from simpletuner.errors import ModelError, TunerError
 from simpletuner.reporting.progress import Reporter
 
 FAST = ("--steps", "2")
-SMALL = (*FAST, "--size", "64x96", "--seed", "11")
+SMALL = (*FAST, "--size", "64x96", "--seed", "11", "--guidance", "3")
 FOX = "a blueprint of a fox"
 
 
@@ -68,6 +68,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, pocket: Path) -> Callable[[st
             "validation_resolution": "64x96",
             "validation_num_inference_steps": 2,
             "validation_seed": 11,
+            "validation_guidance": 3.0,
             "disable_benchmark": True,
             "report_to": "none",
             "report": False,
@@ -137,7 +138,8 @@ def test_a_run_its_checkpoint_and_its_adapter_give_its_validation_pictures(
     if kind == "lora":
         cases.append((out / "pytorch_lora_weights.safetensors", ("--strength", "1"), "_ema"))
     for number, (model, words, label) in enumerate(cases):
-        call(model, "--prompt", FOX, *SMALL, *words, "--no-grid", "--out", tmp_path / str(number))
+        done = call(model, "--prompt", FOX, *words, "--no-grid", "--out", tmp_path / str(number))
+        assert "As in the run's own validation: guidance 3, 2 steps, seed 11, 64x96." in done.output
         (picture,) = (tmp_path / str(number)).glob("*.png")
         assert np.array_equal(pixels(picture), validated[label]), (model, words)
 

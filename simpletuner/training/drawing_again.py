@@ -1,0 +1,90 @@
+"""How a run drew its validation pictures, read from its record, so that its weights draw the same ones again.
+
+In: the options that a run left in its output folder. Out: plain values, with the program's own where the run has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from simpletuner.data.types import Size
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """What decides the pixels beside weights and prompt; by default as where no run is known.
+
+    Attributes:
+        guidance: Guidance scale.
+        steps: Sampler steps.
+        seed: Of the first picture of every prompt.
+        sampler: Its name; None for the model's own.
+        negative: What not to draw.
+        strength: Of an adapter.
+        sizes: Of the pictures; none for the size the weights were made for.
+    """
+
+    guidance: float = 4.5
+    steps: int = 20
+    seed: int = 42
+    sampler: str | None = None
+    negative: str = ""
+    strength: float = 1.0
+    sizes: tuple[Size, ...] = ()
+
+
+def of_run(record: Mapping[str, Any]) -> Drawing:
+    """As in the run's validation; a run that drew another seed each time has none of its own."""
+    seed = record.get("validation_seed")
+    if seed is None:
+        seed = record.get("seed")
+    found = {
+        "guidance": _number(record.get("validation_guidance")),
+        "steps": _whole(record.get("validation_num_inference_steps")),
+        "seed": None if record.get("validation_randomize") is True else _whole(seed),
+        "sampler": _text(record.get("validation_noise_scheduler")),
+        "negative": _text(record.get("validation_negative_prompt")),
+        "strength": _number(record.get("validation_lycoris_strength")),
+        "sizes": _sizes(record.get("validation_resolution")),
+    }
+    return replace(Drawing(), **{name: value for name, value in found.items() if value is not None})  # type: ignore[arg-type]
+
+
+def told(drawing: Drawing, asked: Mapping[str, object]) -> str:
+    """What is taken from the run in a sentence, "" if nothing is.
+
+    Args:
+        drawing: Of the run.
+        asked: By name of an attribute what a person asked for instead; None where nothing.
+    """
+    said = {
+        "guidance": f"guidance {drawing.guidance:g}",
+        "steps": f"{drawing.steps} steps",
+        "seed": f"seed {drawing.seed}",
+        "sampler": f"sampler {drawing.sampler}" if drawing.sampler else "",
+        "negative": f"negative prompt {drawing.negative!r}" if drawing.negative else "",
+        "strength": f"strength {drawing.strength:g}" if drawing.strength != 1 else "",
+        "sizes": ", ".join(map(str, drawing.sizes)),
+    }
+    words = [text for name, text in said.items() if text and asked.get(name) is None]
+    return f"As in the run's own validation: {', '.join(words)}. Options say otherwise." if words else ""
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and value >= 0 else None
+
+
+def _whole(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _sizes(value: object) -> tuple[Size, ...] | None:
+    pairs = value if isinstance(value, list) else []
+    whole = all(isinstance(pair, list) and len(pair) == 2 and all(map(_whole, pair)) for pair in pairs)
+    return tuple(Size(*pair) for pair in pairs) if whole and pairs else None
