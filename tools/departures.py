@@ -106,7 +106,8 @@ CHANGED: Mapping[str, str] = {
     "original dropout acts, and measuring changes the schedule of the training that follows",
     "evaluation_type": "every picture is scored, not the last of each prompt; the model is loaded once",
     "validation_preview": "works for Sana, without a webhook too; the original has no tiny decoder for it",
-    "validation_preview_steps": "n, 2n, … and the last step; the original also shows the first",
+    "validation_preview_steps": "default 5; the original's 1: one at every step makes a picture of the pocket take half as "
+    "long again. n, 2n, … and the last step; the original also shows the first",
     "checkpoints_total_limit": "the best by held-out loss is kept beside the newest",
     "resume_from_checkpoint": "to the bit on a CPU; damaged checkpoints are passed over; another model, optimizer or "
     "precision is refused",

@@ -17,19 +17,18 @@ def doctor(config: str | None, debug: bool) -> None:
     Exits with 1 if something that training needs is broken, else with 0. Needs no network, and shows no token.
     """
     from simpletuner.errors import printable
-    from simpletuner.training.doctor import examine
+    from simpletuner.training.doctor import examine, verdict
 
-    folders = _folders(config)
-    problems = 0
-    for line in examine(folders):
-        problems += line.state == "problem"
+    found = []
+    for line in examine(*_places(config)):
+        found.append(line)
         click.echo(printable(str(line)))
-    click.echo(f"{problems} to mend: see the lines that begin with problem." if problems else "This machine can train.")
-    sys.exit(1 if problems else 0)
+    click.echo(verdict(found))
+    sys.exit(1 if any(line.state == "problem" for line in found) else 0)
 
 
-def _folders(config: str | None) -> dict[str, Path]:
-    """What a run writes into: by the configuration if there is one, else where it would lie by default."""
+def _places(config: str | None) -> tuple[dict[str, Path], Path | None]:
+    """What a run writes into, by the configuration or else where it would lie by default; and its model's own folder."""
     import os
     import tempfile
 
@@ -39,21 +38,20 @@ def _folders(config: str | None) -> dict[str, Path]:
     from simpletuner.config.read import load
     from simpletuner.errors import TunerError
 
-    folders = {"Output": Path("output"), "Caches": Path("cache")}
+    folders, model = {"Output": Path("output"), "Caches": Path("cache")}, None
     try:
         if config or find_config(None, None, None, os.environ):
             found = load(config)
             caches = [entry.cache_dir_vae for entry in found.datasets.train] + [found.datasets.text_cache_dir]
             several = {f"Cache {n}": folder for n, folder in enumerate(dict.fromkeys(caches), 1)}
+            named = Path(found.options.model.pretrained_model_name_or_path)
+            model = named if named.is_dir() else None
             folders = {"Output": found.options.checkpoints.output_dir, **several}
     except TunerError as error:
         if config:
             raise
         click.echo(f"note     Configuration: {str(error).splitlines()[0]} What to do: `simpletuner check` lists all")
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return {
-        **folders,
-        "Downloaded models": Path(constants.HF_HUB_CACHE),
-        "Compiled kernels": home / "simpletuner",
-        "Temporary files": Path(tempfile.gettempdir()),
-    }
+    hub = {} if model else {"Downloaded models": Path(constants.HF_HUB_CACHE)}
+    beside = {"Compiled kernels": home / "simpletuner", "Temporary files": Path(tempfile.gettempdir())}
+    return {**folders, **hub, **beside}, model

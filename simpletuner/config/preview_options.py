@@ -14,7 +14,7 @@ class PreviewOptions(Section):
     """Previews and scores of validation pictures."""
 
     validation_preview: bool = Field(False, description="Show validation pictures while they form, in previews/.")
-    validation_preview_steps: Positive = Field(1, description="A preview every n sampler steps, and at the last.")
+    validation_preview_steps: Positive = Field(5, description="A preview every n sampler steps, and at the last.")
     validation_preview_decoder: str | None = Field(
         None,
         description="Tiny decoder for previews: file, folder or hub id; the model's own, else a linear map of its latents.",

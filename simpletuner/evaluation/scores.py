@@ -190,21 +190,24 @@ def summaries(scores: Sequence[Score]) -> dict[str, dict[str, float]]:
 
 
 def sentence(scores: Sequence[Score], reference: Reference | None) -> str:
-    """All of it in one line."""
+    """All of it in one line, with what would be good or bad."""
     found, parts = summaries(scores), []
     if clip := found.get("clip"):
-        parts.append(f"CLIP {clip['value']:.1f} of 100 ({clip['min']:.1f} to {clip['max']:.1f})")
+        parts.append(
+            f"CLIP {clip['value']:.1f} of 100 ({clip['min']:.1f} to {clip['max']:.1f}); higher is nearer to the words"
+        )
     if shared := found.get("palette"):
-        parts.append(f"{shared['value']:.0%} of the training pictures' palette")
+        parts.append(f"{shared['value']:.0%} of the training pictures' palette (100% is the same colours)")
     if apart := found.get("colour_distance"):
-        parts.append(f"mean colours {apart['value']:.0f} of 255 levels apart")
+        parts.append(f"mean colours {apart['value']:.0f} of 255 levels apart (0 is the same)")
     near = [score for score in scores if score.name == "nearest_distance"]
     if near:
         nearest = min(near, key=lambda score: score.value)
         looked = len(reference.thumbnails) if reference else 0
+        usual = "0 is a copy, 0.6 and more another picture"
         some = f" of {looked} looked at" if reference and looked < reference.of else ""
         parts.append(
-            f"nearest to a training picture{some}: {nearest.nickname!r}, {nearest.value:.2f} from {nearest.more['nearest']}"
+            f"nearest to a training picture{some}: {nearest.nickname!r}, {nearest.value:.2f} from {nearest.more['nearest']} ({usual})"
         )
     return "; ".join(parts)
 

@@ -17,9 +17,11 @@ def test_it_is_clean_here_and_never_shows_the_token(simpletuner: Command) -> Non
     done = simpletuner("doctor", HF_TOKEN="hf_secretSecretSecret")
     assert time.monotonic() - began < 30, "five seconds on a machine that does nothing else"
     lines = done.stdout.splitlines()
-    assert all(line.split()[0] in ("OK", "note") for line in lines[:-1]) and lines[-1] == "This machine can train."
+    assert all(line.split()[0] in ("OK", "note") for line in lines[:-1]) and lines[-1].startswith(
+        "This machine can train"
+    )
     assert "a token is there (from HF_TOKEN)" in done.stdout and "secret" not in done.stdout + done.stderr
-    for what in ("Python:", "torch:", "Packages:", "Extra bnb", "Output:", "Main memory:", "HF_HUB_OFFLINE is set"):
+    for what in ("Python:", "torch:", "Packages:", "Output:", "Main memory:", "HF_HUB_OFFLINE is set"):
         assert what in done.stdout, what
     assert "pip install simpletuner" not in done.stdout
 
@@ -43,6 +45,5 @@ def test_an_environment_without_some_packages(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(reduced)])}
     done = subprocess.run(start, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "bitsandbytes is not installed. What to do: pip install '" in done.stdout and "[bnb]'" in done.stdout
     assert "problem  Package: torch is not installed" in done.stdout
     assert "problem  torch: it cannot be imported" in done.stdout

@@ -177,7 +177,7 @@ def test_the_guides_previews_act(write: Callable[..., RunConfig]) -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"validation_preview_steps": 5}, "validation_preview_steps: it acts with validation_preview only"),
+        ({"validation_preview_steps": 3}, "validation_preview_steps: it acts with validation_preview only"),
         ({"validation_preview_decoder": "x.pth"}, "validation_preview_decoder: it acts with validation_preview only"),
         ({"pretrained_evaluation_model_name_or_path": "a/clip"}, "it acts with evaluation_type clip only"),
         ({"validation_preview": True, "validation_disable": True}, "nothing is drawn with validation_disable"),

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from simpletuner.training.doctor import cards, packages, places
+from simpletuner.training.doctor import cards, packages, places, verdict
+from simpletuner.training.doctor.line import Line
 from simpletuner.training.doctor.packages import Declared
 
 
@@ -29,11 +30,18 @@ def test_what_is_missing_or_outside_of_its_range_is_named() -> None:
     asked = Declared(
         ">=3.30",
         (Requirement("click>=8"), Requirement("click<8"), Requirement("no-such-package>=1"), Requirement("torch<1")),
-        {"bnb": (Requirement("no-such-package"),), "s3": (Requirement("x; platform_system == 'Nowhere'"),)},
+        {
+            "bnb": (Requirement("no-such-package"),),
+            "hf": (Requirement("no-such-package"),),
+            "s3": (Requirement("x; platform_system == 'Nowhere'"),),
+            "wandb": (Requirement("click<8"),),
+        },
     )
     found = list(packages.lines(asked))
-    assert [line.state for line in found] == ["problem", "problem", "problem", "problem", "note", "OK"]
-    python, old, missing, torch, extra, nothing = map(str, found)
+    assert [line.state for line in found] == ["problem", "problem", "problem", "problem", "OK", "note", "note"]
+    python, old, missing, torch, nothing, outside, extra = map(str, found)
+    assert "bnb: nf4 base" in extra and "hf: datasets of the hub" in extra and "[wandb]'" in outside
+    assert "bnb" not in str(list(packages.lines(asked, card=False))[-1])
     assert "needs >=3.30" in python and "outside of <8" in old and "no-such-package is not installed" in missing
     assert "[bnb]'" in extra and "torch 2" in torch and "nothing to add" in nothing
 
@@ -81,7 +89,18 @@ def test_folders_that_cannot_be_written_to(tmp_path: Path) -> None:
 
 
 def test_little_room_is_told(tmp_path: Path) -> None:
-    assert "takes about" in places.place("Output", tmp_path, 10**18).found
+    assert "of Sana 1.6B takes about 931322574 GiB" in places.place("Output", tmp_path, 10**18).found
+    (tmp_path / "model").mkdir()
+    small = next(places.lines({"Output": tmp_path}, tmp_path / "model"))
+    assert small.state != "note", "of a small model no amount is named that it does not need"
+
+
+def test_the_last_line_says_what_can_be_trained() -> None:
+    fine, no_card = Line("OK", "Python", "3.12"), Line("note", "GPU", "none")
+    assert "Sana 1.6B, and the pocket" in verdict([fine])
+    assert "the pocket model, which comes with the program" in verdict([fine, no_card])
+    assert "in a folder here" in verdict([fine, Line("note", "Hub", "does not answer")])
+    assert verdict([no_card, Line("problem", "torch", "broken")]).startswith("1 to mend")
 
 
 def test_the_hub_is_called_and_given_up_soon(monkeypatch: pytest.MonkeyPatch) -> None:

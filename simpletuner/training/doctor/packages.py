@@ -22,6 +22,7 @@ from simpletuner.wording import counted, install
 NAME = "simpletuner"
 _PROJECT = Path(__file__).resolve().parents[3] / "pyproject.toml"
 _DEVELOPMENT = ("dev",)  # for work on the program, not with it
+_FOR_CARDS = ("cuda", "bnb")
 # What each extra is for: a test compares the names with pyproject.toml.
 PURPOSES: Mapping[str, str] = {
     "cuda": "hand-written kernels, figures of the GPU",
@@ -74,8 +75,13 @@ def declared(project: Path = _PROJECT) -> Declared:
     )
 
 
-def lines(asked: Declared) -> Iterator[Line]:
-    """Python, needed packages, then every extra."""
+def lines(asked: Declared, card: bool = True) -> Iterator[Line]:
+    """Python, needed packages, then every extra that is there or damaged, and in one line those that are not.
+
+    Args:
+        asked: What the program asks for.
+        card: Whether there is an NVIDIA card; without one extras that only it can use are left out.
+    """
     version = platform.python_version()
     fits = SpecifierSet(asked.python).contains(version, prereleases=True)
     remedy = "" if fits else f"make the environment with a Python {asked.python}, for example 3.12"
@@ -86,9 +92,19 @@ def lines(asked: Declared) -> Iterator[Line]:
         yield Line("problem", "Package", fault, again())
     if not faults:
         yield Line("OK", "Packages", f"{counted(len(needed), 'is', 'are')} needed and there")
+    absent = []
     for name, requirements in asked.extras.items():
-        if name not in _DEVELOPMENT:
-            yield _extra(name, [r for r in requirements if _wanted(r, name)])
+        wanted = [r for r in requirements if _wanted(r, name)]
+        if name in _DEVELOPMENT or (name in _FOR_CARDS and not card):
+            continue
+        if wanted and all(_absent(r) for r in wanted):
+            absent.append(name)
+        else:
+            yield _extra(name, wanted)
+    if absent:
+        named = "; ".join(f"{name}: {PURPOSES.get(name, 'optional')}" for name in absent)
+        remedy = f"only what you want, for example {install(absent[0])}"
+        yield Line("note", "Extras that are not installed", named, remedy)
 
 
 def again() -> str:
@@ -109,6 +125,14 @@ def _extra(name: str, requirements: Sequence[Requirement]) -> Line:
 def _wanted(requirement: Requirement, extra: str) -> bool:
     """Whether it is asked for on this system, with this extra."""
     return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
+
+
+def _absent(requirement: Requirement) -> bool:
+    try:
+        metadata.version(requirement.name)
+    except metadata.PackageNotFoundError:
+        return True
+    return False
 
 
 def _fault(requirement: Requirement) -> str:

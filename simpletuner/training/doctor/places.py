@@ -17,15 +17,22 @@ from simpletuner.training.doctor.line import Line
 
 GIB = 2**30
 LITTLE, USUAL = 1 * GIB, 40 * GIB  # a run of 1.6B: the model 10 GiB, a checkpoint up to 16, the export 10
+SHARES = 4  # the same in sizes of the model: itself, checkpoints, export
 SMALL = ("Compiled kernels", "Temporary files")  # what these hold is soon gone, or never large
 MEMORY = 16 * GIB  # the text encoder alone is loaded as 5 GiB
 HUB_SECONDS = 2.0
 
 
-def lines(folders: Mapping[str, Path]) -> Iterator[Line]:
-    """Every folder by what it is for, main memory, the hub."""
+def lines(folders: Mapping[str, Path], model: Path | None = None) -> Iterator[Line]:
+    """Every folder by what it is for, main memory, the hub.
+
+    Args:
+        folders: What for → a folder that a run writes into.
+        model: Folder of the model that is trained, whose size tells how much room a run takes; None for Sana 1.6B.
+    """
+    usual = USUAL if model is None else SHARES * _size(model)
     for what, folder in folders.items():
-        yield place(what, folder, 0 if what in SMALL else USUAL)
+        yield place(what, folder, 0 if what in SMALL else usual, "Sana 1.6B" if model is None else "this model")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
     if memory:
         enough = memory >= MEMORY
@@ -35,7 +42,12 @@ def lines(folders: Mapping[str, Path]) -> Iterator[Line]:
     yield login()
 
 
-def place(what: str, folder: Path, usual: int = USUAL) -> Line:
+def _size(folder: Path) -> int:
+    """Bytes of all files in a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def place(what: str, folder: Path, usual: int = USUAL, model: str = "Sana 1.6B") -> Line:
     """Whether a folder can be made or written into, and whether there is the room, in bytes, that is usual."""
     home = folder.expanduser().absolute()
     while not home.exists() and home != home.parent:
@@ -53,7 +65,7 @@ def place(what: str, folder: Path, usual: int = USUAL) -> Line:
     if free < LITTLE:
         return Line("problem", what, told, "free some space, or choose a folder on another disk")
     if free < usual:
-        return Line("note", what, f"{told}; a run of Sana 1.6B takes about {usual // GIB}")
+        return Line("note", what, f"{told}; a run of {model} takes about {max(1, usual // GIB)} GiB")
     return Line("OK", what, told)
 
 
