@@ -67,6 +67,8 @@ def check(config: RunConfig, reporter: Reporter, page_at: Path | None = None, re
     Returns:
         Whether nothing that was found keeps training from starting.
     """
+    for notice in config.notices:
+        reporter.say(notice)
     cannot = translate_precision.quantisation_problems(config, here())
     imports.libraries()
     precision = choose(config.options.precision.mixed_precision, low_precision_safe=False)
@@ -317,6 +319,7 @@ def _plan(config: RunConfig, training: list[prepare.Found], checked: Checked) ->
         f"{counted(steps, 'step')} per epoch, {counted(total, 'step')} in all: {total / steps:.1f} epochs of "
         f"{counted(draws, 'draw')}; each of {counted(files, 'picture')} is seen about {counted(round(each), 'time')}"
     )
+    checked.lines += translate.notes_on_course(config, total)
     return total
 
 

@@ -206,14 +206,25 @@ def find(sources: Sequence[DatasetSource], reporter: Reporter) -> list[Found]:
     """Rooms 1 and 2: every file ends as used or as skipped with its reason, and the sums are printed.
 
     Raises:
-        DataError: A dataset has no usable picture.
+        DataError: Datasets have no usable picture; all of them, but nothing more is fetched after the first.
     """
-    found = []
+    found: list[Found] = []
+    unusable: list[str] = []
     for source in sources:
-        found.append(find_in(source, reporter))
-        tell_sum(found[-1], reporter)
-        tell_skipped(source.id, found[-1].skipped, reporter)
-        refuse_empty(found[-1])
+        if unusable and (source.hub or source.listed or source.tars or source.remote):
+            continue
+        try:
+            found.append(find_in(source, reporter))
+            tell_sum(found[-1], reporter)
+            tell_skipped(source.id, found[-1].skipped, reporter)
+            refuse_empty(found[-1])
+        except DataError as error:
+            unusable.append(str(error))
+    if len(unusable) > 1:
+        listed = "".join(f"\n  {number}. {reason}" for number, reason in enumerate(unusable, 1))
+        raise DataError(f"{len(unusable)} datasets cannot be used:{listed}")
+    if unusable:
+        raise DataError(unusable[0])
     return found
 
 

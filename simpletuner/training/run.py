@@ -26,7 +26,6 @@ from simpletuner.training import (
     optimizers,
     resuming,
     translate,
-    translate_data,
     translate_noise,
     translate_reporting,
 )
@@ -124,7 +123,8 @@ def _train(session: Session) -> None:
         validator.previews = make_previewer(session, tiny, parts, material.shown(), material.latents_of)
     judging = make_judging(session, clip, training) if validator else None
     total = translate.total_steps(config, material.plan)
-    tell_course(session, total)
+    for line in translate.notes_on_course(config, total):
+        session.reporter.say(line)
     drawn = translate_noise.density(options, session.facts)
     recipe = translate.recipe(options, drawn, total, session.precision)
     with stage("init_prepare_models", "Preparing the model for training"):
@@ -150,17 +150,6 @@ def _train(session: Session) -> None:
     if session.publisher:
         with stage("model_upload", "Uploading"):
             publish(session, session.publisher)
-
-
-def tell_course(session: Session, total: int) -> None:
-    """What a person should know of the steps that come."""
-    for dataset_id in translate_data.regularisation(session.config):
-        session.reporter.say(
-            f"[{dataset_id}] is regularisation data: its target is the base model's own prediction, and its loss stands "
-            "apart, as regularisation_loss in metrics.jsonl"
-        )
-    for line in translate.notes_on_length(session.config.options, total):
-        session.reporter.say(line)
 
 
 def resume(session: Session, trainee: Trainee, folder: Path | None, identity: resuming.Identity, total: int) -> int:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from simpletuner.config.datasets import ImageDataset
 from simpletuner.config.read import RunConfig
 from simpletuner.data.remote_cache import RemoteCaches
 from simpletuner.data.survey import Survey, picture_of
@@ -168,12 +166,11 @@ def find_pictures(session: Session, refuse_small: bool = True) -> tuple[list[pre
     alignment = translate.bucket_alignment(session.config, session.facts)
     datasets = session.config.datasets
 
-    def found(entries: Sequence[ImageDataset]) -> list[prepare.Found]:
-        sources = [translate_data.dataset_source(session.config, e, alignment, session.facts.stride) for e in entries]
-        return prepare.find(sources, session.reporter)
-
+    entries = (*datasets.train, *datasets.eval)
+    sources = [translate_data.dataset_source(session.config, e, alignment, session.facts.stride) for e in entries]
     with session.ranks.first():  # it fetches and reads; the others find everything done
-        training, held_out = found(datasets.train), found(datasets.eval)
+        found = prepare.find(sources, session.reporter)
+    training, held_out = found[: len(datasets.train)], found[len(datasets.train) :]
     if refuse_small:
         check_sizes(session, training)
     return training, held_out

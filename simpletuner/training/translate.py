@@ -152,6 +152,16 @@ def total_steps(config: RunConfig, plan: Plan) -> int:
     return -(-micro_batches // int(training.gradient_accumulation_steps))
 
 
+def notes_on_course(config: RunConfig, total: int) -> list[str]:
+    """What a person should know of the steps that come, ``total`` of them."""
+    kept = [
+        f"[{dataset_id}] is regularisation data: its target is the base model's own prediction, and its loss stands apart, "
+        "as regularisation_loss in metrics.jsonl"
+        for dataset_id in translate_data.regularisation(config)
+    ]
+    return [*kept, *notes_on_length(config.options, total)]
+
+
 def notes_on_length(options: Options, total: int) -> list[str]:
     """What only the number of steps tells, where epochs were given; with max_train_steps it was told at the start."""
     return [] if options.training.max_train_steps else long_warmup(options, total)

@@ -78,6 +78,27 @@ def test_what_training_would_refuse_is_exit_code_1(
     assert (tmp_path / "elsewhere.html").is_file() and "Training would start" in again.stdout
 
 
+def test_it_says_of_each_key_and_dataset_what_training_says(
+    simpletuner: Command, pocket_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    config = pocket_run(dataloader_prefetch=True, quantize_via="cpu")
+    file = tmp_path / "config" / "multidatabackend.json"
+    pictures, texts = json.loads(file.read_text())
+    asked = {"is_regularisation_data": True, "skip_file_discovery": "vae"}
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    empty = [{**pictures, "id": name, "instance_data_dir": str(tmp_path / name)} for name in ("one", "two")]
+    file.write_text(json.dumps([{**pictures, **asked}, *empty, texts]))
+    checked, trained = (simpletuner(command, "--config", config, check=False) for command in ("check", "train"))
+    assert checked.returncode == trained.returncode == 1
+    said = [" ".join(done.stdout.split()) for done in (checked, trained)]
+    for key in ("dataloader_prefetch", "quantize_via", "[set].skip_file_discovery", "[set].is_regularisation_data"):
+        first, second = (text.partition(f"{key}: ")[2][:40] for text in said)
+        assert first == second != "", key
+    refused = " ".join(trained.stderr.split())
+    assert "2 datasets cannot be used: 1. [one] no images" in refused and "2. [two] no images" in refused
+
+
 @pytest.mark.parametrize("instruction", [(), ("A long prefix with some words.", "User prompt: ")])
 @pytest.mark.parametrize("words", [0, 3, 28, 29, 30, 31, 32, 33, 60])
 def test_the_text_said_to_be_cut_is_what_the_model_does_not_see(
