@@ -91,6 +91,7 @@ def _dataset(survey: Survey, room: int) -> str:
             survey,
             copies.near,
             ("group of pictures that are nearly the same", "groups of pictures that are nearly the same"),
+            "Look whether they are copies: of copies keep one. Other pictures of one place may stay.",
         ),
     ]
     for bucket in survey.buckets:
@@ -119,7 +120,7 @@ def _repeated(survey: Survey) -> str:
     return f"<details>{head}<table><tr><th>caption</th><th>pictures</th></tr>{rows}</table></details>"
 
 
-def _groups(survey: Survey, groups: Sequence[Sequence[Path]], what: tuple[str, str]) -> str:
+def _groups(survey: Survey, groups: Sequence[Sequence[Path]], what: tuple[str, str], remedy: str = "") -> str:
     """Copies side by side."""
     if not groups:
         return ""
@@ -130,7 +131,8 @@ def _groups(survey: Survey, groups: Sequence[Sequence[Path]], what: tuple[str, s
             for path in group[:GROUP]
         )
         rows += f"<tr>{images}</tr>"
-    return f"<details><summary>{escape(counted(len(groups), *what))}</summary><table>{rows}</table></details>"
+    told = f'<p class="soft">{escape(remedy)}</p>' if remedy else ""
+    return f"<details><summary>{escape(counted(len(groups), *what))}</summary>{told}<table>{rows}</table></details>"
 
 
 def _figure(picture: Picture, look: Look | None, doubts: Sequence[str]) -> str:

@@ -242,14 +242,20 @@ def _scores(series: Series) -> str:
         rows.append(f"<tr><th>{_text(_SCORES.get(name, name))}</th>{cells}</tr>")
     if not rows:
         return ""
+    newest = {_picture_of(s): s for s in sorted(pictures, key=lambda s: s["step"]) if "memorised" in s}
     repeats = {
         f"{s['nickname']} at step {s['step']} repeats {s.get('nearest', '')}"
-        for s in pictures
-        if s.get("memorised") is True
+        for s in newest.values()  # an early alarm is over when a later picture of the prompt gives none
+        if s["memorised"] is True
     }
     warned = "".join(f'<p class="warn">{_text(line)}</p>' for line in sorted(repeats)[:50])
     head = "<tr><th>mean (lowest to highest)</th><td>first</td><td>last</td></tr>"
     return f'<h2>Scores</h2><div class="card"><table class="rows">{head}{"".join(rows)}</table>{warned}</div>'
+
+
+def _picture_of(score: Mapping[str, Any]) -> tuple[str, ...]:
+    """What is the same at every step: prompt, size, number and weights."""
+    return tuple(str(score.get(name)) for name in ("nickname", "width", "height", "index", "label"))
 
 
 def _mean_of(lines: Sequence[Mapping[str, Any]], step: int) -> str:

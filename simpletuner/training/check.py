@@ -206,12 +206,18 @@ def _copies(survey: Survey, listed: int, told: Set[Path]) -> list[str]:
     """Pictures that are there more than once: they are trained more often than the others."""
     lines = []
     copies = survey.copies
-    kinds = ((copies.exact, "are exact copies of one another", "="), (copies.near, "look nearly the same", "≈"))
-    for all_groups, what, sign in kinds:
+    keep = "keep one of each, or it is trained more often"
+    look = "of copies keep one; other pictures of one place may stay"
+    kinds = (
+        (copies.exact, "are exact copies of one another", "=", keep),
+        (copies.near, "look nearly the same", "≈", look),
+    )
+    for all_groups, what, sign, remedy in kinds:
         groups = [group for group in all_groups if not told >= set(group)]
         if groups:
             count = sum(map(len, groups))
-            lines.append(f"[{survey.id}] {counted(count, 'picture')} {what}, in {counted(len(groups), 'group')}:")
+            groups_of = counted(len(groups), "group")
+            lines.append(f"[{survey.id}] {counted(count, 'picture')} {what}, in {groups_of} ({remedy}):")
             lines += [
                 f"[{survey.id}]   {f' {sign} '.join(path.name for path in group[:6])}" for group in groups[:listed]
             ]

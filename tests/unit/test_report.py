@@ -19,6 +19,7 @@ from simpletuner.data.types import Size
 from simpletuner.errors import TunerError
 from simpletuner.reporting import dataset_sheet
 from simpletuner.reporting.drawing import Line, chart, nice_ticks, short
+from simpletuner.reporting.metrics import MetricsFile
 from simpletuner.reporting.report import page, what_was_trained, write
 from simpletuner.reporting.run_folder import RunFolder, read_object
 from simpletuner.reporting.settings import with_defaults
@@ -80,6 +81,10 @@ def test_what_stands_in_it(tmp_path: Path) -> None:
     assert "every weight of the transformer" in text
     assert len(seen(text).addresses) == 4 + 6 + 1, "before and after, the course, and the sheet"
     assert file.stat().st_size < 200_000
+    where = {"step": 25, "nickname": "fox", "label": "", "width": 64, "height": 64, "index": 0}
+    later = {"name": "nearest_distance", "value": 0.7, "memorised": False, "nearest": "a fox"}
+    MetricsFile(run / "metrics.jsonl").write("score", where | later)
+    assert "repeats a fox" not in page(RunFolder(run), ()), "an early alarm is over"
 
 
 def test_halves_of_a_run_make_a_page(tmp_path: Path) -> None:
