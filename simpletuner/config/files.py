@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -80,11 +81,30 @@ def read_file(path: Path) -> Any:
     """Parse JSON or TOML.
 
     Raises:
-        ConfigError: It cannot be read or parsed; names line and column.
+        ConfigError: It cannot be read or parsed; names line and column. Or a key is there twice.
     """
+    content, twice = parse(path)
+    if twice:
+        raise ConfigError(twice)
+    return content
+
+
+def parse(path: Path) -> tuple[Any, list[Problem]]:
+    """As ``read_file``; but keys that are there twice, with different values, are returned as problems."""
+    found: list[str] = []
+
+    def noted(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        last = dict(pairs)  # of two the last stays
+        of = f"[{last['id']}]." if isinstance(last.get("id"), str) else ""
+        found.extend(dict.fromkeys(of + key for key, value in pairs if value is not last[key] and value != last[key]))
+        return last
+
     try:
         text = path.read_text(encoding="utf-8-sig")
-        return tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+        if path.suffix == ".toml":
+            return tomllib.loads(text), []
+        content = json.loads(text, object_pairs_hook=noted)
+        return content, [_twice(path, key, text) for key in found]
     except OSError as error:
         raise one_problem(str(path), "", "", f"it cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -95,3 +115,11 @@ def read_file(path: Path) -> Any:
         raise one_problem(f"{path}:{error.lineno}:{error.colno}", "JSON", line, error.msg, hint(text, error)) from error
     except tomllib.TOMLDecodeError as error:
         raise one_problem(str(path), "TOML", "", str(error)) from error
+
+
+def _twice(path: Path, key: str, text: str) -> Problem:
+    """A key that JSON would take the last value of. Values are not shown: they may be secret."""
+    name = re.escape(json.dumps(key.rpartition("].")[2], ensure_ascii=False))
+    lines = [text.count("\n", 0, match.start()) + 1 for match in re.finditer(rf"{name}\s*:", text)]
+    where = f", in lines {lines[0]} and {lines[1]}" if len(lines) == 2 else ""
+    return Problem(str(path), key, "", f"it is given twice with different values{where}", "keep one of them")

@@ -5,7 +5,6 @@ Precedence: command line > environment (SIMPLETUNER_<KEY>) > file > default. All
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import random
@@ -20,10 +19,10 @@ from simpletuner.config.catalogue import ALIASES, CATALOGUE, DEFAULT_FLAVOUR, FL
 from simpletuner.config.checking import Findings, build, nearest, other_values, sort_keys
 from simpletuner.config.dataloader import load_datasets
 from simpletuner.config.datasets import Datasets
+from simpletuner.config.environment import from_environment, unused
 from simpletuner.config.examples import EXAMPLES, example_folder, instead_of
-from simpletuner.config.files import find_config, one_problem, read_file
+from simpletuner.config.files import find_config, one_problem, parse, read_file
 from simpletuner.config.options import Options, section_of, sections
-from simpletuner.config.process_options import from_launcher
 from simpletuner.config.prompts import gather
 from simpletuner.config.rules import check, without_effect
 from simpletuner.config.section import Section
@@ -31,10 +30,6 @@ from simpletuner.config.validation_rules import check_evaluation
 from simpletuner.config.webhooks import EXAMPLE, WebhookEntry, webhooks
 from simpletuner.errors import ConfigError, Problem, TunerError, masked
 
-ENVIRONMENT_PREFIX = "SIMPLETUNER_"
-# Which configuration is used, and what events say and how they are sent; then variables of the original program that are no options.
-_OURS = {f"SIMPLETUNER_{name}" for name in ("ENVIRONMENT", "ENV", "JOB_ID", "SSL_NO_VERIFY")}
-_THEIRS = {f"SIMPLETUNER_{name}" for name in ("CONFIG_BACKEND", "ALLOW_MODIFYING_BSZ", "LOG_LEVEL")}
 _NO_RESUME = ("false", "none", "no", "off", "0")
 _VARIABLE = re.compile(r"\{(env|example):([^{}]+)\}")
 
@@ -115,25 +110,6 @@ def normalise(values: Mapping[str, Any], file: str, findings: Findings) -> dict[
     return result
 
 
-def _from_environment(environ: Mapping[str, str], findings: Findings) -> dict[str, Any]:
-    """Values by key; a variable that is no option is a problem, as the same mistake on the command line is."""
-    names = [*section_of(), *CATALOGUE, *ALIASES]
-    values: dict[str, Any] = dict(from_launcher(environ))
-    for name, value in environ.items():
-        if not name.startswith(ENVIRONMENT_PREFIX) or name in _OURS:
-            continue
-        key = name.removeprefix(ENVIRONMENT_PREFIX).lower()
-        if name in _THEIRS:
-            findings.notices.append(f"{name}: a variable of the original program, which has no meaning here")
-        elif key in names:
-            values[key] = value
-        else:
-            close = difflib.get_close_matches(key, names, n=1, cutoff=0.6)
-            remedy = f"did you mean {ENVIRONMENT_PREFIX}{close[0].upper()}?" if close else f"unset {name}"
-            findings.problems.append(Problem("environment", name, value, "there is no such option", remedy))
-    return values
-
-
 def _legacy(values: dict[str, Any], findings: Findings) -> None:
     """Old spellings whose value changes too."""
     if values.get("lr_scheduler") == "cosine_with_warmup":
@@ -201,7 +177,7 @@ def _merged(
     where: dict[str, str] = {"": file}
     layers = (
         (content, file),
-        (_from_environment(environ, findings), "environment"),
+        (from_environment(environ, findings), "environment"),
         (overrides, "command line"),
     )
     for written, source in layers:
@@ -241,11 +217,14 @@ def load(
             "configure` or `simpletuner examples copy sana`, or add --example pocket."
         )
     findings = Findings()
-    content = read_file(path)
+    content, twice = parse(path)
+    findings.problems += twice
     if not isinstance(content, Mapping):
         raise one_problem(str(path), "", type(content).__name__, 'it must be one object: {"key": value, …}')
     values, where = _merged(content, str(path), overrides or {}, environ, findings)
     options = _options(values, where, findings)
+    by_name = not (config or env or example or environ.get("CONFIG_PATH"))
+    findings.notices += unused(environ, path, options.precision.mixed_precision, by_name)
     options = _complete(options, where, str(path), findings)
     options = _lycoris(options, path, where, environ, findings)
     receivers = _webhooks(options, where, environ, findings)
@@ -332,7 +311,8 @@ def _datasets(
         )  # fmt: skip
         return None
     try:
-        entries = read_file(file.expanduser())
+        entries, twice = parse(file.expanduser())
+        findings.problems += twice
     except ConfigError as error:
         findings.problems.extend(error.problems)
         return None

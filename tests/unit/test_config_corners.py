@@ -120,6 +120,44 @@ def test_old_names_work_in_the_environment_and_unknown_ones_are_told(write: Load
     assert any("SIMPLETUNER_CONFIG_BACKEND" in n for n in write(environ={"SIMPLETUNER_CONFIG_BACKEND": "toml"}).notices)
 
 
+def test_what_the_original_would_have_read_is_told(write: Load, folder: Path) -> None:
+    variables = {
+        **{"TRAINER_EXTRA_ARGS": "--seed=1", "ACCELERATE_EXTRA_ARGS": "--x", "TRAINING_DYNAMO_BACKEND": "inductor"},
+        **{"CONFIG_BACKEND": "env", "MIXED_PRECISION": "fp16", "ENV": "production"},
+    }
+    quiet = write().notices
+    told = [notice for notice in write(environ=variables).notices if notice not in quiet]
+    assert [notice.split()[0] for notice in told] == list(variables)
+    off = {
+        **dict.fromkeys(variables, ""),
+        "TRAINING_DYNAMO_BACKEND": "no",
+        "CONFIG_BACKEND": "json",
+        "ENV": "/root/.shrc",
+    }
+    assert write(environ={**off, "MIXED_PRECISION": "bf16"}).notices == quiet
+    (folder / "config" / "config.env").write_text("MODEL_TYPE=full\n")
+    assert any("config.env: it is not read, as config.json is" in notice for notice in write().notices)
+
+
+def test_a_key_that_is_there_twice_is_a_problem_unless_both_say_the_same(write: Load, folder: Path) -> None:
+    write()
+    file = folder / "config" / "config.json"
+    file.write_text('{"max_train_steps": 5, "model_type": "full",\n"seed": 1,\n"seed": 2, "sead": 3}')
+    entries = json.loads((folder / "config" / "multidatabackend.json").read_text())
+    whole = json.dumps(entries)
+    (folder / "config" / "multidatabackend.json").write_text(whole.replace("{", '{"repeats": 1, "repeats": 2, ', 1))
+    twice, unknown, dataset = sorted(
+        problems(lambda: load(environ={})), key=lambda text: "sead" in text or 2 * ("[" in text)
+    )
+    assert "config.json: seed: it is given twice with different values, in lines 2 and 3 → keep one of them" in twice
+    assert "sead" in unknown and f"[{entries[0]['id']}].repeats: it is given twice" in dataset
+    (folder / "config" / "multidatabackend.json").write_text(whole)
+    file.write_text('{"max_train_steps": 5, "seed": 2, "seed": 2}')
+    assert load(environ={}).options.training.seed == 2
+    file.write_text('{"max_train_steps": 5, "webhook_config": {"auth_token": "s3cret", "auth_token": "other"}}')
+    assert not any("s3cret" in text or "other" in text for text in problems(lambda: load(environ={})))
+
+
 def test_the_command_line_chooses_the_configuration(write: Load, folder: Path) -> None:
     write()
     other = folder / "config" / "other"
