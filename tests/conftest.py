@@ -24,7 +24,8 @@ ENVIRONMENT = dict(os.environ)
 
 def own_environment(**environment: str) -> dict[str, str]:
     """Of a command: as the tests were started, with this checkout and without a card; and what it is given."""
-    return {**ENVIRONMENT, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", **environment}
+    path = os.pathsep.join(filter(None, [str(ROOT), ENVIRONMENT.get("PYTHONPATH")]))  # packages may lie elsewhere
+    return {**ENVIRONMENT, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "", **environment}
 
 
 @pytest.fixture(scope="session")

@@ -68,11 +68,12 @@ class Memory:
 
 def memory(device: torch.device) -> Memory:
     """What a process may have of a GPU: the driver's figures, or less where a bound was set on torch."""
-    free, total = torch.cuda.mem_get_info(device)
-    bound = int(torch.cuda.get_per_process_memory_fraction(device) * total)
+    index = torch.cuda.current_device() if device.index is None else device.index  # not every call takes a bare "cuda"
+    free, total = torch.cuda.mem_get_info(index)
+    bound = int(torch.cuda.get_per_process_memory_fraction(index) * total)
     if bound >= total:
         return Memory(free, total)
-    return Memory(max(0, min(free, bound - torch.cuda.memory_reserved(device))), min(total, bound + CONTEXT))
+    return Memory(max(0, min(free, bound - torch.cuda.memory_reserved(index))), min(total, bound + CONTEXT))
 
 
 def describe(device: torch.device) -> str:

@@ -10,6 +10,7 @@ Plain steps and graphs use one pool of memory in turn, on one stream, so that to
 
 from __future__ import annotations
 
+import contextlib
 import gc
 from collections import Counter
 from collections.abc import Callable
@@ -27,6 +28,25 @@ LIMIT = 24  # shapes; each graph takes some megabytes on the host and shares its
 Work = Callable[..., tuple[torch.Tensor, ...]]
 Inputs = tuple[torch.Tensor | None, ...]
 Shape = tuple[Any, ...]
+
+
+def undo_failed_capture(pool: Any) -> None:
+    """Undo what torch (2.11 to 2.13) leaves behind where a capture ends in an error; no harm where nothing was left.
+
+    The allocator goes on holding the pool, so that its memory would never come back, and the device's own generator
+    believes that it is being captured, so that every random number on the device would be an error.
+
+    Args:
+        pool: Handle of the pool that was captured into.
+
+    Source: github.com/pytorch/pytorch/pull/190308.
+    """
+    device = torch.cuda.current_device()
+    with contextlib.suppress(RuntimeError):  # "not currently recording": the capture was ended as it should be
+        torch._C._cuda_endAllocateToPool(device, pool)
+        torch._C._cuda_releasePool(device, pool)
+    generator = torch.cuda.default_generators[device]
+    generator.graphsafe_set_state(generator.clone_state())  # the same numbers follow; no capture is remembered
 
 
 @dataclass(slots=True)
@@ -149,7 +169,7 @@ class StepGraphs:
         """Record the work, which does not run; None where that fails."""
         places = tuple(None if t is None else t.clone() for t in inputs)
         gc.collect()  # nothing of an earlier step may keep its gradients' nodes alive
-        pool, stream = self._place()
+        here, (pool, stream) = torch.cuda.current_stream(), self._place()
         graph, handle = torch.cuda.CUDAGraph(), cast(Any, pool.id)
         try:
             # Only this thread's calls are watched: the loader's goes on pinning memory, and encoding, beside it.
@@ -157,6 +177,8 @@ class StepGraphs:
                 outputs = work(*places)
         except RuntimeError as error:  # a call that a capture forbids, or no memory left
             self._clear()
+            torch.cuda.set_stream(here)  # torch's own way back is cut off by the error
+            undo_failed_capture(handle)
             del graph, pool
             self.release()
             self._give_up(str(error).strip().splitlines()[0])

@@ -20,6 +20,8 @@ class Recorder:
         self.free = 100
         self.pooled = False
         self.outside = 0  # plain steps that took other memory
+        self.held = 0  # captures that failed and were not undone
+        self.fraction, self.reserved = 1.0, 0
 
     class Graph:
         def __init__(self) -> None:
@@ -40,6 +42,23 @@ class Recorder:
         def wait_stream(self, other: Any) -> None:
             assert isinstance(other, Recorder.Stream)
 
+    class Generator:
+        captured = True
+
+        def clone_state(self) -> str:
+            return "fresh"
+
+        def graphsafe_set_state(self, state: str) -> None:
+            self.captured = state != "fresh"
+
+    def end(self, device: int, pool: Any) -> None:
+        assert (device, pool) == (0, Recorder.Pool.id)
+        if not self.held:
+            raise RuntimeError("not currently recording to this pool")
+
+    def let_go(self, device: int, pool: Any) -> None:
+        self.held -= 1
+
     @contextmanager
     def inside(self, pool: Any) -> Any:
         assert isinstance(pool, Recorder.Pool)
@@ -55,6 +74,9 @@ class Recorder:
         self.capturing = graph
         try:
             yield
+        except RuntimeError:
+            self.held += 1
+            raise
         finally:
             self.capturing = None
 
@@ -69,13 +91,19 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     monkeypatch.setattr(torch.cuda, "graph", RECORDER.graph)
     for name in ("synchronize", "empty_cache"):
         monkeypatch.setattr(torch.cuda, name, lambda: None)
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", RECORDER.end, raising=False)
+    monkeypatch.setattr(torch._C, "_cuda_releasePool", RECORDER.let_go, raising=False)
+    monkeypatch.setattr(torch.cuda, "default_generators", (RECORDER.Generator(),))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: None)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda index: RECORDER.reserved)
     monkeypatch.setattr(torch.cuda, "MemPool", Recorder.Pool)
     monkeypatch.setattr(torch.cuda, "Stream", Recorder.Stream)
     monkeypatch.setattr(torch.cuda, "current_stream", Recorder.Stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
     monkeypatch.setattr(torch.cuda, "use_mem_pool", RECORDER.inside)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (RECORDER.free, 100))
-    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 1.0)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (RECORDER.free, 100 + 0 * index))
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda index: RECORDER.fraction + 0 * index)
     return RECORDER
 
 
@@ -134,6 +162,7 @@ def test_a_capture_that_fails_is_the_last_one_and_leaves_nothing() -> None:
     assert [work.step(float(n)) for n in range(7)] == [[2.0 * n] * 2 for n in range(7)]
     assert (work.plain, RECORDER.captures, work.cleared, work.after) == (7, 1, 1, 0)
     assert work.graphs.obstacle == "operation not permitted" and "without a CUDA graph" in work.said[0]
+    assert not RECORDER.held and not torch.cuda.default_generators[0].captured, "what torch leaves behind is undone"
 
 
 def test_memory_is_given_back_to_other_shapes_and_the_step_is_made_again() -> None:
@@ -157,11 +186,14 @@ def test_without_graphs_too_little_memory_is_too_little() -> None:
         work.step(1.0)
 
 
-@pytest.mark.parametrize(("free", "captures"), [(80, 1), (10, 2)])
-def test_pictures_get_room_where_there_is_little(free: int, captures: int) -> None:
+@pytest.mark.parametrize(
+    ("free", "fraction", "reserved", "captures"), [(80, 1.0, 0, 1), (10, 1.0, 0, 2), (80, 0.5, 45, 2), (80, 0.5, 5, 1)]
+)
+def test_pictures_get_room_where_there_is_little(free: int, fraction: float, reserved: int, captures: int) -> None:
+    """Little of the card, or of the part of it that torch may take."""
     work = Work()
     for n in range(WARM_UP + 1):
         work.step(float(n))
-    RECORDER.free = free
+    RECORDER.free, RECORDER.fraction, RECORDER.reserved = free, fraction, reserved
     work.graphs.make_room()
     assert work.step(9.0) == [18.0, 18.0] and RECORDER.captures == captures
