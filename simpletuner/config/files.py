@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -55,6 +56,14 @@ def find_config(config: str | None, env: str | None, example: str | None, enviro
             return _in_folder(Path()) or _in_folder(Path("config"))
         return found
     return _in_folder(Path()) or _in_folder(Path("config"))
+
+
+def copied(file: Path) -> str:
+    """The command that makes a file which is not there of its example, which lies beside it or in config/; "" without one."""
+    for example in (file.with_name(f"{file.name}.example"), Path("config") / f"{file.name}.example"):
+        if example.is_file():
+            return f"`cp {shlex.quote(str(example))} {shlex.quote(str(file))}`"
+    return ""
 
 
 def _in_folder(folder: Path) -> Path | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from simpletuner.config.checking import Findings
+from simpletuner.config.files import copied
 from simpletuner.config.options import Options
 from simpletuner.config.prompt_library import LIBRARY
 from simpletuner.errors import ConfigError, Problem
@@ -73,7 +74,8 @@ def of_file(file: Path, read_file: Callable[[Path], Any]) -> tuple[Prompts, list
 def _library(file: Path, where: str, read_file: Callable[[Path], Any], prompts: Prompts, findings: Findings) -> None:
     """The user's own prompts."""
     if not file.is_file():
-        remedy = "`simpletuner examples copy sana FOLDER` writes one to start from"
+        start = copied(file) or "`simpletuner examples copy sana FOLDER`"
+        remedy = f"{start} writes one to start from; or leave it out"
         findings.problems.append(Problem(where, "user_prompt_library", str(file), "there is no such file", remedy))
         return
     try:

@@ -21,7 +21,7 @@ from simpletuner.config.dataloader import load_datasets
 from simpletuner.config.datasets import Datasets
 from simpletuner.config.environment import from_environment, unused
 from simpletuner.config.examples import EXAMPLES, example_folder, instead_of
-from simpletuner.config.files import find_config, one_problem, parse, read_file
+from simpletuner.config.files import copied, find_config, one_problem, parse, read_file
 from simpletuner.config.options import Options, section_of, sections
 from simpletuner.config.prompts import gather
 from simpletuner.config.rules import check, without_effect
@@ -278,7 +278,8 @@ def _lycoris(
         if found is None and adapter.init_lora and "lycoris_config" not in where:
             return options.model_copy(update={"adapter": adapter.model_copy(update={"lycoris_config": {}})})
         if found is None:
-            remedy = f"write into that file, or as the value itself: {lycoris.EXAMPLE}"
+            start = f"{copied(content.expanduser())}; or " if copied(content.expanduser()) else ""
+            remedy = f"{start}write into that file, or as the value itself: {lycoris.EXAMPLE}"
             findings.problems.append(Problem(file, "lycoris_config", str(content), "there is no such file", remedy))
             return options
         try:
@@ -304,10 +305,10 @@ def _datasets(
     """The dataloader file, which lies beside the configuration unless named."""
     file = options.data.data_backend_config or path.with_name("multidatabackend.json")
     if not file.expanduser().is_file():
+        start = copied(file.expanduser()) or "`simpletuner examples copy sana FOLDER`"
         findings.problems.append(
             Problem(where.get("data_backend_config", str(path)), "data_backend_config", str(file),
-                    "there is no such dataloader file",
-                    "`simpletuner examples copy sana FOLDER` writes one to start from: name your folders in it")
+                    "there is no such dataloader file", f"{start} writes one to start from: name your folders in it")
         )  # fmt: skip
         return None
     try:

@@ -1,6 +1,7 @@
 """The configuration room: precedence, spelling, the four classes of keys, and every problem at once."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -434,9 +435,27 @@ def test_prodigy_finds_its_own_rate_where_the_user_is_silent(write: Callable[...
 
 def test_examples_in_the_repository_are_the_packaged_ones() -> None:
     files = sorted((ROOT / "config").glob("*.example"))
-    assert len(files) == 3
+    assert len(files) == 4
     for file in files:
         assert file.read_text() == (ROOT / "simpletuner" / "config" / "examples" / file.name).read_text()
+
+
+def test_a_file_that_is_not_there_names_the_example_that_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the guide says it: the configuration is copied by hand, and nothing else."""
+    shutil.copytree(ROOT / "config", tmp_path / "config", ignore=shutil.ignore_patterns("*.json", "*.toml", "*.env"))
+    monkeypatch.chdir(tmp_path)
+    shutil.copy("config/config.json.example", "config/config.json")
+    names = ("user_prompt_library", "multidatabackend", "lycoris_config")
+    lokr = {"model_type": "lora", "lora_type": "lycoris", "lycoris_config": "config/lycoris_config.json"}
+    texts = sorted(
+        problems(lambda: load(environ={}, overrides=lokr)), key=lambda text: [name in text for name in names]
+    )
+    assert len(texts) == 3
+    for name, text in zip(reversed(names), texts, strict=True):
+        assert f"→ `cp config/{name}.json.example config/{name}.json`" in text
+        shutil.copy(f"config/{name}.json.example", f"config/{name}.json")
+    (left,) = problems(lambda: load(environ={}, overrides=lokr))
+    assert "datasets/my-pictures" in left, "the pictures are a person's own"
 
 
 @pytest.mark.parametrize(
