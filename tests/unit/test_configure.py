@@ -203,7 +203,7 @@ def test_names_that_say_something_are_captions() -> None:
 def test_it_is_told_where_captions_come_from_and_which_are_not_read() -> None:
     four = [(9, 9)] * 4
     for found, entry, said in (
-        (folder_of(*four, captions=2), "textfile", "at least half of the pictures have a text file"),
+        (folder_of(*four, captions=2), "textfile", "the text files beside the pictures: at least half"),
         (replace(folder_of(*four), telling_names=4), "filename", "the names of the files"),
         (folder_of(*four, captions=1), "instanceprompt", "1 of 4 pictures have a caption file: fewer than half"),
     ):
@@ -309,7 +309,18 @@ def test_prompts_say_what_kind_of_thing_it_is_only_where_it_is_known(
 def test_a_caption_becomes_a_prompt_only_where_captions_are_read() -> None:
     said, found = Answers(captions="textfile"), folder_of(*SNAPS, captions=4).only_captioned()
     proposal = proposed(said, found, Machine(0), shape=POCKET)
-    assert content.prompts(proposal, said, found, "sks dog")["own_caption"] == "caption 0"
+    assert content.prompts(proposal, said, found, "sks dog") == {"own_caption": "caption 0"}
+    files = content.files(proposal, said, found, POCKET, Path("config"))
+    assert files[content.CONFIG]["validation_prompt"] == "caption 0", "none of them names the subject"
+    told = replace(found, captions=("My Fox asleep", "two foxes"))
+    files = content.files(proposal, said, told, POCKET, Path("config"))
+    assert files[content.CONFIG]["validation_prompt"] == "a photo of my fox"
+    assert files[content.PROMPTS].keys() == {"close_up", "own_caption"}
+    names = Answers(captions="filename", words="sks dog")
+    made = content.files(proposed(names, found, Machine(0), shape=POCKET), names, found, POCKET, Path("config"))
+    assert made[content.CONFIG]["validation_prompt"] == "0" and made[content.PROMPTS].keys() == {"of_its_kind"}
+    style = Answers(kind="style", captions="textfile")
+    assert not content.untold(proposed(style, found, Machine(0), shape=POCKET), style, found)
 
 
 def test_a_folder_with_another_run_gets_a_fresh_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from simpletuner.cli.configuring.pictures import Pictures
 from simpletuner.cli.configuring.proposal import POCKET, SHARE, Proposal, Shape, validation_share
 from simpletuner.config.catalogue import FLAVOURS
 from simpletuner.config.examples import EXAMPLES
+from simpletuner.data.captions import CaptionRules, captions_for
 
 CONFIG, DATASETS, PROMPTS, LYCORIS = (
     "config.json",
@@ -62,6 +63,8 @@ def files(proposal: Proposal, answers: Answers, pictures: Pictures, shape: Shape
     library = prompts(proposal, answers, pictures, named)
     entries = datasets(proposal, answers, pictures, shape, named)
     config = options(proposal, answers, named, shape, folder)
+    if "own_caption" in library and not answers.validation_prompt and untold(proposal, answers, pictures):
+        config["validation_prompt"] = library.pop("own_caption")
     if not answers.validation:
         config = {
             key: value for key, value in config.items() if key not in ("user_prompt_library", "validation_prompt")
@@ -73,6 +76,20 @@ def files(proposal: Proposal, answers: Answers, pictures: Pictures, shape: Shape
     if proposal.value("method") == "lokr":
         made[LYCORIS] = preset(proposal.preset, LYCORIS)
     return made
+
+
+def captions_read(proposal: Proposal, pictures: Pictures) -> list[str]:
+    """Captions that the run reads from files or their names; none where there is one for all pictures."""
+    strategy = proposal.value("captions")
+    if strategy == "filename":
+        return [captions_for(path, CaptionRules("filename"))[0] for path in pictures.paths]
+    return list(pictures.captions) if strategy == "textfile" else []
+
+
+def untold(proposal: Proposal, answers: Answers, pictures: Pictures) -> bool:
+    """Whether a subject's name is in no caption that the run reads: a prompt with it would show nothing of the run."""
+    read, named = captions_read(proposal, pictures), words(answers, pictures).lower()
+    return answers.kind == "subject" and bool(read) and not any(named in caption.lower() for caption in read)
 
 
 def options(proposal: Proposal, answers: Answers, named: str, shape: Shape, folder: Path) -> dict[str, Any]:
@@ -156,14 +173,15 @@ def prompts(proposal: Proposal, answers: Answers, pictures: Pictures, named: str
     library = {
         nickname: _named(text, answers, named)
         for nickname, text in preset(f"sana-{answers.kind}-full", PROMPTS).items()
-        if nickname != "dog"  # of the subject's kind, but not the subject: its name's last word
+        # The preset's dog is of the subject's kind, but not the subject; below it is what a person's subject is.
+        if nickname != "dog" and not untold(proposal, answers, pictures)
     }
     kind = kind_of_thing(answers)
     if answers.kind == "subject" and kind and kind != named:
         library["of_its_kind"] = f"a photo of {'an' if kind[0].lower() in 'aeiou' else 'a'} {kind} in a garden"
-    captions = [caption for caption in pictures.captions if len(caption) <= _LONGEST]
-    if captions and proposal.value("captions") == "textfile":  # else the run never sees them
-        library["own_caption"] = captions[0]
+    own = [caption for caption in captions_read(proposal, pictures) if 0 < len(caption) <= _LONGEST]
+    if own:
+        library["own_caption"] = own[0]
     return library
 
 

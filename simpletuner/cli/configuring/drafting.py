@@ -11,7 +11,7 @@ from simpletuner.cli.configuring import content, estimates, fresh
 from simpletuner.cli.configuring.answers import Answers
 from simpletuner.cli.configuring.estimates import Model
 from simpletuner.cli.configuring.pictures import Pictures
-from simpletuner.cli.configuring.proposal import SETTINGS, Choice, Machine, Proposal, model, problems, propose
+from simpletuner.cli.configuring.proposal import SETTINGS, Choice, Machine, Proposal, captions, model, problems, propose
 from simpletuner.config.read import RunConfig
 from simpletuner.errors import ConfigError, ModelError, Problem
 from simpletuner.models import imports
@@ -54,7 +54,7 @@ def draft(answers: Answers, pictures: Pictures, machine: Machine, folder: Path, 
     """
     imports.libraries()  # seconds: not before there is something to estimate
     every = pictures
-    if answers.captions == "textfile":
+    if captions(answers, pictures).value == "textfile":
         if not pictures.captioned:
             reason = f"no picture in {pictures.folder} has a text file beside it"
             raise ConfigError([Problem(source, "captions", "textfile", reason, "use instanceprompt, or write some")])
@@ -79,6 +79,9 @@ def draft(answers: Answers, pictures: Pictures, machine: Machine, folder: Path, 
     asked = estimates.subject(config, chosen, list(pictures.sizes))
     notes = [content.told(files[content.DATASETS][0]), *([chosen.note] if chosen.note else [])]
     notes += _left_out(every, pictures) + _of_names(answers, files)
+    if content.untold(proposal, answers, pictures):
+        name = content.words(answers, pictures)
+        notes.append(f"No caption says {name!r}, so the model does not learn that name: the first prompt is a caption.")
     notes += [told_of] if (told_of := fresh.note(proposal, same)) else []
     if proposal.fits is False:
         notes.append(f"Nothing was found that fits into {machine.gib:g} GiB: take a smaller model or resolution.")

@@ -302,9 +302,7 @@ def captions(answers: Answers, pictures: Pictures) -> Choice:
     if answers.captions:
         return Choice(answers.captions, "as you said", True)
     if strategy == "textfile":
-        return Choice(
-            strategy, "at least half of the pictures have a text file beside them; those without are left out"
-        )
+        return Choice(strategy, "the text files beside the pictures: at least half of them have one")
     what = "the names of the files" if strategy == "filename" else "one for all"
     few = (
         f"; {there} of {counted(pictures.count, 'picture')} have a caption file: fewer than half, so these are not read"
