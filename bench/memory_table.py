@@ -66,6 +66,7 @@ ROWS = (
     Row("… every block recomputed, batch 4", {"train_batch_size": 4}),
     Row("… batch 4", {**PLAIN, "train_batch_size": 4}),
     Row("… with EMA", {**PLAIN, "use_ema": True}),
+    Row("… with EMA, `ema_device` `cpu`", {**PLAIN, "use_ema": True, "ema_device": "cpu"}),
     Row("… `adamw_bf16`", {**PLAIN, "optimizer": "adamw_bf16"}),
     Row("… `ao-adamw8bit`, recomputed", {"optimizer": "ao-adamw8bit"}),
     Row("… `ao-adamw8bit`, recomputed, gradients released, VAE tiles, VAE batch 1",
