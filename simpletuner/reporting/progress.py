@@ -9,6 +9,7 @@ from typing import Protocol, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 
 from simpletuner.errors import printable
 from simpletuner.reporting.stages import Stages
@@ -112,13 +113,14 @@ class Reporter:
             return
         columns = (
             TextColumn("{task.description}", markup=False),  # the id of a dataset in brackets is no markup
-            BarColumn(bar_width=30),
+            BarColumn(bar_width=30 if self.console.width >= 110 else 10),
             MofNCompleteColumn(),
             TextColumn("in"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             TextColumn("left"),
-            TextColumn("{task.fields[note]}", markup=False),
+            # In a narrow terminal the note goes on in a second line, and nothing else is cut for it.
+            TextColumn("{task.fields[note]}", markup=False, table_column=Column(no_wrap=False)),
         )
         with Progress(*columns, console=self.console) as progress:
             yield _RichBar(progress, progress.add_task(label, total=total, completed=done, note=""))

@@ -62,6 +62,18 @@ def test_a_bar_names_its_dataset_and_says_which_time_is_which() -> None:
     assert " in 0:00:0" in screen.getvalue() and "0:00:00 left" in screen.getvalue()
 
 
+@pytest.mark.parametrize("width", [80, 100, 140])
+def test_nothing_of_a_bar_is_cut_for_its_note(width: int) -> None:
+    screen, note = StringIO(), "smoothed loss 1.114  lr 1.00e-03  90.8 pictures/s"
+    with Reporter(Console(file=screen, width=width, force_terminal=True, color_system=None)).bar(
+        "Training", 400
+    ) as bar:
+        bar.advance(89, note)
+    said = screen.getvalue()
+    assert "…" not in said and " 89/400" in said and "left" in said
+    assert all(word in said for word in note.split())
+
+
 def test_a_plain_bar_says_how_long_the_rest_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
