@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
 from simpletuner.config.section import Positive, Section
+from simpletuner.errors import Row
 
 
 class PreviewOptions(Section):
@@ -25,6 +27,14 @@ class PreviewOptions(Section):
     pretrained_evaluation_model_name_or_path: str = Field(
         "openai/clip-vit-large-patch14-336", description="Folder or hub id of the CLIP for evaluation_type clip."
     )
+
+
+def preview_problems(options: PreviewOptions) -> Iterator[Row]:
+    """A CLIP that is not there; also where nothing is drawn, since it is wanted the next time."""
+    path = options.pretrained_evaluation_model_name_or_path
+    if options.evaluation_type == "clip" and path.startswith((".", "/", "~")) and not Path(path).expanduser().is_dir():
+        remedy = "give a folder with a CLIPModel, its tokenizer and its image processor, or a hub id"
+        yield ("pretrained_evaluation_model_name_or_path", path, "there is no such folder", remedy)
 
 
 def without_effect(options: PreviewOptions, drawn: bool, where: Mapping[str, str]) -> list[str]:

@@ -11,6 +11,7 @@ from simpletuner.config.noise_rules import noise_problems, noise_without_effect
 from simpletuner.config.optimizer_rules import optimizer_problems, optimizer_without_effect
 from simpletuner.config.options import Options
 from simpletuner.config.precision_rules import precision_problems, precision_without_effect
+from simpletuner.config.preview_options import preview_problems
 from simpletuner.config.preview_options import without_effect as preview_without_effect
 from simpletuner.config.process_options import process_problems, process_without_effect
 from simpletuner.config.publishing_options import publishing_problems, publishing_without_effect
@@ -38,6 +39,7 @@ def check(options: Options, where: Mapping[str, str], config_file: str) -> list[
             *optimizer_problems(options),
             *process_problems(options),
             *reporting_problems(options),
+            *preview_problems(options.previews),
             *publishing_problems(options.publishing),
             *_rest(options),
         )

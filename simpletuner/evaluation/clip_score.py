@@ -6,13 +6,14 @@ In: pictures and prompts. Out: 0 to 100 for each. Downloads nothing where a fold
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
 from simpletuner.errors import ModelError
+from simpletuner.models.base import LoadSource
+from simpletuner.models.load import fetched
 
 AT_ONCE = 8  # pictures per call
 
@@ -32,11 +33,13 @@ class ClipScorer:
         # The form without torchvision, which is not needed for this.
         from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
-        folder = Path(path).expanduser()
-        where = str(folder) if folder.is_dir() else path
+        source = LoadSource(path, key="pretrained_evaluation_model_name_or_path")
+        where = str(source.local or path)
         try:
-            if not folder.is_dir() and path.startswith((".", "/", "~")):
+            if not source.local and path.startswith((".", "/", "~")):
                 raise FileNotFoundError("there is no such folder")
+            if not source.local:
+                fetched(source, "config.json", "CLIP")
             self._model: Any = CLIPModel.from_pretrained(where, dtype=torch.float32)
             self._tokenizer: Any = AutoTokenizer.from_pretrained(where)
             self._processor: Any = CLIPImageProcessorPil.from_pretrained(where)

@@ -26,6 +26,7 @@ from simpletuner.models.base import EncodedText
 
 # diffusers turns a decoder's lack of memory into this warning, and then fails for another reason.
 _HIDDEN_MEMORY = r"(?s).*VAE tiling for large images"
+_NOT_NUMBERS = "invalid value encountered in cast"  # of NumPy, where a pixel is NaN
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +196,7 @@ class Validator:
         watched = {"callback_on_step_end": self.previews.watch(group)} if self.previews else {}
         with self._precision(), warnings.catch_warnings():
             warnings.filterwarnings("error", message=_HIDDEN_MEMORY)
+            warnings.filterwarnings("error", message=_NOT_NUMBERS)
             result = self._pipeline(
                 prompt=None,
                 negative_prompt=None,
@@ -223,6 +225,8 @@ def _write(image: Image.Image, path: Path) -> None:
 
 def _first_line(error: BaseException) -> str:
     text = str(error).strip()
+    if text.startswith(_NOT_NUMBERS):
+        return "its pixels are not numbers (NaN): so are the model's weights, or what it makes of this prompt"
     return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
 
 

@@ -75,19 +75,27 @@ def read_index(source: LoadSource) -> dict[str, Any]:
             f"{source.path!r} ({source.key}) is neither a folder here nor a hub id, which is "
             "owner/name. What to do: correct the path."
         )
+    return _index(source, fetched(source, "model_index.json", "model index"))
+
+
+def fetched(source: LoadSource, name: str, what: str) -> Path:
+    """A file of a hub repository, on this machine; the first that is asked for, so that no library asks in vain.
+
+    Raises:
+        ModelError: The hub refuses; UnreachableError where it cannot be asked and the file was not fetched earlier.
+    """
     from huggingface_hub import hf_hub_download
 
     unreachable = _without_a_hub()
     try:
-        file = Path(hf_hub_download(source.path, "model_index.json", revision=source.revision))
+        return Path(hf_hub_download(source.path, name, revision=source.revision))
     except (OSError, ValueError) as error:
         if not unreachable:
-            raise _explain(source, "model index", error) from error
+            raise _explain(source, what, error) from error
         raise UnreachableError(
-            f"there is no folder {source.path!r} here, it was not downloaded earlier, and {unreachable}. What to do: "
-            "correct the path, or mend the network; HF_ENDPOINT names a mirror."
+            f"there is no folder {source.path!r} here ({source.key}), it was not downloaded earlier, and {unreachable}. What to "
+            "do: correct the path, or mend the network; HF_ENDPOINT names a mirror."
         ) from error
-    return _index(source, file)
 
 
 def _pipeline_below(folder: Path) -> str:

@@ -192,6 +192,18 @@ def test_previews_and_scores_that_change_nothing_are_told(
     assert len(notices) == bool(said) and all(said in notice for notice in notices)
 
 
+def test_a_clip_that_is_not_there_is_a_problem_even_where_nothing_is_drawn(write: Callable[..., RunConfig]) -> None:
+    asked = {
+        "evaluation_type": "clip",
+        "pretrained_evaluation_model_name_or_path": "./clip",
+        "validation_disable": True,
+    }
+    (text,) = problems(lambda: write(asked))
+    assert "pretrained_evaluation_model_name_or_path = './clip': there is no such folder → give a folder" in text
+    Path("clip").mkdir()
+    assert write(asked).options.validation.validation_disable
+
+
 def test_the_guides_keys_each_act(write: Callable[..., RunConfig]) -> None:
     options = write(
         {

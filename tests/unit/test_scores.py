@@ -1,6 +1,7 @@
 """Scores: figures by hand, a CLIP from a folder, what is written and said, and that failing stops nothing."""
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import StringIO
@@ -14,7 +15,7 @@ from PIL import Image
 from rich.console import Console
 
 from simpletuner.data.types import Size
-from simpletuner.errors import ModelError
+from simpletuner.errors import ModelError, UnreachableError
 from simpletuner.evaluation.clip_score import ClipScorer
 from simpletuner.evaluation.scores import Judge, Reference, Score, memorised, sentence, summaries
 from simpletuner.reporting.metrics import MetricsFile
@@ -80,6 +81,24 @@ def test_long_prompts_are_cut_and_counted(clip_folder: Path) -> None:
 def test_a_clip_that_cannot_be_loaded_is_told(tmp_path: Path, path: str) -> None:
     with pytest.raises(ModelError, match="pretrained_evaluation_model_name_or_path"):
         ClipScorer(path.format(tmp=tmp_path))
+
+
+def test_an_unreachable_hub_is_one_sentence_at_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from huggingface_hub import constants
+
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    began = time.monotonic()
+    with pytest.raises(
+        UnreachableError, match=r"no folder 'some/clip' here \(pretrained_eval.*http://127.0.0.1:9 cannot be re"
+    ):
+        ClipScorer("some/clip")
+    assert time.monotonic() - began < 5 and not caplog.records
 
 
 def test_a_picture_like_the_training_pictures_scores_so(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import toy
@@ -165,6 +166,22 @@ def test_one_prompt_that_fails_does_not_stop_the_others_and_is_told_once(tmp_pat
     said = run.said.getvalue()
     assert said.count("WARNING") == 1 and "2 validation pictures could not be drawn ('b' at 8x8, …)" in said
     assert "ValueError: a cat. 2 were; training goes on." in said and "What to do" not in said
+
+
+def test_a_picture_that_is_no_picture_is_told_and_not_written(tmp_path: Path) -> None:
+    pipeline = Pipeline()
+
+    def cast(count: int) -> None:  # as diffusers makes a picture of an array
+        if len(pipeline.calls) == 2:
+            np.full((1, 8, 8, 3), np.nan).round().astype("uint8")
+
+    pipeline.fails = cast
+    run = Run(tmp_path, validator(tmp_path, pipeline, "abc"))
+    assert run.steps(1) == [["a0", "c0"]]
+    assert (
+        "1 validation picture could not be drawn ('b' at 8x8, …): its pixels are not numbers (NaN)"
+        in run.said.getvalue()
+    )
 
 
 def test_a_group_without_room_is_drawn_one_by_one_and_says_what_to_lower(tmp_path: Path) -> None:
