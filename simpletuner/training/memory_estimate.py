@@ -14,6 +14,7 @@ from simpletuner.training.device import CONTEXT
 
 GIB = 2**30
 SLACK = 1.01  # reserved beside in use, where tensors of a step come and go
+PIECES = 0.075  # of what is trained, where steps are graphs: states made between activations leave room that nothing fits
 LIBRARIES = 192 * 2**20  # cuBLAS, cuDNN and pieces that nothing fits into
 SCALES = {
     4: 0.0162,
@@ -182,7 +183,8 @@ def estimate(plan: Plan) -> Estimate:
         phases["pictures"] = waiting + vae + caching.vae_batch * caching.pictures
     phases["captions"] = waiting + text + _text_activations(caching, model) + (vae if caching.vae_stays else 0.0)
     beside = (vae + caching.pictures if caching.vae_stays else 0.0) + (text if caching.text_stays else 0.0)
-    static = weights + states + averages + beside + LIBRARIES
+    pieces = PIECES * (weights - plan.frozen + states + trained * learning.weight) if plan.graph else 0.0
+    static = weights + states + averages + beside + pieces + LIBRARIES
     dynamic = step_dynamic(plan) * SLACK
     phases["steps"] = static + dynamic
     if plan.decoding:
@@ -199,6 +201,7 @@ def estimate(plan: Plan) -> Estimate:
             "encoders": beside,
             "activations and gradients": dynamic,
             "the driver and its libraries": CONTEXT + LIBRARIES,
+            "between these": pieces,
         },
         aside=plan.aside,
     )

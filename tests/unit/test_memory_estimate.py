@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +75,11 @@ def test_the_meter_sees_what_autograd_keeps(way: str) -> None:
 
 
 VAE = 1.16  # GiB, on the GPU throughout when these two were measured
-MEASURED = [  # GiB that torch reserved, or used where there were graphs of several lengths; bench/RESULTS.md
-    ("fast", 1, 4, 0, 12.4),
-    ("fast", 8, 4, 0, 26.8),
-    ("fast", 16, 4, 0, 43.8),
+MEASURED = [  # GiB that torch reserved; bench/RESULTS.md
+    *[("fast", batch, 4, 0, gib) for batch, gib in ((1, 14.1), (4, 17.8), (8, 25.4), (16, 40.0))],
+    *[("fast", batch, 4, 3, gib) for batch, gib in ((1, 13.5), (4, 15.5), (8, 20.5))],
+    *[("fast", batch, 4, 2, gib) for batch, gib in ((1, 13.3), (4, 14.9), (8, 18.4))],
+    *[("fast", batch, 4, 1, gib) for batch, gib in ((1, 13.3), (4, 14.0), (8, 14.6))],
     ("diffusers", 1, 6, 0, 16.1),
     ("diffusers", 8, 6, 0, 42.1),
     ("diffusers", 1, 6, 1, 16.6 - VAE),
@@ -86,16 +88,16 @@ MEASURED = [  # GiB that torch reserved, or used where there were graphs of seve
 
 
 @pytest.mark.parametrize(("forward", "batch", "state", "interval", "gib"), MEASURED)
-def test_within_a_twentieth_of_what_was_measured(
+def test_near_what_was_measured(
     real_size: Path, forward: Forward, batch: int, state: float, interval: int, gib: float
 ) -> None:
     source = LoadSource(str(real_size))
     shape = StepShape(batch, (32, 32), 256, forward, forward == "fast", torch.bfloat16)
     made = SANA.activations(source, shape)
     plan = a_plan(made, Learning(2, state), interval, SANA.footprint(source), 2 * batch * 1024 * 2240)
-    found = memory_estimate.estimate(plan).phases["steps"] - CONTEXT
-    # The fast rows are of commit 43e21fc; since 1ec6d71 a block keeps about 8 MB less of each picture: to be measured anew.
-    less = 0.05 if forward == "diffusers" else 0.08
+    found = memory_estimate.estimate(replace(plan, graph=forward == "fast")).phases["steps"] - CONTEXT
+    # With graphs what fits into no gap is the uncertain part: 0.6 to 1.4 GiB more than the sum.
+    less = 0.05 if forward == "diffusers" else 0.07
     assert (1 - less) * gib <= found / GIB <= 1.05 * gib
 
 
