@@ -113,7 +113,7 @@ class Reporter:
             return
         columns = (
             TextColumn("{task.description}", markup=False),  # the id of a dataset in brackets is no markup
-            BarColumn(bar_width=30 if self.console.width >= 110 else 10),
+            BarColumn(bar_width=30 if self.console.width >= 130 else 10),
             MofNCompleteColumn(),
             TextColumn("in"),
             TimeElapsedColumn(),
