@@ -204,7 +204,7 @@ def sentence(scores: Sequence[Score], reference: Reference | None) -> str:
     if near:
         nearest = min(near, key=lambda score: score.value)
         looked = len(reference.thumbnails) if reference else 0
-        usual = "0 is a copy, 0.6 and more another picture"
+        usual = "0 is a copy, 0.4 and more another picture"
         some = f" of {looked} looked at" if reference and looked < reference.of else ""
         parts.append(
             f"nearest to a training picture{some}: {nearest.nickname!r}, {nearest.value:.2f} from {nearest.more['nearest']} ({usual})"

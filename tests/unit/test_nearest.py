@@ -103,7 +103,7 @@ def test_a_smear_is_no_copy_though_its_colours_are_near_and_a_soft_copy_is_one()
 def test_what_is_no_nearer_than_training_pictures_are_to_each_other_is_no_copy() -> None:
     """One studio: the same things on the table, and something of its own in each. The first is there twice."""
     table = light(1)
-    own = [(table + 0.25 * light(10 + n)).clamp(-1, 1) for n in range(5)]
+    own = [0.6 * table + 0.4 * light(10 + n) for n in range(5)]
     among = Thumbnails((f"{n}", picture) for n, picture in enumerate([own[0], *own[:4]]))
     new, copy = nearest(among, own[4]), nearest(among, own[0])
     assert new.similarity > MEMORISED and new.usual > MEMORISED and not new.memorised
