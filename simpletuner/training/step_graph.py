@@ -23,6 +23,7 @@ from simpletuner.training.device import memory
 
 WARM_UP = 3
 ROOM = 0.3  # of the device's memory must be free for pictures to be drawn beside the graphs
+SHORTAGES = 2  # of memory for a plain step in the pool, after which there are no graphs
 LIMIT = 24  # shapes; each graph takes some megabytes on the host and shares its tensors' memory with the others
 
 Work = Callable[..., tuple[torch.Tensor, ...]]
@@ -86,6 +87,7 @@ class StepGraphs:
         self._pool: torch.cuda.MemPool | None = None
         self._stream: torch.cuda.Stream | None = None
         self._told = False
+        self._short = 0
         self.obstacle: str | None = None
 
     def __call__(self, work: Work, inputs: Inputs) -> tuple[torch.Tensor, ...]:
@@ -129,17 +131,21 @@ class StepGraphs:
         torch.cuda.empty_cache()
 
     def _plainly(self, work: Work, inputs: Inputs) -> tuple[torch.Tensor, ...]:
-        """Without a graph; where the graphs leave too little memory for that, without graphs from now on."""
+        """Without a graph. Where the pool has too little memory, once more with all that is free; at last without graphs.
+
+        In a pool torch gives up at once, where it would else give back what it keeps unused
+        (github.com/pytorch/pytorch/issues/159674).
+        """
         if self.obstacle:
             return work(*inputs)
         try:
             return self._in_the_pool(work, inputs)
         except torch.OutOfMemoryError:
-            if not self._captured:
-                raise
+            self._short += 1
         self._clear()
         self.release()
-        self._give_up("steps of other shapes need its memory")
+        if self._short >= SHORTAGES:
+            self._give_up("steps of other shapes need its memory")
         return work(*inputs)
 
     def _in_the_pool(self, work: Work, inputs: Inputs) -> tuple[torch.Tensor, ...]:

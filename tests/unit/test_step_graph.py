@@ -63,8 +63,10 @@ class Recorder:
     def inside(self, pool: Any) -> Any:
         assert isinstance(pool, Recorder.Pool)
         self.pooled = True
-        yield
-        self.pooled = False
+        try:
+            yield
+        finally:
+            self.pooled = False
 
     @contextmanager
     def graph(self, graph: Any, pool: Any, stream: Any, capture_error_mode: str) -> Any:
@@ -176,8 +178,11 @@ def test_memory_is_given_back_to_other_shapes_and_the_step_is_made_again() -> No
         work.step(float(n))
     full[0] = True
     assert work.step(5.0, rows=9) == [10.0] * 9 and work.cleared == 1
-    assert work.graphs.obstacle and not work.graphs._captured
-    assert work.step(6.0) == [12.0, 12.0] and RECORDER.captures == 1
+    assert not work.graphs.obstacle and not work.graphs._captured and RECORDER.outside == 1
+    assert work.step(6.0) == [12.0, 12.0] and RECORDER.captures == 2, "captured anew"
+    assert work.step(7.0, rows=9) == [14.0] * 9 and work.cleared == 2
+    assert work.graphs.obstacle and not work.graphs._captured, "twice is enough"
+    assert work.step(6.0) == [12.0, 12.0] and RECORDER.captures == 2
 
 
 def test_without_graphs_too_little_memory_is_too_little() -> None:
