@@ -88,7 +88,7 @@ def generate(model: str, debug: bool, **given: Any) -> None:
         "seed": given["seed"],
         "sampler": given["scheduler"],
         "negative": given["negative"],
-        "strength": given["strength"],
+        "strength": given["strength"] if found.adapter else 1.0,  # there is nothing it could act on
         "sizes": tuple(Size(*size) for size in _sizes(given["sizes"])) or None,
     }
     of_run = drawing_again.of_run(found.record)

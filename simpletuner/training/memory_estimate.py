@@ -14,7 +14,9 @@ from simpletuner.training.device import CONTEXT
 
 GIB = 2**30
 SLACK = 1.01  # reserved beside in use, where tensors of a step come and go
-PIECES = 0.075  # of what is trained, where steps are graphs: states made between activations leave room that nothing fits
+PIECES = (
+    0.075  # of what is trained, where steps are graphs: states made between activations leave room that nothing fits
+)
 LIBRARIES = 192 * 2**20  # cuBLAS, cuDNN and pieces that nothing fits into
 SCALES = {
     4: 0.0162,
