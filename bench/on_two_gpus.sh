@@ -33,10 +33,10 @@ second_lane() {
     export CUDA_VISIBLE_DEVICES=1
     local rung
     for rung in 8 16 24 12; do
-        LADDER_S=$(left 150) LADDER="--rungs $rung --gemma" TAIL=30 bash bench/on_gpu.sh "$out/b/$rung" ladder >"$out/b/$rung.txt" 2>&1 &
+        LADDER_S=$(left 150) LADDER="--rungs $rung --gemma" TAIL=30 bash bench/on_gpu.sh "$out/b/$rung" ladder >"$out/b/rung-$rung.txt" 2>&1 &
     done
     wait
-    cat "$out"/b/*.txt
+    cat "$out"/b/rung-*.txt
     timeout "$(left 3)" python3 bench/listening.py --gpu --budget "$(left 25)"
 }
 
