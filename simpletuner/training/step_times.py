@@ -61,8 +61,8 @@ class Step:
 
 
 def milliseconds(step: Step) -> float | None:
-    """About how long one micro-batch and one update take on ``MACHINE``; None for what was not measured."""
-    if step.forward == "plain":
+    """About how long one micro-batch and one update take on ``MACHINE``; None for what was not measured, so small a model too."""
+    if step.forward == "plain" or step.weights <= _SMALL:
         return None
     line = _DIFFUSERS if step.forward == "diffusers" else _FAST if step.graph else _LAUNCHED
     size, again = step.weights / _WEIGHTS, 1 + (RECOMPUTE / step.interval if step.interval else 0.0)

@@ -174,6 +174,7 @@ def test_step_times_are_those_measured() -> None:
     again = step_times.milliseconds(replace(FAST, interval=1))
     assert again is not None and 170 < again < 190
     assert step_times.milliseconds(replace(FAST, forward="plain")) is None
+    assert "not known" in step_times.describe(replace(FAST, weights=4_280_000), "NVIDIA H100 80GB HBM3")
     assert "56.9 pictures/s" in step_times.describe(FAST, "NVIDIA H100 80GB HBM3")
     assert "for NVIDIA RTX 4090 it is not known" in step_times.describe(FAST, "NVIDIA RTX 4090")
     assert "without a GPU it is not known" in step_times.describe(FAST, None)
