@@ -14,6 +14,7 @@ from PIL import Image
 from rich.console import Console
 
 from simpletuner.config.read import load
+from simpletuner.evaluation.lettering import LINE
 from simpletuner.reporting.progress import Reporter
 
 Train = Callable[..., tuple[str, list[dict[str, Any]]]]
@@ -73,7 +74,7 @@ def test_held_out_loss_has_the_same_bits_after_a_resume_and_for_every_batch_size
     assert {line["nickname"] for line in drawn} == {"validation", "unconditional"}
     for name in ("validation", "unconditional"):
         with Image.open(tmp_path / "whole" / "grids" / f"{name}.png") as sheet:
-            assert sheet.size == (110 + 3 * 168 + 8, 24 + 46 + 4 * 168 + 8)
+            assert sheet.size == (110 + 3 * 168 + 8, 24 + LINE + 4 * 168 + 8)
 
     train("parts", max_train_steps=2)
     said, parts = train("parts", max_train_steps=4)
