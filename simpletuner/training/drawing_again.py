@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from simpletuner.data.types import Size
+from simpletuner.wording import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ def told(drawing: Drawing, asked: Mapping[str, object]) -> str:
     """
     said = {
         "guidance": f"guidance {drawing.guidance:g}",
-        "steps": f"{drawing.steps} steps",
+        "steps": counted(drawing.steps, "step"),
         "seed": f"seed {drawing.seed}",
         "sampler": f"sampler {drawing.sampler}" if drawing.sampler else "",
         "negative": f"negative prompt {drawing.negative!r}" if drawing.negative else "",
