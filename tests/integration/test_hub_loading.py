@@ -42,7 +42,7 @@ def test_a_flavour_is_fetched_once_trained_and_drawn_with_when_the_hub_is_gone(
     assert len(weights) == 2, "a download that breaks off is taken up again"
     assert all(r["authorization"] is None for r in served.requests if r["path"].startswith("/cdn/"))
     served.stop()
-    small = ("--prompt", "a", "--steps", 1, "--size", "64", "--no-grid", "--strength", 0)
+    small = ("--prompt", "a", "--steps", 1, "--size", "64", "--guidance", 4, "--seed", 1, "--no-grid", "--strength", 0)
     simpletuner("generate", "out", *small, "--out", "by_hub", **environment)
     by_folder = (pocket / "model", *small[:-2], "--no-instruction", "--tokens", 32, "--out", tmp_path / "by_folder")
     CliRunner().invoke(generate, list(map(str, by_folder)), catch_exceptions=False, standalone_mode=False)
