@@ -52,8 +52,8 @@ class Clock:
     def acts_at(self, step): return False
     def on_stop(self, step, finished): pass
     def on_step_end(self, result): notes.append((result.step, time.perf_counter(), time.process_time()))
-def clocked(trainee, recipe, batches, start, total, hooks, should_stop):
-    return loop(trainee, recipe, batches, start, total, [Clock(), *hooks], should_stop)
+def clocked(trainee, recipe, batches, start, total, hooks, *questions):
+    return loop(trainee, recipe, batches, start, total, [Clock(), *hooks], *questions)
 run.train_loop = clocked
 for line in sys.stdin:
     notes.clear()

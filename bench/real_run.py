@@ -17,7 +17,7 @@ from typing import Any
 from train_1p6b import ROOT, WARM_UP, write_pictures
 
 SHOWN = ("Quantised", "Adapter", "Training", "Encoding", "step", "Optimizer", "Memory", "memory", "WARNING", "Done")
-ESTIMATE = re.compile(r"Memory: about ([\d.]+) GiB .*?steps ([\d.]+)")
+ESTIMATE = re.compile(r"Memory: about ([\d.]+) GiB .*?steps ([\d.]+)(?:.*graphs take up to ([\d.]+))?")
 # Runs the command in a process of its own, and writes down its peaks: of all, and from the first step on.
 MEASURED = """
 import json, sys, torch
@@ -133,7 +133,7 @@ def measure(work: Path, name: str, options: dict[str, Any], cap: float = 0.0) ->
     estimate = next((found for found in map(ESTIMATE.search, said) if found), None)
     row = {
         "run": name,
-        **({"estimate": float(estimate[1])} if estimate else {}),
+        **({"estimate": float(estimate[1]), "estimate graphs": float(estimate[3] or 0)} if estimate else {}),
         **{f"GiB {key}": round(value / 2**30, 2) for key, value in peaks.items()},
         "it/s": round(1 / seconds, 3),
         "pictures/s": round(steps[-1]["samples"] / seconds, 2),

@@ -14,9 +14,8 @@ from simpletuner.training.device import CONTEXT
 
 GIB = 2**30
 SLACK = 1.01  # reserved beside in use, where tensors of a step come and go
-PIECES = (
-    0.075  # of what is trained, where steps are graphs: states made between activations leave room that nothing fits
-)
+# Of what is trained, where steps are graphs: states that are made between activations leave room that nothing fits.
+PIECES = 0.075
 LIBRARIES = 192 * 2**20  # cuBLAS, cuDNN and pieces that nothing fits into
 SCALES = {
     4: 0.0162,
@@ -87,6 +86,7 @@ class Plan:
         accumulates: Gradients of earlier micro-batches are there when a step's forward begins.
         interval: Every n-th block is recomputed; 0 for none.
         graph: Steps are CUDA graphs.
+        shapes: Several shapes of batch are to be expected.
         caching: Of the encoders.
         decoding: Bytes beside the decoder's weights for one validation picture; 0 where none is drawn.
         aside: The transformer's weights leave the GPU while a picture is decoded.
@@ -101,6 +101,7 @@ class Plan:
     accumulates: bool
     interval: int
     graph: bool
+    shapes: bool
     caching: Caching
     decoding: int
     aside: bool = False
@@ -117,11 +118,14 @@ class Estimate:
 
     Attributes:
         phases: Name → bytes.
+        graphs: Bytes that CUDA graphs of several shapes take beside the steps where they are free; without them steps are
+            launched kernel by kernel.
         parts: What is in memory while steps run: name → bytes.
         aside: The transformer leaves the GPU while a validation picture is decoded.
     """
 
     phases: Mapping[str, float]
+    graphs: float = 0.0
     parts: Mapping[str, float] = field(default_factory=dict)
     aside: bool = False
 
@@ -196,6 +200,7 @@ def estimate(plan: Plan) -> Estimate:
         phases["validation"] = static + copy - gone + decoder + plan.decoding + PIXEL_MARGIN
     return Estimate(
         phases={name: value + CONTEXT for name, value in phases.items()},
+        graphs=dynamic if plan.graph and plan.shapes else 0.0,
         parts={
             "weights": weights,
             "optimizer": states,
@@ -217,6 +222,7 @@ def _text_activations(caching: Caching, model: Footprint) -> float:
 
 
 def describe(found: Estimate) -> str:
-    """One line: the peak, and each phase in GiB."""
+    """One line: the peak, each phase in GiB, and what graphs would like beside."""
     told = ", ".join(f"{name} {value / GIB:.1f}" for name, value in found.phases.items())
-    return f"about {found.peak / GIB:.1f} GiB of GPU memory ({told}; half a GiB of each is the driver's)"
+    more = f"; CUDA graphs take up to {found.graphs / GIB:.1f} more where they are free" if found.graphs else ""
+    return f"about {found.peak / GIB:.1f} GiB of GPU memory ({told}; half a GiB of each is the driver's{more})"

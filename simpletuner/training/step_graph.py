@@ -4,8 +4,6 @@ Launching the thousands of kernels of a step takes the host longer than a small 
 them at once. The first steps of a shape run as they are (kernels are compiled, libraries set up); then one step is
 captured, which runs nothing, and from there on replayed on new numbers in the same places. What cannot be captured is
 left to the plain way, for good.
-
-Plain steps and graphs use one pool of memory in turn, on one stream, so that together they take what the largest step takes.
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ import gc
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -23,7 +21,6 @@ from simpletuner.training.device import memory
 
 WARM_UP = 3
 ROOM = 0.3  # of the device's memory must be free for pictures to be drawn beside the graphs
-SHORTAGES = 2  # of memory for a plain step in the pool, after which there are no graphs
 LIMIT = 24  # shapes; each graph takes some megabytes on the host and shares its tensors' memory with the others
 
 Work = Callable[..., tuple[torch.Tensor, ...]]
@@ -84,10 +81,8 @@ class StepGraphs:
         self._after_capture, self._clear, self._say = after_capture, clear, say
         self._seen: Counter[Shape] = Counter()
         self._captured: dict[Shape, Captured] = {}
-        self._pool: torch.cuda.MemPool | None = None
-        self._stream: torch.cuda.Stream | None = None
+        self._pool: Any = None
         self._told = False
-        self._short = 0
         self.obstacle: str | None = None
 
     def __call__(self, work: Work, inputs: Inputs) -> tuple[torch.Tensor, ...]:
@@ -114,12 +109,12 @@ class StepGraphs:
         return tuple(output.clone() for output in captured.outputs)
 
     def make_room(self) -> None:
-        """Before other work on the device: give the steps' memory back where little else is free.
+        """Before other work on the device: give the graphs' memory back where little else is free.
 
-        The pool keeps the memory of a whole step for itself. A graph is captured anew when the next step of its shape comes.
+        A graph keeps the memory of a whole step for itself. It is captured anew when the next step of its shape comes.
         """
         here = memory(torch.device("cuda"))
-        if self._pool and here.free < ROOM * here.total:
+        if self._captured and here.free < ROOM * here.total:
             self.release()
 
     def release(self) -> None:
@@ -131,41 +126,19 @@ class StepGraphs:
         torch.cuda.empty_cache()
 
     def _plainly(self, work: Work, inputs: Inputs) -> tuple[torch.Tensor, ...]:
-        """Without a graph. Where the pool has too little memory, once more with all that is free; at last without graphs.
+        """Without a graph; where the graphs leave too little memory for that, without graphs from now on.
 
-        In a pool torch gives up at once, where it would else give back what it keeps unused
-        (github.com/pytorch/pytorch/issues/159674).
+        Not in the graphs' pool: what a step leaves there (tables of addresses) would lie in memory that a graph writes over.
         """
-        if self.obstacle:
-            return work(*inputs)
         try:
-            return self._in_the_pool(work, inputs)
+            return work(*inputs)
         except torch.OutOfMemoryError:
-            self._short += 1
+            if not self._captured:
+                raise
         self._clear()
         self.release()
-        if self._short >= SHORTAGES:
-            self._give_up("steps of other shapes need its memory")
+        self._give_up("steps of other shapes need its memory")
         return work(*inputs)
-
-    def _in_the_pool(self, work: Work, inputs: Inputs) -> tuple[torch.Tensor, ...]:
-        """A plain step in the graphs' memory, which is idle while none is replayed.
-
-        On the stream of the captures, since freed memory is used again by its own stream alone; and with backward in this
-        thread, the only one whose allocations go to the pool.
-        """
-        here, (pool, stream) = torch.cuda.current_stream(), self._place()
-        stream.wait_stream(here)
-        with torch.cuda.stream(stream), torch.cuda.use_mem_pool(pool), torch.autograd.set_multithreading_enabled(False):
-            outputs = work(*inputs)
-        here.wait_stream(stream)
-        return tuple(output.clone() for output in outputs)
-
-    def _place(self) -> tuple[torch.cuda.MemPool, torch.cuda.Stream]:
-        """Where steps run, from the first one on."""
-        self._pool = self._pool or torch.cuda.MemPool()
-        self._stream = self._stream or torch.cuda.Stream()
-        return self._pool, self._stream
 
     def _give_up(self, why: str) -> None:
         self.obstacle = why
@@ -175,24 +148,27 @@ class StepGraphs:
         """Record the work, which does not run; None where that fails."""
         places = tuple(None if t is None else t.clone() for t in inputs)
         gc.collect()  # nothing of an earlier step may keep its gradients' nodes alive
-        here, (pool, stream) = torch.cuda.current_stream(), self._place()
-        graph, handle = torch.cuda.CUDAGraph(), cast(Any, pool.id)
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()  # the graph has memory of its own: give back what the plain steps had
+        before, here = torch.cuda.memory_reserved(), torch.cuda.current_stream()
+        graph, pool = torch.cuda.CUDAGraph(), self._pool or torch.cuda.graph_pool_handle()
         try:
             # Only this thread's calls are watched: the loader's goes on pinning memory, and encoding, beside it.
-            with torch.cuda.graph(graph, pool=handle, stream=stream, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                 outputs = work(*places)
         except RuntimeError as error:  # a call that a capture forbids, or no memory left
             self._clear()
             torch.cuda.set_stream(here)  # torch's own way back is cut off by the error
-            undo_failed_capture(handle)
-            del graph, pool
+            undo_failed_capture(pool)
+            del graph
             self.release()
-            self._give_up(str(error).strip().splitlines()[0])
+            self._give_up(next(iter(str(error).strip().splitlines()), type(error).__name__))
             return None
         if not self._told:
-            size = sum(segment["total_size"] for segment in pool.snapshot()) / 2**30
-            self._say(f"From here on a step is one CUDA graph; steps keep {size:.1f} GiB of memory for themselves")
+            size = (torch.cuda.memory_reserved() - before) / 2**30
+            self._say(f"From here on a step is one CUDA graph, which keeps {size:.1f} GiB of memory")
             self._told = True
+        self._pool = pool
         self._after_capture()
         self._captured[shape] = Captured(graph, places, outputs)
         return self._captured[shape]

@@ -95,6 +95,7 @@ def plan_of(subject: Subject) -> Plan:
         accumulates=options.training.gradient_accumulation_steps > 1,
         interval=interval(options),
         graph=replays(subject),
+        shapes=True,  # captions have several lengths
         caching=_caching(subject, base != "no_change" and options.precision.quantize_via != "cpu"),
         decoding=decoding_bytes(subject),
     )

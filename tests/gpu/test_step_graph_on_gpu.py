@@ -76,35 +76,3 @@ def test_graphs_give_their_memory_back_and_come_again(monkeypatch: pytest.Monkey
     assert work.ran == WARM_UP + 2, "captured twice"
     for a, b in zip(found, plain(steps), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
-
-
-def test_plain_steps_and_graphs_of_several_shapes_share_one_memory() -> None:
-    """Together they take what the largest takes, not a step each for graphs and for plain steps."""
-
-    def step(rows: int) -> None:
-        x, rate = torch.ones(rows, 2048, device=GPU), torch.full((), 1e-6, device=GPU)
-        graphs(work, (x, rate))
-
-    def work(x: torch.Tensor, rate: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        for _ in range(6):
-            x = torch.sin(x @ weight)  # keeps two activations of x's size
-        x.sum().backward()
-        with torch.no_grad():
-            weight.sub_(rate * weight.grad)
-        weight.grad = None
-        return (x.detach().mean(),)
-
-    weight, said = torch.nn.Parameter(torch.eye(2048, device=GPU)), list[str]()
-    graphs = StepGraphs(lambda: None, lambda: None, said.append)
-    rows = 16384  # 128 MiB an activation
-    torch.cuda.synchronize()
-    torch.cuda.empty_cache()
-    before = torch.cuda.memory_reserved()
-    torch.cuda.reset_peak_memory_stats()
-    for n in range(24):
-        step((rows, rows // 2, rows // 4)[n % 3])
-    assert len(graphs._captured) == 3 and not graphs.obstacle
-    used = (torch.cuda.max_memory_reserved() - before) / 2**30
-    assert used < 2.4, f"a step of the largest shape takes about 1.9 GiB, all together took {used:.1f}"
-    graphs.release()
-    assert (torch.cuda.memory_reserved() - before) / 2**30 < 0.2

@@ -1,7 +1,7 @@
 """When a step is captured, replayed, given up or made again; CUDA itself is stood in for, as there is none here."""
 
 from collections.abc import Callable
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -9,6 +9,8 @@ import torch
 
 from simpletuner.training import step_graph
 from simpletuner.training.step_graph import WARM_UP, StepGraphs
+
+POOL = (0, 7)
 
 
 class Recorder:
@@ -18,8 +20,7 @@ class Recorder:
         self.capturing: Recorder.Graph | None = None
         self.captures = self.replays = 0
         self.free = 100
-        self.pooled = False
-        self.outside = 0  # plain steps that took other memory
+        self.streams: list[str] = []
         self.held = 0  # captures that failed and were not undone
         self.fraction, self.reserved = 1.0, 0
 
@@ -32,16 +33,6 @@ class Recorder:
             assert self.run is not None
             self.run()
 
-    class Pool:
-        id = (0, 7)
-
-        def snapshot(self) -> list[dict[str, int]]:
-            return [{"total_size": 2**30}]
-
-    class Stream:
-        def wait_stream(self, other: Any) -> None:
-            assert isinstance(other, Recorder.Stream)
-
     class Generator:
         captured = True
 
@@ -52,7 +43,7 @@ class Recorder:
             self.captured = state != "fresh"
 
     def end(self, device: int, pool: Any) -> None:
-        assert (device, pool) == (0, Recorder.Pool.id)
+        assert (device, pool) == (0, POOL)
         if not self.held:
             raise RuntimeError("not currently recording to this pool")
 
@@ -60,18 +51,9 @@ class Recorder:
         self.held -= 1
 
     @contextmanager
-    def inside(self, pool: Any) -> Any:
-        assert isinstance(pool, Recorder.Pool)
-        self.pooled = True
-        try:
-            yield
-        finally:
-            self.pooled = False
-
-    @contextmanager
-    def graph(self, graph: Any, pool: Any, stream: Any, capture_error_mode: str) -> Any:
+    def graph(self, graph: Any, pool: Any, capture_error_mode: str) -> Any:
         assert capture_error_mode == "thread_local", "the loader's thread goes on beside it"
-        assert pool == Recorder.Pool.id and isinstance(stream, Recorder.Stream)
+        assert pool == POOL, "all graphs share one"
         self.captures += 1
         self.capturing = graph
         try:
@@ -97,13 +79,10 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     monkeypatch.setattr(torch._C, "_cuda_releasePool", RECORDER.let_go, raising=False)
     monkeypatch.setattr(torch.cuda, "default_generators", (RECORDER.Generator(),))
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: None)
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda index: RECORDER.reserved)
-    monkeypatch.setattr(torch.cuda, "MemPool", Recorder.Pool)
-    monkeypatch.setattr(torch.cuda, "Stream", Recorder.Stream)
-    monkeypatch.setattr(torch.cuda, "current_stream", Recorder.Stream)
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
-    monkeypatch.setattr(torch.cuda, "use_mem_pool", RECORDER.inside)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: "the usual one")
+    monkeypatch.setattr(torch.cuda, "set_stream", RECORDER.streams.append)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: POOL)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda index=0: RECORDER.reserved)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (RECORDER.free, 100 + 0 * index))
     monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda index: RECORDER.fraction + 0 * index)
     return RECORDER
@@ -130,7 +109,6 @@ class Work:
             graph.run = lambda: torch.mul(x, 2, out=out)
             return (out,)
         self.plain += 1
-        RECORDER.outside += not RECORDER.pooled
         return (2 * x,)
 
     def step(self, value: float, rows: int = 2, extra: bool = False) -> list[float]:
@@ -144,7 +122,6 @@ def test_a_shape_is_captured_after_its_first_steps_and_replayed_on_new_numbers()
     assert kept == [[2.0 * n] * 2 for n in range(8)], "earlier results are not written over"
     assert (work.plain, RECORDER.captures, RECORDER.replays, work.after) == (WARM_UP, 1, 8 - WARM_UP, 1)
     assert len(work.said) == 1 and "one CUDA graph" in work.said[0]
-    assert not RECORDER.outside, "plain steps use the graphs' memory"
     for n in range(WARM_UP + 2):  # other shapes are graphs of their own
         assert work.step(float(n), rows=3) == [2.0 * n] * 3 and work.step(1.0, extra=True) == [2.0, 2.0]
     assert RECORDER.captures == 3 and len(work.said) == 1
@@ -165,6 +142,7 @@ def test_a_capture_that_fails_is_the_last_one_and_leaves_nothing() -> None:
     assert (work.plain, RECORDER.captures, work.cleared, work.after) == (7, 1, 1, 0)
     assert work.graphs.obstacle == "operation not permitted" and "without a CUDA graph" in work.said[0]
     assert not RECORDER.held and not torch.cuda.default_generators[0].captured, "what torch leaves behind is undone"
+    assert RECORDER.streams == ["the usual one"]
 
 
 def test_memory_is_given_back_to_other_shapes_and_the_step_is_made_again() -> None:
@@ -178,11 +156,8 @@ def test_memory_is_given_back_to_other_shapes_and_the_step_is_made_again() -> No
         work.step(float(n))
     full[0] = True
     assert work.step(5.0, rows=9) == [10.0] * 9 and work.cleared == 1
-    assert not work.graphs.obstacle and not work.graphs._captured and RECORDER.outside == 1
-    assert work.step(6.0) == [12.0, 12.0] and RECORDER.captures == 2, "captured anew"
-    assert work.step(7.0, rows=9) == [14.0] * 9 and work.cleared == 2
-    assert work.graphs.obstacle and not work.graphs._captured, "twice is enough"
-    assert work.step(6.0) == [12.0, 12.0] and RECORDER.captures == 2
+    assert work.graphs.obstacle and not work.graphs._captured
+    assert work.step(6.0) == [12.0, 12.0] and RECORDER.captures == 1
 
 
 def test_without_graphs_too_little_memory_is_too_little() -> None:
