@@ -82,6 +82,7 @@ class StepGraphs:
         self._seen: Counter[Shape] = Counter()
         self._captured: dict[Shape, Captured] = {}
         self._pool: Any = None
+        self._size = 0  # bytes that the graphs keep for themselves
         self._told = False
         self.obstacle: str | None = None
 
@@ -121,15 +122,18 @@ class StepGraphs:
         """Forget all graphs; each is captured anew at the next step of its shape."""
         torch.cuda.synchronize()
         self._captured.clear()
-        self._pool = None
+        self._pool, self._size = None, 0
         gc.collect()
         torch.cuda.empty_cache()
 
     def _plainly(self, work: Work, inputs: Inputs) -> tuple[torch.Tensor, ...]:
-        """Without a graph; where the graphs leave too little memory for that, without graphs from now on.
+        """Without a graph; where the graphs leave too little memory for that, they give it back first.
 
         Not in the graphs' pool: what a step leaves there (tables of addresses) would lie in memory that a graph writes over.
+        Where memory is short all the same, there are no graphs from now on.
         """
+        if self._captured and self._room() < self._size:  # another shape's step takes about what theirs does
+            self.release()
         try:
             return work(*inputs)
         except torch.OutOfMemoryError:
@@ -139,6 +143,11 @@ class StepGraphs:
         self.release()
         self._give_up("steps of other shapes need its memory")
         return work(*inputs)
+
+    def _room(self) -> int:
+        """Bytes that a plain step can have beside the graphs: what is free, and what torch keeps unused of earlier steps."""
+        unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated() - self._size
+        return memory(torch.device("cuda")).free + max(0, unused)
 
     def _give_up(self, why: str) -> None:
         self.obstacle = why
@@ -164,9 +173,9 @@ class StepGraphs:
             self.release()
             self._give_up(next(iter(str(error).strip().splitlines()), type(error).__name__))
             return None
+        self._size += torch.cuda.memory_reserved() - before
         if not self._told:
-            size = (torch.cuda.memory_reserved() - before) / 2**30
-            self._say(f"From here on a step is one CUDA graph, which keeps {size:.1f} GiB of memory")
+            self._say(f"From here on a step is one CUDA graph, which keeps {self._size / 2**30:.1f} GiB of memory")
             self._told = True
         self._pool = pool
         self._after_capture()

@@ -22,7 +22,8 @@ class Recorder:
         self.free = 100
         self.streams: list[str] = []
         self.held = 0  # captures that failed and were not undone
-        self.fraction, self.reserved = 1.0, 0
+        self.fraction, self.reserved, self.allocated = 1.0, 0, 0
+        self.grows = 0  # by what a capture takes
 
     class Graph:
         def __init__(self) -> None:
@@ -55,6 +56,7 @@ class Recorder:
         assert capture_error_mode == "thread_local", "the loader's thread goes on beside it"
         assert pool == POOL, "all graphs share one"
         self.captures += 1
+        self.reserved += self.grows
         self.capturing = graph
         try:
             yield
@@ -83,6 +85,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     monkeypatch.setattr(torch.cuda, "set_stream", RECORDER.streams.append)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: POOL)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda index=0: RECORDER.reserved)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: RECORDER.allocated)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (RECORDER.free, 100 + 0 * index))
     monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda index: RECORDER.fraction + 0 * index)
     return RECORDER
@@ -158,6 +161,24 @@ def test_memory_is_given_back_to_other_shapes_and_the_step_is_made_again() -> No
     assert work.step(5.0, rows=9) == [10.0] * 9 and work.cleared == 1
     assert work.graphs.obstacle and not work.graphs._captured
     assert work.step(6.0) == [12.0, 12.0] and RECORDER.captures == 1
+
+
+@pytest.mark.parametrize(("free", "unused", "captures"), [(40, 0, 2), (20, 0, 3), (20, 25, 2)])
+def test_graphs_give_way_to_a_step_of_another_shape_where_both_do_not_fit(
+    free: int, unused: int, captures: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """30 of 100 bytes are the graph's: another step fits beside it if 30 more are free, or kept by torch and unused."""
+    monkeypatch.setattr(step_graph, "WARM_UP", 1)
+    work = Work()
+    RECORDER.grows, RECORDER.allocated = 30, 10
+    RECORDER.reserved = 10
+    work.step(1.0), work.step(2.0)
+    assert RECORDER.captures == 1 and work.graphs._size == 30
+    RECORDER.free, RECORDER.reserved, RECORDER.grows = free, 40 + unused, 0
+    assert work.step(3.0, rows=5) == [6.0] * 5
+    assert bool(work.graphs._captured) == (captures == 2) and not work.graphs.obstacle
+    assert work.step(4.0) == [8.0] * 2 and work.step(5.0, rows=5) == [10.0] * 5
+    assert RECORDER.captures == captures, "what gave way is captured anew"
 
 
 def test_without_graphs_too_little_memory_is_too_little() -> None:
