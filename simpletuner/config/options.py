@@ -113,7 +113,7 @@ class PrecisionOptions(Section):
     memory: Annotated[Literal["as_set", "auto"] | Annotated[float, Field(gt=0.0)], BeforeValidator(parse_memory)] = (
         Field(
             "as_set",
-            description="as_set: only what is set; auto: recompute, CUDA graphs, VAE tiles and VAE batch by the GPU's free "
+            description="as_set: only what is set; auto: recompute, VAE tiles and VAE batch by the GPU's free "
             "memory, where they are not set; a number: the same within so many GiB, and never more.",
         )
     )

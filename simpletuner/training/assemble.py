@@ -179,7 +179,7 @@ def make_trainee(session: Session, parts: Components, adapter: Adapter | None) -
     replays = fast_path.can_replay(ways, trainee, options.training.gradient_accumulation_steps, quantised)
     if replays and session.ranks.several:
         session.reporter.say("Note: with several processes steps are launched kernel by kernel, without a CUDA graph")
-    elif replays and session.graphs:
+    elif replays:
         guarded: Any = optimizer
         trainee.graphs = StepGraphs(guarded.after_capture, guarded.zero_grad, session.reporter.say)
     return trainee

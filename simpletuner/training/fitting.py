@@ -133,14 +133,11 @@ def quickest(subject: Subject, budget: float) -> Way:
     batch = options.data.vae_batch_size
     batches = [batch] if "vae_batch_size" in where else memory_choice.batches(batch)
     kept = sorted(keys | ({"vae_enable_tiling", "vae_batch_size"} & where.keys()))
-    first = Choice(intervals[0], True, tilings[0], batch)
-    shape = translate_memory.step_shape(subject)
-    tokens = shape.batch * subject.facts.tokens(*shape.latents)
+    first = Choice(intervals[0], tilings[0], batch)
     estimate = estimator(subject, MARGIN * budget)
-    steps = memory_choice.step_ways(intervals, translate_memory.replays(subject), tokens)
     vae = memory_choice.vae_ways(tilings, batches)
-    choice = memory_choice.choose(estimate, first, steps, vae, MARGIN * budget)
-    return Way(choice, Choice(intervals[-1], False, tilings[-1], batches[-1]), estimate, kept)
+    choice = memory_choice.choose(estimate, first, intervals, vae, MARGIN * budget)
+    return Way(choice, Choice(intervals[-1], tilings[-1], batches[-1]), estimate, kept)
 
 
 def estimator(subject: Subject, budget: float) -> Callable[[Choice], Estimate]:
@@ -153,7 +150,7 @@ def estimator(subject: Subject, budget: float) -> Callable[[Choice], Estimate]:
     def estimate(choice: Choice) -> Estimate:
         base = plan(choice.tiling)
         caching = replace(base.caching, vae_batch=min(base.caching.vae_batch, choice.vae_batch))
-        changed = replace(base, interval=choice.interval, graph=base.graph and choice.graph, caching=caching)
+        changed = replace(base, interval=choice.interval, caching=caching)
         return translate_memory.within(subject, changed, budget)
 
     return estimate
@@ -173,7 +170,6 @@ def _put(session: Session, subject: Subject, choice: Choice) -> None:
     changed = options.model_copy(update={"precision": precision, "data": data})
     session.config = replace(session.config, options=changed)
     session.source = replace(session.source, vae_tiling=choice.tiling)
-    session.graphs = choice.graph
     for item in subject.found:
         if item.source.encode_batch > choice.vae_batch:
             item.source = replace(item.source, encode_batch=choice.vae_batch)

@@ -1,7 +1,7 @@
-"""Fit a run to the memory there is: which blocks are recomputed, graphs or none, how the VAE works. Pure functions.
+"""Fit a run to the memory there is: which blocks are recomputed, and how the VAE works. Pure functions.
 
 In: an estimate as a function of a ``Choice``, and a budget. Out: the quickest choice that fits, or None. None of these
-changes what a result means: recomputed activations are the same numbers, a graph launches the same kernels.
+changes what a result means: recomputed activations are the same numbers.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from simpletuner.training.memory_estimate import GIB, Estimate
 
 INTERVALS = (0, 3, 2, 1)  # from no block recomputed to all of them
 VAE_PHASES = ("pictures", "validation")
-LAUNCH_BOUND = 4096  # tokens of a batch below which a graph is worth more than what recomputation costs
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,30 +21,13 @@ class Choice:
 
     Attributes:
         interval: Every n-th block is recomputed; 0 for none.
-        graph: Steps may be CUDA graphs.
         tiling: The VAE works in tiles.
         vae_batch: Pictures in a call of the VAE's encoder.
     """
 
     interval: int
-    graph: bool
     tiling: bool
     vae_batch: int
-
-
-def step_ways(intervals: Sequence[int], graphs: bool, tokens: int) -> list[tuple[int, bool]]:
-    """(interval, graph) from the quickest to the smallest.
-
-    Args:
-        intervals: Those to choose from, the quickest first.
-        graphs: Whether this run can have graphs at all.
-        tokens: Of a whole batch: a small one waits for launches, so that there a graph is given up last.
-    """
-    if not graphs:
-        return [(interval, False) for interval in intervals]
-    if tokens < LAUNCH_BOUND:
-        return [(interval, graph) for graph in (True, False) for interval in intervals]
-    return [(interval, graph) for interval in intervals for graph in (True, False)]
 
 
 def vae_ways(tilings: Sequence[bool], batches: Sequence[int]) -> list[tuple[bool, int]]:
@@ -56,7 +38,7 @@ def vae_ways(tilings: Sequence[bool], batches: Sequence[int]) -> list[tuple[bool
 def choose(
     estimate: Callable[[Choice], Estimate],
     first: Choice,
-    steps: Sequence[tuple[int, bool]],
+    intervals: Sequence[int],
     vae: Sequence[tuple[bool, int]],
     budget: float,
 ) -> Choice | None:
@@ -65,7 +47,7 @@ def choose(
     Args:
         estimate: Of a choice.
         first: To start from.
-        steps: Ways of making steps, in order.
+        intervals: From which to choose ``interval``, in order.
         vae: Ways of the VAE, in order.
         budget: Bytes, the driver's context included.
 
@@ -78,10 +60,9 @@ def choose(
         phases = estimate(chosen).phases
         if all(phases.get(name, 0.0) <= budget for name in VAE_PHASES):
             break
-    for interval, graph in steps:
-        candidate = replace(chosen, interval=interval, graph=graph)
-        found = estimate(candidate)
-        if found.peak <= budget and found.phases["steps"] + found.graphs <= budget:
+    for interval in intervals:
+        candidate = replace(chosen, interval=interval)
+        if estimate(candidate).peak <= budget:
             return candidate
     return None
 
@@ -98,8 +79,6 @@ def told(choice: Choice, found: Estimate, budget: float, kept: Sequence[str]) ->
     """The choice in one line, and why."""
     which = {0: "no block", 1: "every block", 2: "every 2nd block", 3: "every 3rd block"}  # more only where it is set
     parts = [f"{which.get(choice.interval, f'one block in {choice.interval}')} is recomputed"]
-    parts.append("CUDA graphs where they can be" if choice.graph else "no CUDA graphs")
     parts.append(f"the VAE takes {choice.vae_batch} at a time{', in tiles' if choice.tiling else ''}")
     set_ones = f"; kept as set: {', '.join(kept)}" if kept else ""
-    need = (found.peak if not found.graphs else max(found.peak, found.phases["steps"] + found.graphs)) / GIB
-    return f"memory: {', '.join(parts)}: about {need:.1f} of {budget / GIB:.1f} GiB{set_ones}"
+    return f"memory: {', '.join(parts)}: about {found.peak / GIB:.1f} of {budget / GIB:.1f} GiB{set_ones}"

@@ -118,8 +118,7 @@ class Estimate:
 
     Attributes:
         phases: Name → bytes.
-        graphs: Bytes that CUDA graphs of several shapes take beside the steps where they are free; without them steps are
-            launched kernel by kernel.
+        graphs: Bytes that CUDA graphs of several shapes take beside the steps where they are free; where not, they give way.
         parts: What is in memory while steps run: name → bytes.
         aside: The transformer leaves the GPU while a validation picture is decoded.
     """

@@ -26,34 +26,27 @@ def costs(choice: Choice) -> Estimate:
     steps = {0: 40.0, 3: 30.0, 2: 25.0, 1: 12.0}[choice.interval]
     pictures = choice.vae_batch * (2.0 if choice.tiling else 8.0)
     phases = {"pictures": pictures, "steps": steps, "validation": 10.0 - 2 * choice.tiling}
-    return Estimate(phases, graphs=steps / 2 if choice.graph else 0.0)
-
-
-WAYS = memory_choice.step_ways(memory_choice.INTERVALS, True, 8192)
+    return Estimate(phases)
 
 
 @pytest.mark.parametrize(
     ("budget", "expected"),
     [
-        (60.0, Choice(0, True, False, 4)),
-        (59.0, Choice(0, False, False, 4)),
-        (39.0, Choice(3, False, False, 4)),
-        (29.0, Choice(2, False, False, 2)),
-        (18.0, Choice(1, True, False, 2)),
-        (12.0, Choice(1, False, False, 1)),
+        (40.0, Choice(0, False, 4)),
+        (39.0, Choice(3, False, 4)),
+        (29.0, Choice(2, False, 2)),
+        (18.0, Choice(1, False, 2)),
+        (12.0, Choice(1, False, 1)),
         (9.0, None),
     ],
 )
 def test_the_quickest_that_fits(budget: float, expected: Choice | None) -> None:
     vae = memory_choice.vae_ways([False, True], memory_choice.batches(4))
-    found = memory_choice.choose(costs, Choice(0, True, False, 4), WAYS, vae, budget)
+    found = memory_choice.choose(costs, Choice(0, False, 4), memory_choice.INTERVALS, vae, budget)
     assert found == expected
 
 
-def test_a_small_batch_gives_up_graphs_last() -> None:
-    assert memory_choice.step_ways((0, 1), True, 1024) == [(0, True), (1, True), (0, False), (1, False)]
-    assert memory_choice.step_ways((0, 1), True, 8192) == [(0, True), (0, False), (1, True), (1, False)]
-    assert memory_choice.step_ways((0, 1), False, 1024) == [(0, False), (1, False)]
+def test_batches_are_halved() -> None:
     assert memory_choice.batches(6) == [6, 3, 1]
 
 
@@ -62,15 +55,15 @@ def test_a_small_batch_gives_up_graphs_last() -> None:
     [(0, "no block is"), (1, "every block is"), (3, "every 3rd block is"), (4, "one block in 4 is")],
 )
 def test_which_blocks_are_recomputed_is_told(interval: int, said: str) -> None:
-    line = memory_choice.told(Choice(interval, False, False, 4), Estimate({"steps": 7 * GIB}), 8 * GIB, [])
+    line = memory_choice.told(Choice(interval, False, 4), Estimate({"steps": 7 * GIB}), 8 * GIB, [])
     assert f"memory: {said} recomputed" in line
 
 
 def test_told_in_one_line() -> None:
-    choice = Choice(3, False, True, 2)
+    choice = Choice(3, True, 2)
     line = memory_choice.told(choice, Estimate({"steps": 7 * GIB}), 8 * GIB, ["vae_batch_size"])
     assert line == (
-        "memory: every 3rd block is recomputed, no CUDA graphs, the VAE takes 2 at a time, in tiles: about 7.0 of 8.0 GiB; "
+        "memory: every 3rd block is recomputed, the VAE takes 2 at a time, in tiles: about 7.0 of 8.0 GiB; "
         "kept as set: vae_batch_size"
     )
 

@@ -171,12 +171,11 @@ def _memory(asked: Subject, card: Machine, step: step_times.Step) -> list[str]:
 def _step(asked: Subject, card: Machine) -> step_times.Step:
     """A step in the terms of the table of times."""
     plan, shape = translate_memory.plan_of(asked), translate_memory.step_shape(asked)
-    tokens, counts, interval, graph = asked.facts.tokens(*shape.latents), plan.footprint, plan.interval, plan.graph
+    tokens, counts, interval = asked.facts.tokens(*shape.latents), plan.footprint, plan.interval
     if card.gib:
         way = fitting.quickest(asked, budget(card))
-        chosen = way.choice or way.smallest
-        interval, graph = chosen.interval, plan.graph and chosen.graph
-    return step_times.Step(shape.forward, graph, shape.batch, tokens, counts.weights, counts.blocks, interval)
+        interval = (way.choice or way.smallest).interval
+    return step_times.Step(shape.forward, plan.graph, shape.batch, tokens, counts.weights, counts.blocks, interval)
 
 
 def _time(asked: Subject, card: Machine, step: step_times.Step) -> str:

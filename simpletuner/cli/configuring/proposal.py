@@ -29,7 +29,7 @@ SHARE = 0.25  # of the training time is what validation may take unasked
 
 # Why further settings are there.
 SETTINGS: Mapping[str, str] = {
-    "memory": "recomputing, CUDA graphs and VAE tiles follow the memory that is free",
+    "memory": "recomputing and VAE tiles follow the memory that is free",
     "ema_device": "the average of the weights does not fit beside them; it is slower on the CPU",
     "optimizer_release_gradients": "no gradient waits for the others, which saves as much as the weights take",
     "grad_clip_method": "with gradients released one by one there is no norm of them all",
