@@ -117,7 +117,7 @@ def trainee_of(job: dict[str, Any], variant: Variant) -> tuple[Any, Any]:
     facts = Facts(32, 32, model.config.patch_size, 3.0, 1024, model.config.in_channels)
     trainee = Trainee(Sana(), facts, model, optimizer, None, torch.device(job["device"]), parameters=parameters)
     if variant.graph and trainee.guards_itself and job["device"] == "cuda":
-        trainee.graphs = StepGraphs(optimizer.after_capture, optimizer.zero_grad, SAID.append)
+        trainee.graphs = StepGraphs(optimizer.after_capture, optimizer.zero_grad, SAID.append, optimizer.make_states)
     schedule = Schedule("constant", 1e-5, 0.0, 0, 10**6)
     return trainee, Recipe(Density(), schedule, 1, 1.0, False, 0, precision)
 

@@ -181,7 +181,7 @@ def make_trainee(session: Session, parts: Components, adapter: Adapter | None) -
         session.reporter.say("Note: with several processes steps are launched kernel by kernel, without a CUDA graph")
     elif replays:
         guarded: Any = optimizer
-        trainee.graphs = StepGraphs(guarded.after_capture, guarded.zero_grad, session.reporter.say)
+        trainee.graphs = StepGraphs(guarded.after_capture, guarded.zero_grad, session.reporter.say, guarded.make_states)
     return trainee
 
 

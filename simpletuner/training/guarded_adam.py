@@ -165,6 +165,22 @@ class GuardedAdam(ABC):
         self._stale = True
         self._taken.copy_(taken)  # last, so that a step that ran out of memory can be made again
 
+    @torch.no_grad()
+    def make_states(self) -> None:
+        """Make the states of all parameters that have none, before a first step.
+
+        Made in that step they would lie between its activations, in pieces of memory that nothing else fits into later.
+        """
+        (group,) = self.param_groups
+        without = [p for p in group["params"] if p.requires_grad and p.grad is None]
+        for parameter in without:
+            parameter.grad = parameter.detach()  # only parameters with a gradient get states
+        try:
+            self._rows(group)
+        finally:
+            for parameter in without:
+                parameter.grad = None
+
     def after_capture(self) -> None:
         """To be called when a guarded step was captured in a CUDA graph, before the graph runs."""
         if self._fused:

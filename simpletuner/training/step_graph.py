@@ -69,7 +69,11 @@ class StepGraphs:
     """
 
     def __init__(
-        self, after_capture: Callable[[], None], clear: Callable[[], None], say: Callable[[str], None]
+        self,
+        after_capture: Callable[[], None],
+        clear: Callable[[], None],
+        say: Callable[[str], None],
+        before_first: Callable[[], None] = lambda: None,
     ) -> None:
         """Nothing is captured yet.
 
@@ -77,8 +81,10 @@ class StepGraphs:
             after_capture: Called when work was captured, before its graph runs.
             clear: Forgets what a piece of work that failed has left (gradients).
             say: Hears of obstacles.
+            before_first: Called before the first step: makes what lasts, so that it does not lie between what comes and goes.
         """
         self._after_capture, self._clear, self._say = after_capture, clear, say
+        self._before_first = before_first
         self._seen: Counter[Shape] = Counter()
         self._captured: dict[Shape, Captured] = {}
         self._pool: Any = None
@@ -96,6 +102,8 @@ class StepGraphs:
         Raises:
             torch.OutOfMemoryError: There is too little memory even without graphs.
         """
+        if not self._seen:
+            self._before_first()
         shape = shape_of(inputs)
         self._seen[shape] += 1
         captured = self._captured.get(shape)

@@ -52,6 +52,30 @@ def test_clipping_is_a_factor_on_the_gradients(dtype: torch.dtype, near: float) 
     assert [s[i]["step"] for s in states for i in range(3)] == [6] * 6
 
 
+@pytest.mark.parametrize("name", ["adamw_bf16", "optimi-adamw", "torch-adamw"])
+def test_states_made_ahead_change_nothing(name: str) -> None:
+    found = []
+    for ahead in (False, True):
+        torch.manual_seed(3)
+        weights = [torch.nn.Parameter(torch.randn(n, 5).bfloat16()) for n in (7, 3)]
+        optimizer: Any = build(name, weights, 1e-2, {}, seed=0)
+        if ahead:
+            optimizer.make_states()
+            made = {id(t) for s in optimizer.state.values() for t in s.values() if isinstance(t, torch.Tensor)}
+            assert len(made) >= 4 and all(w.grad is None for w in weights)
+        for step in range(4):
+            for weight in weights:
+                weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(step)).bfloat16()
+            optimizer._guarded_step(torch.tensor(1e-2), ONE, YES if step != 2 else NO)
+        if ahead:
+            assert made <= {id(t) for s in optimizer.state.values() for t in s.values()}, "the same tensors still"
+        found.append((weights, optimizer.state_dict()["state"]))
+    (plain, states), (other, states_ahead) = found
+    assert all(torch.equal(a, b) for a, b in zip(plain, other, strict=True))
+    for index, state in states.items():
+        assert all(torch.equal(torch.as_tensor(v), torch.as_tensor(states_ahead[index][k])) for k, v in state.items())
+
+
 def test_a_step_that_is_left_changes_nothing_and_is_not_counted() -> None:
     (optimizer, _), (weights, _) = pair(torch.bfloat16)
     for good in (NO, YES, NO, YES):

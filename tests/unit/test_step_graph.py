@@ -95,8 +95,13 @@ class Work:
     """Doubles its input; in a capture it is written down instead, as a GPU would."""
 
     def __init__(self, fails: Callable[["Work"], Exception | None] = lambda work: None) -> None:
+        self.prepared = False
         self.fails, self.plain, self.cleared, self.after, self.said = fails, 0, 0, 0, list[str]()
-        self.graphs = StepGraphs(self.captured, self.clear, self.said.append)
+        self.graphs = StepGraphs(self.captured, self.clear, self.said.append, self.prepare)
+
+    def prepare(self) -> None:
+        assert not self.plain and not self.prepared, "once, before anything else"
+        self.prepared = True
 
     def captured(self) -> None:
         self.after += 1
@@ -124,6 +129,7 @@ def test_a_shape_is_captured_after_its_first_steps_and_replayed_on_new_numbers()
     kept = [work.step(float(n)) for n in range(8)]
     assert kept == [[2.0 * n] * 2 for n in range(8)], "earlier results are not written over"
     assert (work.plain, RECORDER.captures, RECORDER.replays, work.after) == (WARM_UP, 1, 8 - WARM_UP, 1)
+    assert work.prepared
     assert len(work.said) == 1 and "one CUDA graph" in work.said[0]
     for n in range(WARM_UP + 2):  # other shapes are graphs of their own
         assert work.step(float(n), rows=3) == [2.0 * n] * 3 and work.step(1.0, extra=True) == [2.0, 2.0]
