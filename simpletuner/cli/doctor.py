@@ -23,8 +23,18 @@ def doctor(config: str | None, debug: bool) -> None:
     for line in examine(*_places(config)):
         found.append(line)
         click.echo(printable(str(line)))
-    click.echo(verdict(found))
-    sys.exit(1 if any(line.state == "problem" for line in found) else 0)
+    broken = any(line.state == "problem" for line in found)
+    click.echo(verdict(found, "" if broken else _large()))
+    sys.exit(1 if broken else 0)
+
+
+def _large() -> str:
+    """Sana 1.6B, and how the card has room for it; "" if it has none."""
+    from simpletuner.cli.configuring import estimates, ways
+
+    card = estimates.machine(None)
+    how = ways.largest(card) if card.gib else ""
+    return f"Sana 1.6B {how}" if how else ""
 
 
 def _places(config: str | None) -> tuple[dict[str, Path], Path | None]:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from simpletuner.reporting.progress import Reporter
+    from simpletuner.training.drawing_again import Drawing
+    from simpletuner.training.generating import Loading
+    from simpletuner.training.subject import Subject
 
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
@@ -65,23 +72,38 @@ def generate(model: str, debug: bool, **given: Any) -> None:
     folder). Weights of a run draw what its validation drew: same instruction, tokens, size, steps, guidance, seed and sampler.
     """
     prompts, strengths, notices = _prompts(given["prompts"], given["library"])
-    from dataclasses import replace
-
-    import torch
-
-    from simpletuner.data.types import Size
     from simpletuner.evaluation.pictures import ValidationSettings
-    from simpletuner.models.families import FAMILIES
     from simpletuner.reporting.progress import Reporter
-    from simpletuner.training import drawing_again, subject
-    from simpletuner.training.generating import Loading, Target
+    from simpletuner.training import subject
+    from simpletuner.training.generating import Target
     from simpletuner.training.generating import generate as run
 
     reporter = Reporter()
     for notice in notices:
         reporter.say(notice)
-    own = given["instruction"]
     found = subject.find(_by_name(model, "MODEL"), _by_name(given["base"], "--base"), given["which"])
+    how = _drawing(found, given, reporter)
+    settings = ValidationSettings(
+        prompts=prompts,
+        negative_prompt=how.negative,
+        guidance=how.guidance,
+        steps=how.steps,
+        sizes=how.sizes,
+        images_per_prompt=given["num"],
+        seed=how.seed,
+        strengths=strengths,
+        batch_size=given["batch"],
+    )
+    run(_loading(found, how, given), settings, Target(given["out"], given["grid"], given["overwrite"]), reporter)
+
+
+def _drawing(found: Subject, given: Mapping[str, Any], reporter: Reporter) -> Drawing:
+    """How it is drawn: as asked, else as the run's validation did, which is said."""
+    from dataclasses import replace
+
+    from simpletuner.data.types import Size
+    from simpletuner.training import drawing_again
+
     asked = {
         "guidance": given["guidance"],
         "steps": given["steps"],
@@ -94,8 +116,23 @@ def generate(model: str, debug: bool, **given: Any) -> None:
     of_run = drawing_again.of_run(found.record)
     if found.record and (sentence := drawing_again.told(of_run, asked)):
         reporter.say(sentence)
-    how = replace(of_run, **{name: value for name, value in asked.items() if value is not None})
-    loading = Loading(
+    unknown = drawing_again.unknown_sampler(found.record)
+    if unknown and not given["scheduler"]:
+        reporter.say(
+            f"The run's record names a sampler {unknown!r}, which is none of --scheduler: the model's own draws"
+        )
+    return replace(of_run, **{name: value for name, value in asked.items() if value is not None})
+
+
+def _loading(found: Subject, how: Drawing, given: Mapping[str, Any]) -> Loading:
+    """What is loaded, and how."""
+    import torch
+
+    from simpletuner.models.families import FAMILIES
+    from simpletuner.training.generating import Loading
+
+    own = given["instruction"]
+    return Loading(
         subject=found,
         revision=given["revision"],
         variant=given["variant"],
@@ -106,18 +143,6 @@ def generate(model: str, debug: bool, **given: Any) -> None:
         instruction=None if own is None else FAMILIES["sana"].default_instruction() if own else (),
         tokens=given["tokens"],
     )
-    settings = ValidationSettings(
-        prompts=prompts,
-        negative_prompt=how.negative,
-        guidance=how.guidance,
-        steps=how.steps,
-        sizes=how.sizes,
-        images_per_prompt=given["num"],
-        seed=how.seed,
-        strengths=strengths,
-        batch_size=given["batch"],
-    )
-    run(loading, settings, Target(given["out"], given["grid"], given["overwrite"]), reporter)
 
 
 def _by_name(model: str | None, asked_by: str) -> Any:

@@ -6,14 +6,14 @@ In: the environment. Out: values by key; and a sentence for whatever is set and 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from simpletuner.config.catalogue import ALIASES, CATALOGUE
 from simpletuner.config.checking import Findings
 from simpletuner.config.options import section_of
-from simpletuner.config.process_options import from_launcher
+from simpletuner.config.process_options import ProcessOptions, from_launcher
 from simpletuner.errors import Problem
 
 PREFIX = "SIMPLETUNER_"
@@ -50,14 +50,17 @@ def from_environment(environ: Mapping[str, str], findings: Findings) -> dict[str
     return values
 
 
-def unused(environ: Mapping[str, str], config: Path, precision: str, by_name: bool) -> list[str]:
-    """Sentences about variables and a config.env that the original program would have read.
+def unused(
+    environ: Mapping[str, str], config: Path, precision: str, by_name: bool, given: Collection[str]
+) -> list[str]:
+    """Sentences about variables, a config.env and accelerate's file, which the original program would have read.
 
     Args:
         environ: The environment.
         config: The configuration that is read.
         precision: ``mixed_precision`` in force.
         by_name: Whether nothing but the environment chose the configuration.
+        given: Keys that are given, wherever.
     """
     lines = [
         f"{name} of the environment: a variable of the original program, which has no effect here: {instead}"
@@ -78,4 +81,17 @@ def unused(environ: Mapping[str, str], config: Path, precision: str, by_name: bo
         lines.append(
             f"{beside}: it is not read, as {config.name} is: write its options there, and export what it sets for other programs"
         )
+    launcher = _of_launcher(environ)
+    if launcher and not ProcessOptions.model_fields.keys() & given:
+        lines.append(
+            f"{launcher}: it is not read; num_processes, num_machines and mixed_precision say here what it says there"
+        )
     return lines
+
+
+def _of_launcher(environ: Mapping[str, str]) -> Path | None:
+    """What `accelerate config` has written, if it is there."""
+    home = environ.get("HOME") or environ.get("USERPROFILE")
+    folder = environ.get("HF_HOME") or (home and str(Path(home) / ".cache" / "huggingface"))
+    found = Path(folder).expanduser() / "accelerate" / "default_config.yaml" if folder else None
+    return found if found and found.is_file() else None

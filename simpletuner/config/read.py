@@ -224,7 +224,7 @@ def load(
     values, where = _merged(content, str(path), overrides or {}, environ, findings)
     options = _options(values, where, findings)
     by_name = not (config or env or example or environ.get("CONFIG_PATH"))
-    findings.notices += unused(environ, path, options.precision.mixed_precision, by_name)
+    findings.notices += unused(environ, path, options.precision.mixed_precision, by_name, where)
     options = _complete(options, where, str(path), findings)
     options = _lycoris(options, path, where, environ, findings)
     receivers = _webhooks(options, where, environ, findings)

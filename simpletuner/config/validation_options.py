@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field
 
@@ -19,7 +19,9 @@ def _one_spelling(value: Any) -> Any:
     return "flow_match" if word in ("flow_match", "flow_matching", "flow_match_euler") else value
 
 
-Sampler = Annotated[Literal["flow_match", "dpm++", "unipc"], BeforeValidator(_one_spelling)]
+_Named = Literal["flow_match", "dpm++", "unipc"]
+SAMPLERS: tuple[str, ...] = get_args(_Named)
+Sampler = Annotated[_Named, BeforeValidator(_one_spelling)]
 
 
 class ValidationOptions(Section):

@@ -36,8 +36,6 @@ class ClipScorer:
         source = LoadSource(path, key="pretrained_evaluation_model_name_or_path")
         where = str(source.local or path)
         try:
-            if not source.local and path.startswith((".", "/", "~")):
-                raise FileNotFoundError("there is no such folder")
             if not source.local:
                 fetched(source, "config.json", "CLIP")
             self._model: Any = CLIPModel.from_pretrained(where, dtype=torch.float32)

@@ -68,13 +68,16 @@ def lines(text: str, width: int, most: int, size: int = SIZE) -> list[str]:
         most: Lines, at least 1; where more are needed, the last ends in an ellipsis.
         size: Of the font in pixels.
     """
-    found = _broken(drawable(text), width, size)
-    if len(found) <= most:
+    whole = " ".join(drawable(text).split())
+    enough = (most + 1) * width  # letters: none is narrower than a pixel
+    found = _broken(whole[:enough], width, size)
+    if len(found) <= most and len(whole) <= enough:
         return found
-    end = f"{found[most - 1]} {ELLIPSIS}"
+    kept = found[:most]
+    end = f"{kept[-1]} {ELLIPSIS}"
     while len(end) > 1 and font(size).getlength(end) > width:
         end = end[:-2].rstrip() + ELLIPSIS
-    return [*found[: most - 1], end]
+    return [*kept[:-1], end]
 
 
 def _broken(text: str, width: int, size: int) -> list[str]:
@@ -88,7 +91,8 @@ def _broken(text: str, width: int, size: int) -> list[str]:
         if line:
             found.append(line)
         while len(word) > 1 and font(size).getlength(word) > width:  # a word too long for any line
-            fits = next(n for n in range(len(word) - 1, 0, -1) if n == 1 or font(size).getlength(word[:n]) <= width)
+            longest = min(len(word) - 1, width)
+            fits = next(n for n in range(longest, 0, -1) if n == 1 or font(size).getlength(word[:n]) <= width)
             found.append(word[:fits])
             word = word[fits:]
         line = word

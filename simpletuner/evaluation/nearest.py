@@ -1,7 +1,8 @@
 """Which training picture a drawn one is nearest to, and whether it is that picture again.
 
-In: pixels of training pictures as training sees them, and of a drawn one. Out: how well the drawn one agrees with a window of
-any of them, as it is or mirrored, in colours and in detail. Coarse thumbnails choose a few, finer ones decide.
+In: pixels of training pictures as training sees them, and of a drawn one. Out: how well the drawn one agrees with windows of
+any of them, as it is or mirrored: in colours with one window and in detail with one, which need not be the same. Coarse
+thumbnails choose a few, finer ones decide.
 
 Detail is what a thumbnail has beyond its blurred self. Light and colour alone decide wrongly in both directions: they are
 most of a photograph's variance, so that a smear without any detail is near to many, and a copy whose colours are a little off
@@ -14,7 +15,7 @@ colours alone, at 0.9: 42 flagged wrongly and 1 missed. By this measure, at 0.7:
 enough detail is 0.62, the lowest copy 0.85. The constants were chosen on these. On a run of 6 noisy photographs, seen
 afterwards: 23 copies, none missed, and 18 others, none flagged (by detail alone 12 were missed, which is why both count).
 Pictures that are half a training picture
-are not labelled; most are flagged.
+are not labelled; they may be flagged or not.
 """
 
 from __future__ import annotations

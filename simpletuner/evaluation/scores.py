@@ -119,7 +119,7 @@ class Judge:
         """Nothing is read yet.
 
         Args:
-            reference: Reads the training pictures; called once.
+            reference: Reads the training pictures; called until it succeeds once.
             clip: Scores pictures against prompts, or None.
         """
         self._read: Callable[[], Reference | None] | None = reference
@@ -130,8 +130,8 @@ class Judge:
     def reference(self) -> Reference | None:
         """What is known of the training pictures, read when first asked for."""
         if self._read:
-            read, self._read = self._read, None
-            self._reference = read()
+            self._reference = self._read()
+            self._read = None  # only now: what gave up is read the next time
         return self._reference
 
     def score(self, pictures: Sequence[Drawn], between: Callable[[], None] = lambda: None) -> list[Score]:

@@ -43,7 +43,7 @@ class Rendering:
     """What became of the pictures that were asked for: each is in one of the three lists.
 
     Attributes:
-        smaller: Memory was short, so that pictures are decoded in less of it from here on.
+        smaller: Memory was short, and pictures that are decoded in less of it were drawn for the first time.
         stopped: Those that are left are left because the run is to stop.
     """
 
@@ -87,7 +87,7 @@ class Validator:
         self._precision = precision
         self._decode_smaller = decode_smaller
         self._clock = clock
-        self._smaller = False
+        self._changed = self._smaller = False
         self.previews: Previewer | None = None
         self._negative = encode(settings.negative_prompt, False)
         # The empty prompt is the empty caption of training, which has no prefix.
@@ -176,6 +176,7 @@ class Validator:
         try:
             for picture, image in zip(group, self._draw(group), strict=True):
                 _write(image, picture.path)
+            self._smaller, self._changed = self._smaller or self._changed, False
             return {}
         except Exception as error:  # noqa: BLE001 - a picture is worth less than the run; it is told, never silent
             reason, short = _first_line(error), _memory_was_short(error)
@@ -185,7 +186,7 @@ class Validator:
                 torch.cuda.empty_cache()
         if len(group) == 1:
             if short and self._decode_smaller():
-                self._smaller = True
+                self._changed = True  # what was short may be something else, and then this does not help
                 return self._try(group)
             return {group[0].path: Failure(group[0], reason, short)}
         return {path: failure for picture in group for path, failure in self._try([picture]).items()}

@@ -6,7 +6,7 @@ In: a session and what was made of it. Out: the list of hooks. Acts on nothing i
 from __future__ import annotations
 
 from simpletuner.evaluation.validation import Validator
-from simpletuner.training import resuming, translate_validation
+from simpletuner.training import resuming, translate, translate_validation
 from simpletuner.training.assemble import held_out_batches, make_held_out
 from simpletuner.training.control import FOLDER, Control
 from simpletuner.training.hooks import Checkpointing
@@ -54,6 +54,7 @@ def make_hooks(
             stages=session.stages,
             judging=judging,
             stop=session.stopping,
+            last=translate.total_steps(session.config, plan),
         )
         hooks.append(drawing)
     folder, draw = session.output_dir / FOLDER, drawing.now if drawing else None

@@ -9,8 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from simpletuner.config.options import TrainingOptions
+from simpletuner.config.validation_options import SAMPLERS, ValidationOptions
 from simpletuner.data.types import Size
 from simpletuner.wording import counted
+
+_VALIDATION, _TRAINING = ValidationOptions.model_fields, TrainingOptions.model_fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +31,9 @@ class Drawing:
         sizes: Of the pictures; none for the size the weights were made for.
     """
 
-    guidance: float = 4.5
-    steps: int = 20
-    seed: int = 42
+    guidance: float = _VALIDATION["validation_guidance"].default
+    steps: int = _VALIDATION["validation_num_inference_steps"].default
+    seed: int = _TRAINING["seed"].default
     sampler: str | None = None
     negative: str = ""
     strength: float = 1.0
@@ -45,12 +49,18 @@ def of_run(record: Mapping[str, Any]) -> Drawing:
         "guidance": _number(record.get("validation_guidance")),
         "steps": _whole(record.get("validation_num_inference_steps")),
         "seed": None if record.get("validation_randomize") is True else _whole(seed),
-        "sampler": _text(record.get("validation_noise_scheduler")),
+        "sampler": None if unknown_sampler(record) else record.get("validation_noise_scheduler") or None,
         "negative": _text(record.get("validation_negative_prompt")),
         "strength": _number(record.get("validation_lycoris_strength")),
         "sizes": _sizes(record.get("validation_resolution")),
     }
     return replace(Drawing(), **{name: value for name, value in found.items() if value is not None})  # type: ignore[arg-type]
+
+
+def unknown_sampler(record: Mapping[str, Any]) -> str | None:
+    """What the record says of a sampler, if there is none of that name; a damaged record, or a newer program's."""
+    name = record.get("validation_noise_scheduler")
+    return str(name) if name and name not in SAMPLERS else None
 
 
 def told(drawing: Drawing, asked: Mapping[str, object]) -> str:

@@ -68,6 +68,7 @@ def finish(session: Session, parts: Components, trainee: Trainee, hooks: list[Ho
         say(line, whole=True)
     say()
     say("Or train on: raise max_train_steps and start again, it resumes from the last checkpoint.")
+    session.exported = True
 
 
 def publish(session: Session, publisher: Publisher) -> None:
@@ -92,14 +93,18 @@ def _sampler(session: Session) -> tuple[str, Mapping[str, Any]]:
 def reported(session: Session) -> Iterator[None]:
     """One file with everything, when all of it has been told: around the run and its listeners, whose last lines it holds.
 
-    The run is not lost for want of it.
+    The run is not lost for want of it. Once the model is exported it has been named, and is written whatever comes after.
     """
-    yield
-    if session.config.options.page.report:
-        try:
-            report.write(session.output_dir, with_defaults(defaults()))
-        except OSError as error:
-            session.reporter.say(f"The report could not be written: {error.strerror}; `simpletuner report` makes it.")
+    try:
+        yield
+    finally:
+        if session.exported and session.config.options.page.report:
+            try:
+                report.write(session.output_dir, with_defaults(defaults()))
+            except OSError as error:
+                session.reporter.say(
+                    f"The report could not be written: {error.strerror}; `simpletuner report` makes it."
+                )
 
 
 def _weights(trainee: Trainee) -> str:

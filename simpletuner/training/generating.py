@@ -121,9 +121,7 @@ def generate(loading: Loading, settings: ValidationSettings, target: Target, rep
             reporter.say(f"all pictures in one  {sheet(rendering.drawn, folder / SHEET)}")
         reporter.say(f"pictures             {folder} ({RECORD} says how each was drawn)")
     if rendering.smaller:
-        reporter.say(
-            "Note: memory was too short to decode whole pictures; they were decoded in tiles, as with --tiling"
-        )
+        reporter.say("Note: memory was too short for whole pictures; they were decoded in tiles, as with --tiling")
     if rendering.failed:
         raise TunerError(_failures(rendering.failed))
     return rendering.drawn
@@ -263,7 +261,7 @@ def _failures(failed: list[Failure]) -> str:
             f"{counted(times, 'picture')} could not be drawn ({one.picture.nickname!r} at {one.picture.size}): {reason}."
         )
     if any(failure.out_of_memory for failure in failed):
-        sentences.append("What to do: a smaller --size or --batch, or --tiling.")
+        sentences.append("What to do: a smaller --size or --batch.")
     return " ".join(sentences)
 
 

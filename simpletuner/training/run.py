@@ -106,10 +106,7 @@ def _train(session: Session) -> None:
     compiled = fast_path.kernels_ahead(
         *(session.family, session.source, options.precision.transformer_forward, session.device, session.precision)
     )
-    wanted = options.checkpoints.resume_from_checkpoint
-    resume_from, notes = session.ranks.by_main(lambda: checkpoint.find(session.output_dir, wanted))
-    for note in notes:
-        session.reporter.say(note)
+    resume_from = _checkpoint(session)
     with stage("init_load_base_model", "Loading the model"):
         parts, model = load_model(session)
     adapter = make_adapter(session, parts)
@@ -143,13 +140,21 @@ def _train(session: Session) -> None:
     hooks = [status, *hooks] if session.ranks.main else []
     with closing(material), closing(validator) if validator else nullcontext():
         done = run_steps(session, trainee, recipe, material.loader, start, total, hooks)
-    if not session.ranks.main:
-        return
-    with stage("model_save", "Exporting the model"):
-        finish(session, parts, trainee, hooks, done, total)
-    if session.publisher:
-        with stage("model_upload", "Uploading"):
-            publish(session, session.publisher)
+    if session.ranks.main:
+        with stage("model_save", "Exporting the model"):
+            finish(session, parts, trainee, hooks, done, total)
+        if session.publisher:
+            with stage("model_upload", "Uploading"):
+                publish(session, session.publisher)
+
+
+def _checkpoint(session: Session) -> Path | None:
+    """The checkpoint to go on from, if there is one; all processes take the same."""
+    wanted = session.config.options.checkpoints.resume_from_checkpoint
+    found, notes = session.ranks.by_main(lambda: checkpoint.find(session.output_dir, wanted))
+    for note in notes:
+        session.reporter.say(note)
+    return found
 
 
 def resume(session: Session, trainee: Trainee, folder: Path | None, identity: resuming.Identity, total: int) -> int:

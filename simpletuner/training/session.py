@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 
+from simpletuner.config.options import TrainingOptions
 from simpletuner.config.read import RunConfig
 from simpletuner.data.remote_cache import RemoteCaches
 from simpletuner.data.survey import Survey, picture_of
@@ -44,7 +46,7 @@ class Session:
     """Everything one run holds, joined step by step in ``train``.
 
     ``aside`` True has the transformer leave the GPU while a picture is decoded; ``publisher`` uploads, where that is asked
-    for; ``asked`` is set once a person wants the run to stop.
+    for; ``asked`` is set once a person wants the run to stop, ``exported`` once the trained model is on disk.
     """
 
     config: RunConfig
@@ -63,6 +65,7 @@ class Session:
     ranks: Ranks = field(default_factory=Ranks)
     publisher: Publisher | None = None
     asked: threading.Event = field(default_factory=threading.Event)
+    exported: bool = False
 
     def stopping(self) -> bool:
         """Whether a person wants the run to stop: by a signal, or by a request that no step has taken yet."""
@@ -106,19 +109,8 @@ def open_session(
     source = translate.load_source(options, precision)
     family = FAMILIES[options.model.model_family]
     facts = family.peek(source)
-    if purpose == "train":
-        reporter.say(
-            f"Training on {device.describe(where)}: {precision.describe()}, optimizer {options.training.optimizer}"
-        )
-        if ranks.several:
-            together = options.training.train_batch_size * options.training.gradient_accumulation_steps * ranks.world
-            reporter.say(
-                f"{ranks.world} processes, {ranks.local_world} on this machine: a step has {counted(together, 'picture')}, and "
-                "their gradients are averaged; process 0 writes and draws"
-            )
-    elif purpose == "encode":
-        dtype = str(precision.cache).removeprefix("torch.")
-        reporter.say(f"Encoding on {device.describe(where)}: the caches are {dtype}; nothing is trained")
+    for line in _on_what(options.training, purpose, where, precision, ranks):
+        reporter.say(line)
     translate.check_validation_sizes(config, facts)
     tells = purpose == "train" and ranks.main
     stages = Stages(run_file=RunFile(output_dir / "run.json") if tells else None)
@@ -137,6 +129,23 @@ def open_session(
         caches=RemoteCaches(reporter.say),
         ranks=ranks,
     )
+
+
+def _on_what(
+    training: TrainingOptions, purpose: Purpose, where: torch.device, precision: Precision, ranks: Ranks
+) -> Iterator[str]:
+    """What works, where and in which dtypes."""
+    if purpose == "train":
+        yield f"Training on {device.describe(where)}: {precision.describe()}, optimizer {training.optimizer}"
+        if ranks.several:
+            together = training.train_batch_size * training.gradient_accumulation_steps * ranks.world
+            yield (
+                f"{ranks.world} processes, {ranks.local_world} on this machine: a step has {counted(together, 'picture')}, and "
+                "their gradients are averaged; process 0 writes and draws"
+            )
+    elif purpose == "encode":
+        dtype = str(precision.cache).removeprefix("torch.")
+        yield f"Encoding on {device.describe(where)}: the caches are {dtype}; nothing is trained"
 
 
 def _in_step(config: RunConfig, ranks: Ranks) -> RunConfig:

@@ -27,12 +27,10 @@ from simpletuner.training.loop import StepResult
 from simpletuner.training.optimizers import evaluation_weights
 from simpletuner.wording import counted
 
-MEMORY = (
-    "lower validation_resolution or validation_batch_size, or set vae_enable_tiling; training itself needs no more than "
-    "before"
-)
+# Tiles are no advice: where they can be had, the picture was tried in them.
+MEMORY = "lower validation_resolution or validation_batch_size; training itself needs no more than before"
 SMALLER = (
-    "memory was too short to decode a picture whole; from now on pictures are decoded in overlapping tiles, which gives nearly "
+    "memory was too short for a picture as a whole; pictures are decoded in overlapping tiles from now on, which gives nearly "
     "the same (vae_enable_tiling does so from the start)"
 )
 
@@ -124,6 +122,7 @@ class ValidationPictures:
         stages: Told of every prompt that is drawn, and of what could not be.
         judging: Scores what was drawn: (step, label, pictures).
         stop: Whether the run is to stop: then no further picture is drawn, and none is scored.
+        last: The run's last step, after which nothing is drawn.
     """
 
     interval: Interval
@@ -136,6 +135,7 @@ class ValidationPictures:
     stages: Stages = field(default_factory=Stages)
     judging: Callable[[int, str, Sequence[Picture]], None] | None = None
     stop: Callable[[], bool] = lambda: False
+    last: int | None = None
     drawn_at: int = -1
     _tried: dict[Key, int] = field(default_factory=dict)
 
@@ -203,9 +203,11 @@ class ValidationPictures:
         for picture in wanted[: len(wanted) - len(first.left)]:
             self._tried[picture.key] = step
         self._tell(step, list(done.values()))
-        drawn = {picture.key for rendering in done.values() for picture in rendering.drawn}
+        whole = {label: rendering for label, rendering in done.items() if not rendering.stopped}
+        shown = whole or {labels[0]: first}
+        drawn = {picture.key for rendering in shown.values() for picture in rendering.drawn}
         if drawn:
-            self._grids(step, drawn)
+            self._grids(step, drawn, list(shown), whole=len(whole) == len(labels))
         if self.judging:
             for label, rendering in done.items():
                 self.judging(step, label, rendering.drawn)
@@ -255,8 +257,13 @@ class ValidationPictures:
         left = renderings[0].left
         undrawn = sum(len(rendering.left) for rendering in renderings if rendering.stopped)
         if undrawn:
-            first = "; the next validation begins with them" if left else ""
-            self.reporter.say(f"step {step}: {counted(undrawn, 'picture')} left undrawn, as the run is to stop{first}")
+            then = "; the next validation begins with them" if left else ""
+            then = (
+                "; this was the last step, so the model is exported and there is no other validation"
+                if step == self.last
+                else then
+            )
+            self.reporter.say(f"step {step}: {counted(undrawn, 'picture')} left undrawn, as the run is to stop{then}")
         elif left:
             names = list(dict.fromkeys(picture.nickname for picture in left))
             listed = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
@@ -265,8 +272,11 @@ class ValidationPictures:
                 f"all then: {listed}"
             )
 
-    def _grids(self, step: int, drawn: set[Key]) -> None:
-        """This step's sheet, before and after, and each prompt over time; of what was drawn at this step."""
+    def _grids(self, step: int, drawn: set[Key], labels: Sequence[str], whole: bool) -> None:
+        """This step's sheet, before and after, and each prompt over time; of what was drawn at this step.
+
+        Where the run is to stop they may not be ``whole``: then a before and after that is there is kept.
+        """
 
         def now(at: int, label: str = "") -> list[Picture]:
             return [picture for picture in self.validator.expected(at, label) if picture.key in drawn]
@@ -275,14 +285,15 @@ class ValidationPictures:
         before = [picture.path if picture.path.is_file() else None for picture in now(0)]
         if step and any(before):
             rows.append(("before", before))
-        for label in self.shown.labels(step):
+        for label in labels:
             name = {"ema": f"step {step} EMA", BASE: "base model"}.get(label, f"step {step}")
             rows.append((name, [picture.path for picture in now(step, label)]))
         captions = [p.prompt or "no prompt" for p in now(step)]
         sizes = [str(p.size) for p in now(step)]
         grid(rows, captions, now(step)[0].path.with_name(f"step_{step}_grid.png"), notes=sizes)
-        if step and any(before):
-            grid([rows[0], rows[-1]], captions, self.output_dir / "before_after.png", notes=sizes)
+        both = self.output_dir / "before_after.png"
+        if step and any(before) and (whole or not both.is_file()):
+            grid([rows[0], rows[-1]], captions, both, notes=sizes)
         lines: dict[str, list[dict[str, Any]]] = {}
         for line in self.metrics.read("picture"):
             lines.setdefault(line["nickname"], []).append(line)

@@ -135,6 +135,14 @@ def test_what_the_original_would_have_read_is_told(write: Load, folder: Path) ->
         "ENV": "/root/.shrc",
     }
     assert write(environ={**off, "MIXED_PRECISION": "bf16"}).notices == quiet
+    launcher = folder / "hf" / "accelerate" / "default_config.yaml"
+    launcher.parent.mkdir(parents=True)
+    home = {"HF_HOME": str(folder / "hf")}
+    assert write(environ=home).notices == quiet
+    launcher.write_text("num_processes: 4\n")
+    (told_of,) = [notice for notice in write(environ=home).notices if notice not in quiet]
+    assert told_of.startswith(f"{launcher}: it is not read") and "num_processes" in told_of
+    assert write(environ=home, overrides={"num_processes": "1"}).notices == quiet
     (folder / "config" / "config.env").write_text("MODEL_TYPE=full\n")
     assert any("config.env: it is not read, as config.json is" in notice for notice in write().notices)
 

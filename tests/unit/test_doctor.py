@@ -7,8 +7,11 @@ import socket
 from pathlib import Path
 
 import pytest
+import torch
 from packaging.requirements import Requirement
 
+from simpletuner.cli.configuring import ways
+from simpletuner.cli.configuring.proposal import Machine
 from simpletuner.training.doctor import cards, packages, places, verdict
 from simpletuner.training.doctor.line import Line
 from simpletuner.training.doctor.packages import Declared
@@ -101,6 +104,24 @@ def test_the_last_line_says_what_can_be_trained() -> None:
     assert "the pocket model, which comes with the program" in verdict([fine, no_card])
     assert "in a folder here" in verdict([fine, Line("note", "Hub", "does not answer")])
     assert verdict([no_card, Line("problem", "torch", "broken")]).startswith("1 to mend")
+
+
+def test_the_last_line_names_what_the_card_has_room_for() -> None:
+    fine = Line("OK", "Python", "3.12")
+    assert verdict([fine], "Sana 1.6B with a LoRA").startswith("This machine can train Sana 1.6B with a LoRA, and the")
+    assert "too little" in verdict([fine], "")
+    offline = verdict([fine, Line("note", "Hub", "HF_HUB_OFFLINE is set")])
+    assert offline.endswith("in the hub's cache are at hand: HF_HUB_OFFLINE is set.") and "answer" not in offline
+
+
+def test_a_card_decides_how_the_large_model_is_trained() -> None:
+    assert ways.largest(Machine(80.0, "card")).startswith("in full rank")
+    assert "over nf4" in ways.largest(Machine(5.0, "card")), "what takes more is tried before"
+
+
+def test_a_card_is_there_by_any_of_its_files(tmp_path: Path) -> None:
+    assert cards.card_is_there([tmp_path / "none", tmp_path])
+    assert cards.card_is_there([tmp_path / "none"]) is torch.cuda.is_available() is cards.use()[0]
 
 
 def test_the_hub_is_called_and_given_up_soon(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from simpletuner.data.types import Size
-from simpletuner.training.drawing_again import Drawing, of_run, told
+from simpletuner.training.drawing_again import Drawing, of_run, told, unknown_sampler
 
 RECORD = {
     "validation_guidance": 3.5, "validation_num_inference_steps": 8, "validation_seed": 0, "seed": 7,
@@ -27,5 +27,6 @@ def test_a_run_draws_as_its_validation_did() -> None:
 @pytest.mark.parametrize("value", ["x", -1, None, True, [[1]], [["a", 2]], {}])
 def test_a_record_that_makes_no_sense_is_passed_over(value: object) -> None:
     odd = {key: value for key in RECORD if key != "validation_randomize"}
-    allowed = Drawing(sampler="x", negative="x") if value == "x" else Drawing()
+    allowed = Drawing(negative="x") if value == "x" else Drawing()
+    assert unknown_sampler(odd) == (None if value in (None, {}) else str(value)) and unknown_sampler(RECORD) is None
     assert of_run(odd) == allowed and of_run({}) == Drawing()

@@ -1,5 +1,6 @@
 """Words on sheets: every letter is there or spelt out, lines fit, and no picture or line is cut through."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,12 @@ def test_lines_fit_and_lose_nothing_unsaid(text: str, width: int, most: int) -> 
     whole = "".join(drawable(text).split())
     said = "".join("".join(found).split())
     assert said == whole or (said.endswith(ELLIPSIS) and whole.startswith(said[:-1]))
+
+
+def test_a_word_without_end_takes_no_time() -> None:
+    began = time.monotonic()
+    found = lines("i" * 200_000, 160, 4)
+    assert time.monotonic() - began < 2 and len(found) == 4 and found[-1].endswith(ELLIPSIS)
 
 
 def test_the_sheet_has_room_for_the_longest_caption(tmp_path: Path) -> None:

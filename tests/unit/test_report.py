@@ -4,6 +4,8 @@ import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -23,6 +25,7 @@ from simpletuner.reporting.metrics import MetricsFile
 from simpletuner.reporting.report import page, what_was_trained, write
 from simpletuner.reporting.run_folder import RunFolder, read_object
 from simpletuner.reporting.settings import with_defaults
+from simpletuner.training.finish import reported
 
 
 class Tags(HTMLParser):
@@ -44,6 +47,16 @@ def seen(text: str) -> Tags:
     tags = Tags()
     tags.feed(text)
     return tags
+
+
+def test_a_report_that_was_named_is_written_whatever_comes_after(tmp_path: Path) -> None:
+    for exported in (False, True):
+        run = write_run(tmp_path / str(exported))
+        options = SimpleNamespace(page=SimpleNamespace(report=True))
+        session: Any = SimpleNamespace(exported=exported, output_dir=run, config=SimpleNamespace(options=options))
+        with pytest.raises(ZeroDivisionError), reported(session):
+            raise ZeroDivisionError
+        assert (run / "report.html").is_file() is exported
 
 
 def test_hostile_words_are_text(tmp_path: Path) -> None:

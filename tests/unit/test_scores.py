@@ -113,6 +113,21 @@ def test_a_picture_like_the_training_pictures_scores_so(tmp_path: Path) -> None:
     assert scores["copy", "colour_distance"].value < 10 < scores["other", "colour_distance"].value
 
 
+def test_what_gave_up_reading_is_read_the_next_time(tmp_path: Path) -> None:
+    asked: list[bool] = []
+
+    def read() -> Reference | None:
+        asked.append(True)
+        if len(asked) == 1:
+            raise GivenUp
+        return reference(noise(1))
+
+    judge, picture = Judge(read), drawn(tmp_path, "a", noise(1))
+    with pytest.raises(GivenUp):
+        judge.score([picture])
+    assert len(judge.score([picture])) == len(judge.score([picture])) == 3 and len(asked) == 2
+
+
 def test_without_training_pictures_there_is_nothing_to_say(tmp_path: Path) -> None:
     assert Judge(lambda: reference()).score([drawn(tmp_path, "a", noise(1))]) == []
 

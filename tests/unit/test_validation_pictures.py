@@ -216,7 +216,42 @@ def test_a_picture_without_room_is_decoded_in_less_from_then_on(tmp_path: Path) 
     assert run.said.getvalue().count("overlapping tiles") == 1 and "WARNING" not in run.said.getvalue()
     pipeline.fails = lambda count: torch.OutOfMemoryError("no room")
     assert run.steps(3) == [[]] and asked == [True, False, False], "what does not help is told"
-    assert "What to do: lower" in run.said.getvalue()
+    said = run.said.getvalue()
+    assert "What to do: lower" in said and said.count("overlapping tiles") == 1 and "set vae_enable_tiling" not in said
+
+
+def test_tiles_that_do_not_help_are_told_when_a_picture_is_drawn_in_them(tmp_path: Path) -> None:
+    pipeline = Pipeline(lambda count: torch.OutOfMemoryError("no room"))
+    drawing = validator(tmp_path, pipeline, "a")
+    tiled: list[bool] = []
+    drawing._decode_smaller = lambda: not tiled and not tiled.append(True)
+    run = Run(tmp_path, drawing)
+    assert run.steps(1) == [[]] and tiled == [True] and "tiles" not in run.said.getvalue()
+    pipeline.fails = lambda count: None
+    assert run.steps(2, 3) == [["a0"], ["a0"]] and run.said.getvalue().count("step 2: memory was too short") == 1
+
+
+def test_a_stop_between_two_kinds_of_weights_spoils_no_sheet(tmp_path: Path) -> None:
+    pipeline = Pipeline()
+    run = Run(
+        tmp_path,
+        validator(tmp_path, pipeline, "abc"),
+        shown=Shown(toy.trainee(ema=True).ema),
+        stop=lambda: len(pipeline.calls) >= 13,
+        last=2,
+    )
+    run.hook.on_start(0)  # 3
+    run.steps(1)  # 6
+    both = tmp_path / "before_after.png"
+    good = both.read_bytes()
+    both.write_bytes(b"the good one")
+    run.steps(2)  # live, and the first with EMA
+    assert both.read_bytes() == b"the good one" and good
+    sheets = [tmp_path / "validation_images" / f"step_{step}_grid.png" for step in (1, 2)]
+    with Image.open(sheets[0]) as first, Image.open(sheets[1]) as second:
+        assert (second.width, second.height) == (first.width, first.height - 168), "no row of EMA"
+    said = " ".join(run.said.getvalue().split())
+    assert "step 2: 2 pictures left undrawn, as the run is to stop; this was the last step" in said
 
 
 def test_a_batch_has_the_seeds_of_its_pictures_and_one_size_and_strength(tmp_path: Path) -> None:

@@ -27,19 +27,25 @@ def examine(folders: Mapping[str, Path], model: Path | None = None) -> Iterator[
     yield from places.lines(folders, model)
 
 
-def verdict(found: Sequence[Line]) -> str:
-    """The last line: what this machine can train, or what is to be mended first."""
+def verdict(found: Sequence[Line], large: str = "Sana 1.6B") -> str:
+    """The last line: what this machine can train, or what is to be mended first.
+
+    Args:
+        found: All other lines.
+        large: What its card has memory for, in words; "" if the large model fits in no way.
+    """
     problems = sum(line.state == "problem" for line in found)
     if problems:
         return f"{problems} to mend: see the lines that begin with problem."
-    notes = {line.what for line in found if line.state == "note"}
+    notes = {line.what: line.found for line in found if line.state == "note"}
     if "GPU" in notes:
         return (
             "This machine can train the pocket model, which comes with the program: `simpletuner configure` makes it learn "
             "your pictures. Sana 1.6B wants an NVIDIA card."
         )
+    able = f"This machine can train {f'{large}, and ' if large else ''}the pocket model that comes with the program"
+    if not large:
+        able += "; its card has too little free memory for Sana 1.6B (docs/memory.md says what takes how much)"
     if "Hub" in notes:
-        return (
-            "This machine can train models that are in a folder here; the others are on the hub, which does not answer."
-        )
-    return "This machine can train Sana 1.6B, and the pocket model that comes with the program."
+        return f"{able}. Only models in a folder here or in the hub's cache are at hand: {notes['Hub'].rstrip('.')}."
+    return f"{able}."

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -22,10 +23,7 @@ _CARD = Path("/dev/nvidia0")
 def lines() -> Iterator[Line]:
     """The build, each card, and whether steps can run the fast way."""
     built, driver, there = torch.version.cuda, driver_version(), card_is_there()
-    with warnings.catch_warnings(record=True) as told:  # torch says there what is wrong with a driver
-        warnings.simplefilter("always")
-        usable = torch.cuda.is_available()
-    said = next((str(w.message).split(". ")[0] for w in told), "torch finds no card")
+    usable, said = use()
     yield build(torch.__version__, built, usable, there, said)
     if not usable:
         yield Line("note", "GPU", "no NVIDIA card is used: training runs on the CPU, which suits the pocket model")
@@ -56,9 +54,22 @@ def build(version: str, built: str | None, usable: bool, there: bool, said: str)
     return Line("OK", "torch", f"{version}, {f'for CUDA {built}' if built else 'for the CPU'}")
 
 
-def card_is_there() -> bool:
-    """Whether the system has an NVIDIA card, whatever torch makes of it."""
-    return _CARD.exists() or _DRIVER.exists()
+@cache
+def use() -> tuple[bool, str]:
+    """Whether torch can use a card, and what it says where it can use none; asked once, since torch says it once."""
+    with warnings.catch_warnings(record=True) as told:  # torch says there what is wrong with a driver
+        warnings.simplefilter("always")
+        usable = torch.cuda.is_available()
+    return usable, next((str(w.message).split(". ")[0] for w in told), "torch finds no card")
+
+
+def card_is_there(files: Sequence[Path] = (_CARD, _DRIVER)) -> bool:
+    """Whether the system has an NVIDIA card, whatever torch makes of it.
+
+    Args:
+        files: Of the system, one of which is there with a card; under WSL none is.
+    """
+    return any(file.exists() for file in files) or use()[0]
 
 
 def driver_version() -> str:
