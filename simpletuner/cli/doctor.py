@@ -29,11 +29,14 @@ def doctor(config: str | None, debug: bool) -> None:
 
 
 def _large() -> str:
-    """Sana 1.6B, and how the card has room for it; "" if it has none."""
+    """Sana 1.6B, and how the card has room for it; "" if it has none, or there is no card."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return ""
     from simpletuner.cli.configuring import estimates, ways
 
-    card = estimates.machine(None)
-    how = ways.largest(card) if card.gib else ""
+    how = ways.largest(estimates.machine(None))
     return f"Sana 1.6B {how}" if how else ""
 
 

@@ -1,8 +1,15 @@
 """A run's own way of drawing, from the record it leaves."""
 
-import pytest
+from io import StringIO
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
+from rich.console import Console
+
+from simpletuner.cli.generate import _drawing
 from simpletuner.data.types import Size
+from simpletuner.reporting.progress import Reporter
 from simpletuner.training.drawing_again import Drawing, of_run, told, unknown_sampler
 
 RECORD = {
@@ -22,6 +29,17 @@ def test_a_run_draws_as_its_validation_did() -> None:
     assert "seed" not in sentence and "guidance" not in sentence
     asked = dict.fromkeys(("guidance", "steps", "seed", "sampler", "negative", "strength", "sizes"), 1)
     assert told(own, asked) == ""
+
+
+def test_a_sampler_that_nobody_knows_is_said_and_not_used() -> None:
+    said, given = StringIO(), dict.fromkeys(("guidance", "steps", "seed", "scheduler", "negative", "strength"))
+    found: Any = SimpleNamespace(adapter=None, record={**RECORD, "validation_noise_scheduler": "euler"})
+    reporter = Reporter(Console(file=said, width=300))
+    assert _drawing(found, {**given, "sizes": ()}, reporter).sampler is None
+    assert "names a sampler 'euler'" in said.getvalue() and "sampler euler" not in said.getvalue()
+    said.truncate(0)
+    assert _drawing(found, {**given, "sizes": (), "scheduler": "unipc"}, reporter).sampler == "unipc"
+    assert "euler" not in said.getvalue()
 
 
 @pytest.mark.parametrize("value", ["x", -1, None, True, [[1]], [["a", 2]], {}])
