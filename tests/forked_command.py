@@ -51,6 +51,8 @@ def program_of_a_fork(number: int) -> str:
         message, files, _, _ = socket.recv_fds(channel, MOST_BYTES, 2)
         if not message:
             os._exit(0)
+        threads = os.listdir("/proc/self/task")
+        assert len(threads) == 1, f"a fork would lose {len(threads) - 1} threads of the imported libraries"
         child = os.fork()
         if child == 0:
             channel.close()
@@ -62,11 +64,18 @@ def program_of_a_fork(number: int) -> str:
                 os.close(theirs)
             os.chdir(asked["folder"])
             sys.argv[1:] = asked["words"]
+            forget_names(vars(sys.modules["__main__"]))
             return str(asked["program"])
         for file in files:
             os.close(file)
         _, status = os.waitpid(child, 0)
         channel.send(str(os.waitstatus_to_exitcode(status)).encode())
+
+
+def forget_names(main: dict[str, object]) -> None:
+    """What was imported stays so, but a program has to import it by itself to name it."""
+    for name in [name for name in main if not name.startswith("__")]:
+        del main[name]
 
 
 class Forker:
@@ -83,7 +92,7 @@ class Forker:
         program = PROGRAM.format(folder=str(Path(__file__).parent), number=theirs.fileno(), imports=self.imports)
         self.process = subprocess.Popen(
             [sys.executable, "-c", program],
-            env=self.environment,
+            env={**self.environment, "OPENBLAS_NUM_THREADS": "1"},  # numpy would start threads where it is imported
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             start_new_session=True,

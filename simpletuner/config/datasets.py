@@ -225,6 +225,10 @@ class Datasets:
     text_embeds: TextEmbedsDataset | None = None
     text_caching: Literal["ahead", "ondemand", "never"] = "ahead"
 
+    def record(self) -> list[dict[str, Any]]:
+        """Training and held-out datasets with all that each is set to, JSON-able; addresses may hold a password."""
+        return [entry.model_dump(mode="json") for entry in (*self.train, *self.eval)]
+
 
 FIELD_ALIASES: Mapping[str, str] = {
     "is_regularization_data": "is_regularisation_data",

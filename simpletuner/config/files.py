@@ -103,9 +103,9 @@ def parse(path: Path) -> tuple[Any, list[Problem]]:
     found: list[str] = []
 
     def noted(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        last = dict(pairs)  # of two the last stays
+        last = dict(pairs)  # of two the last stays; they are compared as written, as 1 == True
         of = f"[{last['id']}]." if isinstance(last.get("id"), str) else ""
-        found.extend(dict.fromkeys(of + key for key, value in pairs if value is not last[key] and value != last[key]))
+        found.extend(dict.fromkeys(of + key for key, value in pairs if json.dumps(value) != json.dumps(last[key])))
         return last
 
     try:

@@ -102,6 +102,7 @@ class Survey:
         looks: By path, where pictures were decoded.
         cached: Used pictures whose latents are in the cache already.
         cache_bytes: Size of the cache on disk.
+        resolution: How large they are trained, in words: ``1024 px``.
     """
 
     id: str
@@ -112,6 +113,7 @@ class Survey:
     looks: dict[Path, Look] = field(default_factory=dict)
     cached: int = 0
     cache_bytes: int = 0
+    resolution: str = ""
 
     @property
     def found(self) -> int:

@@ -49,7 +49,7 @@ class _PlainBar:
         if finished or now - self._last >= PLAIN_INTERVAL_S:
             self._last = now
             text = f"{self._label} {self._done}/{self._total} ({self._times(now - self._began)}) {note}".rstrip()
-            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     def _times(self, took: float) -> str:
         """How long it took, and about how long the rest takes at that pace."""
@@ -83,7 +83,7 @@ class Reporter:
         self._stages = stages
 
     def say(self, text: str = "", whole: bool = False) -> None:
-        """Print a sentence: captions and file names are read neither as markup nor as commands to the terminal.
+        """Print a sentence: in captions and file names no markup, emoji (``:dog:``) or command to the terminal is read.
 
         Args:
             text: One or more lines. A terminal gets them broken between words; a file or a pipe as they are.
@@ -92,7 +92,7 @@ class Reporter:
         shown = printable(text)
         if self.console.is_terminal and not whole:
             shown = wrapped(shown, self.console.width)
-        self.console.print(shown, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(shown, markup=False, emoji=False, highlight=False, soft_wrap=True)
         if self._stages:
             self._stages.line(text)
 

@@ -79,12 +79,7 @@ def check(config: RunConfig, reporter: Reporter, page_at: Path | None = None, re
     found = _find(config, facts, checked, reporter)
     cut_off = _cut_off(config, family, source, checked, has_model=facts is not None)
     for item, role in found:
-        pictures = [picture_of(p, max((cut_off(c) for c in p.sample.captions), key=len)) for p in item.placed]
-        survey = Survey(item.source.id, item.source.folder, role, pictures, item.skipped)
-        survey.cached, survey.cache_bytes = _cache(item)
-        track = partial(reporter.track, f"Decoding pictures [{item.source.id}]")
-        survey.looks = look_at([p.path for p in pictures], PROCESSES, track)
-        _leave_out_broken(item, survey)
+        survey = _look_over(item, role, cut_off, reporter)
         _tell(item, checked.surveys, reporter)
         checked.surveys.append(survey)
     if reconstruct:
@@ -102,13 +97,15 @@ def check(config: RunConfig, reporter: Reporter, page_at: Path | None = None, re
     for line in describe(checked):
         reporter.say(line)
     file = page_at or Path(config.options.checkpoints.output_dir).expanduser() / PAGE
-    title = f"Data of {config.config_file}"
-    write_atomic(
-        file, page(title, checked.surveys, checked.lines, checked.problems).encode("utf-8", "backslashreplace")
-    )
+    _write_page(file, f"Data of {config.config_file}", checked)
     reporter.say(f"Page with every picture: {file}")
     reporter.say(_verdict(checked))
     return not checked.problems
+
+
+def _write_page(file: Path, title: str, checked: Checked) -> None:
+    text = page(title, checked.surveys, checked.lines, checked.problems)
+    write_atomic(file, text.encode("utf-8", "backslashreplace"))
 
 
 def _verdict(checked: Checked) -> str:
@@ -118,6 +115,20 @@ def _verdict(checked: Checked) -> str:
     if checked.unknown:
         return "All that could be looked at is right; whether training would start cannot be told without the model."
     return "Training would start."
+
+
+def _look_over(item: prepare.Found, role: str, cut_off: Callable[[str], str], reporter: Reporter) -> Survey:
+    """Decode the pictures of a dataset; those that cannot be are left out of it, too."""
+    pictures = [picture_of(p, max((cut_off(c) for c in p.sample.captions), key=len)) for p in item.placed]
+    rules = item.source.placement
+    unit = "megapixels" if rules.resolution_type == "area" else "px"
+    survey = Survey(item.source.id, item.source.folder, role, pictures, item.skipped)
+    survey.resolution = f"{rules.resolution:g} {unit}"
+    survey.cached, survey.cache_bytes = _cache(item)
+    track = partial(reporter.track, f"Decoding pictures [{item.source.id}]")
+    survey.looks = look_at([p.path for p in pictures], PROCESSES, track)
+    _leave_out_broken(item, survey)
+    return survey
 
 
 def _leave_out_broken(item: prepare.Found, survey: Survey) -> None:
@@ -142,16 +153,25 @@ def describe(checked: Checked) -> list[str]:
     told: set[Path] = set()
     for number, survey in enumerate(checked.surveys):
         lines += short(survey, listed=10, told=told)
-        same = next(
-            (b for b in checked.surveys[:number] if survey.looks and b.looks.keys() == survey.looks.keys()), None
-        )
-        if same and same.role == survey.role == "image":
-            lines.append(
-                f"[{survey.id}] these are the pictures of [{same.id}] once more: they are trained in both sizes"
-            )
-        lines += sizes(survey, looked_at=same is not None)
+        same = [b for b in checked.surveys[:number] if survey.looks and b.looks.keys() == survey.looks.keys()]
+        lines += _once_more(survey, [other for other in same if other.role == survey.role == "image"])
+        lines += sizes(survey, looked_at=bool(same))
         told |= survey.looks.keys()
     return [*lines, *checked.lines, *checked.problems]
+
+
+def _once_more(survey: Survey, same: Sequence[Survey]) -> list[str]:
+    """What sets a training dataset apart from those before it with the same pictures; nothing where there is none."""
+    if not same:
+        return []
+    nearest = next((other for other in same if other.resolution == survey.resolution), same[0])
+    captions = [{picture.path: picture.captions for picture in one.pictures} for one in (nearest, survey)]
+    others = "the same captions" if captions[0] == captions[1] else "other captions"
+    if nearest.resolution == survey.resolution:
+        apart = f"at {survey.resolution} too, with {others}"
+    else:
+        apart = f"at {survey.resolution}, there at {nearest.resolution}"
+    return [f"[{survey.id}] these are the pictures of [{nearest.id}] once more: {apart}"]
 
 
 def short(survey: Survey, listed: int = 3, told: Set[Path] = frozenset()) -> list[str]:

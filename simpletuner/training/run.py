@@ -19,6 +19,7 @@ from simpletuner.config.read import RunConfig
 from simpletuner.data.cache import write_atomic
 from simpletuner.data.loader import Loader
 from simpletuner.errors import ResumeError
+from simpletuner.reporting.masking import masked
 from simpletuner.reporting.progress import Reporter
 from simpletuner.training import (
     checkpoint,
@@ -89,8 +90,10 @@ def _known(session: Session) -> Iterator[None]:
         translate_reporting.uploads(session),
     ):
         forget(session.output_dir / FOLDER)
-        record = json.dumps(session.config.raw, indent=2, default=str)
-        write_atomic(session.output_dir / "config.resolved.json", record.encode())
+        records = {"config": session.config.raw, "datasets": masked(session.config.datasets.record())}
+        for name, record in records.items():
+            text = json.dumps(record, indent=2, default=str)
+            write_atomic(session.output_dir / f"{name}.resolved.json", text.encode())
         yield
 
 

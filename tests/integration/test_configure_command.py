@@ -42,11 +42,14 @@ def test_answers_become_files_that_check_and_train_accept(
     assert config["user_prompt_library"] == "config/user_prompt_library.json"
     library = json.loads((tmp_path / "config" / "user_prompt_library.json").read_text())
     assert "soft gradients" in library["portrait"] and library["own_caption"] == "a drawing of thing 0"
-    again = simpletuner("configure", "--answers", "answers.json", "max_train_steps=50", check=False)
+    simpletuner("train", "--max_train_steps=5", "--validation_disable=true")
+    assert (tmp_path / "out" / "pytorch_lora_weights.safetensors").is_file()
+    again = simpletuner("configure", "--answers", "answers.json", "resolution=64", "max_train_steps=50", check=False)
     assert again.returncode == 1 and '-  "max_train_steps": 40' in again.stdout and "add --yes" in again.stdout
     assert json.loads((tmp_path / "config" / "config.json").read_text()) == config, "nothing was overwritten"
-    simpletuner("train", "--max_train_steps=2", "--validation_disable=true", "--lr_warmup_steps=0")
-    assert (tmp_path / "out" / "pytorch_lora_weights.safetensors").is_file()
+    assert "holds a run already" not in again.stdout, "the run that is there was trained by these settings"
+    other = simpletuner("configure", "--answers", "answers.json", "resolution=64", "train_batch_size=1", check=False)
+    assert "holds a run already, with other settings" in " ".join(other.stdout.split())
     assert held(folder) == before
 
 

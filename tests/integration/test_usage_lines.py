@@ -74,7 +74,7 @@ def pixels(path: Path) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def elsewhere() -> Iterator[Forker]:
-    """An interpreter that knows nothing of this program, and has imported the libraries."""
+    """An interpreter that knows nothing of this program, and has imported the libraries; their names are forgotten."""
     environment = own_environment()
     del environment["PYTHONPATH"]
     forker = Forker(environment, "import torch\nfrom diffusers import SanaPipeline")

@@ -160,6 +160,8 @@ def test_a_key_that_is_there_twice_is_a_problem_unless_both_say_the_same(write: 
     assert "config.json: seed: it is given twice with different values, in lines 2 and 3 → keep one of them" in twice
     assert "sead" in unknown and f"[{entries[0]['id']}].repeats: it is given twice" in dataset
     (folder / "config" / "multidatabackend.json").write_text(whole)
+    file.write_text('{"max_train_steps": 5, "use_ema": 1, "use_ema": true}')
+    assert any("use_ema: it is given twice" in text for text in problems(lambda: load(environ={})))
     file.write_text('{"max_train_steps": 5, "seed": 2, "seed": 2}')
     assert load(environ={}).options.training.seed == 2
     file.write_text('{"max_train_steps": 5, "webhook_config": {"auth_token": "s3cret", "auth_token": "other"}}')

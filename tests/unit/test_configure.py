@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from simpletuner.cli.configuring import content, drafting, fresh, pictures, writing
 from simpletuner.cli.configuring.answers import Answers, answers
+from simpletuner.cli.configuring.estimates import load_from
 from simpletuner.cli.configuring.pictures import Pictures
 from simpletuner.cli.configuring.proposal import (
     SETTINGS,
@@ -31,6 +32,7 @@ from simpletuner.cli.configuring.proposal import (
     validation_share,
 )
 from simpletuner.config.catalogue import FLAVOURS
+from simpletuner.config.read import RunConfig
 from simpletuner.data.sampler import Bucket, Drawing, shortfalls
 from simpletuner.data.types import Size
 from simpletuner.errors import ConfigError, DataError, TunerError
@@ -158,6 +160,7 @@ def test_how_long_validation_takes() -> None:
         ({"card": "big"}, "it must be a number"),
         ({"train_batch_size": 0}, "it must be 1 or more"),
         ({"optimizer": "adamw"}, "optimizer"),
+        ({"kind": "style", "what": "dog"}, "what = 'dog': only a subject is a kind of thing"),
     ],
 )
 def test_wrong_answers_are_named(values: dict[str, Any], said: str) -> None:
@@ -325,31 +328,50 @@ def test_a_caption_becomes_a_prompt_only_where_captions_are_read() -> None:
 
 def test_a_folder_with_another_run_gets_a_fresh_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    said, found, config = Answers(words="sks dog"), folder_of(*SNAPS), Path("config")
-    first = proposed(said, found, Machine(0), shape=POCKET)
+    there, usual = Path("config"), "output/my-fox-full"
 
-    def made(proposal: Proposal, said: Answers = said) -> dict[str, Any]:
-        return content.files(proposal, said, found, POCKET, config)
+    def drafted(folder: str = "my-fox", written: bool = False, **said: Any) -> tuple[Proposal, RunConfig]:
+        """A proposal and how it is read; ``written`` puts its files into their place."""
+        answered = Answers(words=said.pop("words", "sks dog"), **said)
+        (Path("datasets") / folder).mkdir(parents=True, exist_ok=True)
+        found = replace(folder_of(*SNAPS), folder=Path("datasets") / folder)
+        proposal = proposed(answered, found, Machine(0), shape=POCKET)
 
-    assert fresh.placed(first, fresh.same_run(made(first), config)) == first, "nothing is there"
-    writing.write(writing.texts(made(first), config / "config.json"))
-    Path("output/my-fox-full").mkdir(parents=True)
-    assert not fresh.holds_a_run(Path("output/my-fox-full")), "a page of check alone"
-    Path("output/my-fox-full/run.json").write_text("{}")
-    longer = said.model_copy(update={"max_train_steps": 900})
-    again = proposed(longer, found, Machine(0), shape=POCKET)
-    kept = fresh.placed(again, fresh.same_run(made(again, longer), config)).choices["output_dir"]
-    assert kept.value == "output/my-fox-full" and "goes on from there" in kept.why
-    other = said.model_copy(update={"words": "sks cat"})
-    renamed = proposed(other, found, Machine(0), shape=POCKET)
-    same = fresh.same_run(made(renamed, other), config)
-    moved = fresh.placed(renamed, same).choices["output_dir"]
-    assert same == "" and moved.value == "output/my-fox-full-2" and "other settings, captions or pictures" in moved.why
-    named = proposed(
-        other.model_copy(update={"output_dir": Path("output/my-fox-full")}), found, Machine(0), shape=POCKET
-    )
-    assert fresh.placed(named, "") == named and "go on from its weights" in fresh.note(named, "")
-    assert not fresh.note(named, "output/my-fox-full") and not fresh.note(renamed, "")
+        def made(proposal: Proposal) -> dict[str, Any]:
+            return content.files(proposal, answered, found, POCKET, there)
+
+        proposal = fresh.placed(proposal, load_from(made(proposal), tmp_path), there)
+        if written:
+            writing.write(writing.texts(made(proposal), there / content.CONFIG))
+        return proposal, load_from(made(proposal), tmp_path)
+
+    def train(config: RunConfig) -> None:
+        """What a run leaves of its settings."""
+        home = config.options.checkpoints.output_dir
+        home.mkdir(parents=True, exist_ok=True)
+        (home / "run.json").write_text("{}")
+        (home / "config.resolved.json").write_text(json.dumps(config.raw))
+        (home / "datasets.resolved.json").write_text(json.dumps(config.datasets.record()))
+
+    def place(proposal: Proposal) -> str:
+        return str(proposal.value("output_dir"))
+
+    Path(usual).mkdir(parents=True)
+    first, config = drafted(written=True)
+    assert place(first) == usual and not fresh.holds_a_run(Path(usual)), "a page of check alone"
+    train(config)
+    longer, _ = drafted(max_train_steps=900)
+    assert place(longer) == usual and "same folder of pictures: training goes on" in longer.choices["output_dir"].why
+    other, config = drafted(words="sks cat")
+    assert place(other) == f"{usual}-2" and "other settings or another folder" in other.choices["output_dir"].why
+    train(config)
+    assert place(drafted(words="sks cat")[0]) == f"{usual}-2", "its own run is found by its number"
+    # Another folder's pictures are sent there by a person, but are not trained; nor does it count that they were written.
+    into, config = drafted("cats", written=True, output_dir=Path(usual))
+    assert place(into) == usual and "go on from its weights" in fresh.note(into, config)
+    assert place(drafted("cats")[0]) == "output/cats-full"
+    again, config = drafted(output_dir=Path(usual))
+    assert not fresh.note(again, config) and not fresh.note(*drafted("cats"))
 
 
 def test_what_is_drawn_is_told_and_a_guess_is_named() -> None:
@@ -360,8 +382,31 @@ def test_what_is_drawn_is_told_and_a_guess_is_named() -> None:
     files[content.CONFIG].pop("validation_step_interval", None)
     assert drafting.pictured(files)["validation_step_interval"].why.endswith("the start and the end only")
     assert drafting.pictured({content.CONFIG: {"validation_disable": True}}) == {}
-    (guess,) = drafting._of_names(said, files)
-    assert "'a photo of my fox'" in guess and 'words="sks toy"' in guess
-    (unknown,) = drafting._of_names(Answers(words="sks pipo"), files)
-    assert "what=toy" in unknown and not drafting._of_names(Answers(words="sks dog"), files)
-    assert not drafting._of_names(Answers(kind="style"), files)
+    guess = drafting._of_names(said, found)
+    assert "name ('my fox') is a guess" in guess and 'words="sks toy"' in guess
+    assert "what=toy" in drafting._of_names(Answers(words="sks pipo"), found)
+    assert not drafting._of_names(Answers(words="sks dog"), found)
+    assert not drafting._of_names(Answers(kind="style"), found)
+
+
+@pytest.mark.parametrize(
+    ("captions", "answered", "said"),
+    [
+        (("two birds", "three"), {}, "that name: the first prompt is a caption."),
+        (("a bird, " * 40,), {}, "that name: the first prompt is the beginning of a caption."),
+        (("two birds",), {"validation_prompt": "my fox asleep"}, "that name: 'my fox asleep' shows nothing of what it"),
+        (("two birds",), {"validation_prompt": "a hill"}, "that name."),
+        (("two birds",), {"validation": False}, "that name."),
+        (("My Fox asleep",), {}, ""),
+    ],
+)
+def test_where_no_caption_says_the_name_it_is_told_what_the_first_prompt_is(
+    captions: tuple[str, ...], answered: dict[str, Any], said: str
+) -> None:
+    answered_ = Answers(captions="textfile", **answered)
+    found = replace(folder_of(*SNAPS, captions=2), captions=captions)
+    proposal = proposed(answered_, found, Machine(0), shape=POCKET)
+    config = content.files(proposal, answered_, found, POCKET, Path("config"))[content.CONFIG]
+    told = drafting._untold(proposal, answered_, found, config)
+    assert said in told and bool(said) == bool(told) and (said != "that name." or told.endswith(said))
+    assert len(config.get("validation_prompt", "")) <= content._LONGEST

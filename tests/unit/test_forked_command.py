@@ -30,6 +30,8 @@ def test_words_folder_output_and_status(forker: Forker, tmp_path: Path) -> None:
 
 def test_nothing_is_left_for_the_next(forker: Forker, tmp_path: Path) -> None:
     program = "import atexit, json, os; print(hasattr(json, 'mine')); json.mine = 1; os.environ['MINE'] = '1'"
+    names = forker.run("print([name for name in globals() if not name.startswith('__')])", [], tmp_path)
+    assert names.stdout == "[]\n", "not even the names that the first process imported"
     for _ in range(2):
         done = forker.run(f"{program}; atexit.register(print, 'end')", [], tmp_path)
         assert done.stdout == "False\nend\n"

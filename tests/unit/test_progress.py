@@ -45,12 +45,12 @@ def test_what_goes_on_begins_under_what_was_said() -> None:
 
 
 def test_a_terminal_gets_whole_words_a_pipe_and_code_whole_lines() -> None:
-    text = "word " * 40 + "[bold]end"
+    text = "word " * 40 + "[bold]:dog:end"
     for terminal, whole, count in ((True, False, 4), (True, True, 1), (False, False, 1)):
         screen = StringIO()
         Reporter(Console(file=screen, width=60, force_terminal=terminal)).say(text.rstrip(), whole=whole)
         assert len(screen.getvalue().rstrip("\n").split("\n")) == count, (terminal, whole)
-        assert "[bold]end" in screen.getvalue()
+        assert "[bold]:dog:end" in screen.getvalue(), "no markup and no emoji is made of a prompt"
 
 
 def test_a_bar_names_its_dataset_and_says_which_time_is_which() -> None:

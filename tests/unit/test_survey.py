@@ -8,6 +8,9 @@ import pytest
 from PIL import Image
 
 from simpletuner.data import survey
+from simpletuner.data.survey import Look, Picture, Survey
+from simpletuner.data.types import Size
+from simpletuner.training.check import Checked, describe
 
 
 def test_processes_see_what_one_sees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,3 +23,20 @@ def test_processes_see_what_one_sees(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert survey.look_at(paths, 2) == here == survey.look_at(paths, 1)
     assert here[paths[3]].problem and not here[paths[0]].problem
     assert survey._bytes(tmp_path / "none") == 0
+
+
+def test_a_dataset_with_the_pictures_of_another_says_what_sets_it_apart() -> None:
+    def dataset(name: str, resolution: str, caption: str = "a fox") -> Survey:
+        path, size = Path("fox.png"), Size(64, 64)
+        picture = Picture(path, size, size, (0.0, 0.0, 1.0, 1.0), 1.0, (caption,))
+        return Survey(name, Path(), "image", [picture], [], {path: Look()}, resolution=resolution)
+
+    datasets = [dataset("a", "64 px"), dataset("b", "32 px"), dataset("c", "16 px"), dataset("d", "32 px", "sks fox")]
+    told = [line for line in describe(Checked([*datasets, dataset("e", "64 px")], [], [])) if "once more" in line]
+    of = "these are the pictures of"
+    assert told == [
+        f"[b] {of} [a] once more: at 32 px, there at 64 px",
+        f"[c] {of} [a] once more: at 16 px, there at 64 px",
+        f"[d] {of} [b] once more: at 32 px too, with other captions",
+        f"[e] {of} [a] once more: at 64 px too, with the same captions",
+    ]

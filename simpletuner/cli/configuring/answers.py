@@ -31,7 +31,9 @@ class Answers(Section):
     kind: Kind = Field("subject", description="What to teach: subject, style or domain.")
     pictures: Path = Field(Path("datasets/my-pictures"), description="Folder with the pictures; it is only read.")
     words: str | None = Field(None, description="What the pictures show, in a few words; a subject's name: sks dog.")
-    what: str | None = Field(None, description="What kind of thing a subject is, in a word or two: dog.")
+    what: str | None = Field(
+        None, description="What kind of thing a subject is, in a word or two: dog; of a subject only."
+    )
     captions: Captions | None = Field(
         None, description="Where captions come from: textfile, filename or instanceprompt."
     )
@@ -71,6 +73,9 @@ def answers(values: Mapping[str, Any], source: str) -> Answers:
         findings.problems.append(Problem(source, key, values[key], "configure asks no such thing", remedy))
     given = {key: value for key, value in values.items() if key in fields and value is not None and value != ""}
     made = build(Answers, given, {"": source, **dict.fromkeys(given, source)}, findings)
+    if isinstance(made, Answers) and made.what and made.kind != "subject":
+        reason = f"only a subject is a kind of thing, and kind is {made.kind}"
+        findings.problems.append(Problem(source, "what", made.what, reason, "leave it out, or use kind=subject"))
     if findings.problems or not isinstance(made, Answers):
         raise ConfigError(findings.problems)
     return made

@@ -179,10 +179,17 @@ def prompts(proposal: Proposal, answers: Answers, pictures: Pictures, named: str
     kind = kind_of_thing(answers)
     if answers.kind == "subject" and kind and kind != named:
         library["of_its_kind"] = f"a photo of {'an' if kind[0].lower() in 'aeiou' else 'a'} {kind} in a garden"
-    own = [caption for caption in captions_read(proposal, pictures) if 0 < len(caption) <= _LONGEST]
-    if own:
-        library["own_caption"] = own[0]
+    own = sorted(filter(None, captions_read(proposal, pictures)), key=lambda caption: len(caption) > _LONGEST)
+    if own:  # the first that is no longer than a prompt, else the beginning of the first
+        library["own_caption"] = _beginning(own[0])
     return library
+
+
+def _beginning(caption: str) -> str:
+    """So many whole words as a prompt may have letters for."""
+    if len(caption) <= _LONGEST:
+        return caption
+    return caption[: _LONGEST + 1].rpartition(" ")[0].rstrip(" ,;:") or caption[:_LONGEST]
 
 
 def _named(text: str, answers: Answers, named: str) -> str:

@@ -117,10 +117,11 @@ def _change_or_take(said: Mapping[str, Any], draft: Draft, say: Say) -> dict[str
 
 
 def _one_change(said: Mapping[str, Any], values: Mapping[str, Any], say: Say) -> dict[str, Any]:
-    """One answer, asked for until it is a right one by itself."""
+    """One answer, asked for until it is a right one by itself; ``values`` is what is proposed, empty before anything is."""
     of_names = ("words", "what") if said["kind"] == "subject" else ("words",)
+    proposed = list(values) or [*CHOICES, *NUMBERS, "output_dir", *CHANGES]  # nothing yet: all that is ever proposed
+    names = [*proposed, *of_names]
     values = {**values, **{name: said.get(name, "") for name in of_names}}
-    names = [*CHOICES, *NUMBERS, "output_dir", *CHANGES, *of_names] if len(values) == len(of_names) else list(values)
     name = questionary.select("What?", names).unsafe_ask()
     while True:
         value = _value(name, values.get(name))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,73 +53,92 @@ def draft(answers: Answers, pictures: Pictures, machine: Machine, folder: Path, 
         ModelError: The model cannot be looked at.
     """
     imports.libraries()  # seconds: not before there is something to estimate
-    every = pictures
-    if captions(answers, pictures).value == "textfile":
-        if not pictures.captioned:
-            reason = f"no picture in {pictures.folder} has a text file beside it"
-            raise ConfigError([Problem(source, "captions", "textfile", reason, "use instanceprompt, or write some")])
-        pictures = pictures.only_captioned()
-    chosen = estimates.look_at(str(model(answers, pictures, machine).value), aside)
+    used = _with_captions(pictures, answers, source)
+    chosen = estimates.look_at(str(model(answers, used, machine).value), aside)
 
     def made(proposal: Proposal) -> dict[str, Any]:
-        return content.files(proposal, answers, pictures, chosen.shape, folder)
+        return content.files(proposal, answers, used, chosen.shape, folder)
 
     def fits(proposal: Proposal) -> bool | None:
         try:
             config = estimates.load_from(made(proposal), aside)
-            return estimates.fits(estimates.subject(config, chosen, list(pictures.sizes)), machine)
+            return estimates.fits(estimates.subject(config, chosen, list(used.sizes)), machine)
         except (ConfigError, ModelError):  # told below, with all the rest
             return None
 
-    proposal = propose(answers, pictures, machine, chosen.shape, content.preset, fits)
-    same = fresh.same_run(made(proposal), folder)
-    proposal = fresh.placed(proposal, same)
+    usual = propose(answers, used, machine, chosen.shape, content.preset, fits)
+    config = _checked(usual, made(usual), answers, used, chosen, aside, source)
+    proposal = fresh.placed(usual, config, folder)
     files = made(proposal)
-    config = _checked(proposal, files, answers, pictures, chosen, aside, source)
-    asked = estimates.subject(config, chosen, list(pictures.sizes))
-    notes = [content.told(files[content.DATASETS][0]), *([chosen.note] if chosen.note else [])]
-    notes += _left_out(every, pictures) + _of_names(answers, files)
-    if content.untold(proposal, answers, pictures):
-        name = content.words(answers, pictures)
-        notes.append(f"No caption says {name!r}, so the model does not learn that name: the first prompt is a caption.")
-    notes += [told_of] if (told_of := fresh.note(proposal, same)) else []
+    if proposal != usual:
+        config = _checked(proposal, files, answers, used, chosen, aside, source)
+    asked = estimates.subject(config, chosen, list(used.sizes))
+    notes = [
+        content.told(files[content.DATASETS][0]),
+        chosen.note,
+        _left_out(pictures, used),
+        _of_names(answers, used),
+        _untold(proposal, answers, used, files[content.CONFIG]),
+        fresh.note(proposal, config),
+        *_of_size(proposal, answers, used, machine),
+    ]
+    if answers.validation and _share(files, chosen) > 1:
+        notes.append("Drawing the validation pictures takes longer than so short a training.")
+    return Draft(proposal, files, tuple(filter(None, notes)), tuple(estimates.lines(asked, machine)))
+
+
+def _with_captions(pictures: Pictures, answers: Answers, source: str) -> Pictures:
+    """What training uses: those with a caption file, where captions are text files. Raises ConfigError without any."""
+    if captions(answers, pictures).value != "textfile":
+        return pictures
+    if not pictures.captioned:
+        reason = f"no picture in {pictures.folder} has a text file beside it"
+        raise ConfigError([Problem(source, "captions", "textfile", reason, "use instanceprompt, or write some")])
+    return pictures.only_captioned()
+
+
+def _of_size(proposal: Proposal, answers: Answers, pictures: Pictures, machine: Machine) -> Iterator[str]:
+    """Too large a model, or too few pictures."""
     if proposal.fits is False:
-        notes.append(f"Nothing was found that fits into {machine.gib:g} GiB: take a smaller model or resolution.")
+        yield f"Nothing was found that fits into {machine.gib:g} GiB: take a smaller model or resolution."
     least = LEAST[answers.kind]
     if pictures.count < least:
         few = counted(pictures.count, "is", "are")
-        notes.append(
-            f"A {answers.kind} wants {counted(least, 'picture')} or more, and {few} there: expect them learned by heart."
-        )
+        yield f"A {answers.kind} wants {counted(least, 'picture')} or more, and {few} there: expect them learned by heart."
     if proposal.fill_up:
-        notes.append(
-            "Buckets with fewer pictures than a batch are filled by repeating (allow_dataset_oversubscription)."
-        )
-    if answers.validation and _share(files, chosen) > 1:
-        notes.append("Drawing the validation pictures takes longer than so short a training.")
-    return Draft(proposal, files, tuple(notes), tuple(estimates.lines(asked, machine)))
+        yield "Buckets with fewer pictures than a batch are filled by repeating (allow_dataset_oversubscription)."
 
 
-def _left_out(every: Pictures, used: Pictures) -> list[str]:
+def _untold(proposal: Proposal, answers: Answers, pictures: Pictures, config: Mapping[str, Any]) -> str:
+    """What follows where a subject's name is in no caption; "" where it is in one."""
+    if not content.untold(proposal, answers, pictures):
+        return ""
+    name = content.words(answers, pictures)
+    said = f"No caption says {name!r}, so the model does not learn that name"
+    first = str(config.get("validation_prompt", ""))
+    read = content.captions_read(proposal, pictures)
+    if first and first in read:
+        return f"{said}: the first prompt is a caption."
+    if first and any(caption.startswith(first) for caption in read):
+        return f"{said}: the first prompt is the beginning of a caption."
+    return f"{said}: {first!r} shows nothing of what it learns." if name.lower() in first.lower() else f"{said}."
+
+
+def _left_out(every: Pictures, used: Pictures) -> str:
     """Pictures without a caption file, where captions are asked to be text files."""
     number = every.count - used.count
-    return [f"{counted(number, 'picture has', 'pictures have')} no caption file and will be skipped."] if number else []
+    return f"{counted(number, 'picture has', 'pictures have')} no caption file and will be skipped." if number else ""
 
 
-def _of_names(answers: Answers, files: Mapping[str, Any]) -> list[str]:
-    """What a person may say where a name or a kind was guessed or left out."""
+def _of_names(answers: Answers, pictures: Pictures) -> str:
+    """What a person may say where a name or a kind was guessed or left out; "" where neither was."""
     if answers.kind != "subject" or (answers.words and content.kind_of_thing(answers)):
-        return []
+        return ""
     kind = content.kind_of_thing(answers) or "toy"
     if not answers.words:
-        caption = files[content.DATASETS][0].get("instance_prompt", "")
-        name = f" ({caption!r})" if caption else ""
-        return [
-            f'The subject\'s name{name} is a guess: words="sks {kind}" names it, with a rare word that is to mean yours.'
-        ]
-    return [
-        f"What kind of thing it is cannot be told from {answers.words!r}: what={kind}, for example, adds a prompt that shows whether others of its kind stay as they were."
-    ]
+        name = content.words(answers, pictures)
+        return f'The subject\'s name ({name!r}) is a guess: words="sks {kind}" names it, with a rare word that is to mean yours.'
+    return f"What kind of thing it is cannot be told from {answers.words!r}: what={kind}, for example, adds a prompt that shows whether others of its kind stay as they were."
 
 
 def _checked(
