@@ -37,7 +37,7 @@ def _large() -> str:
     from simpletuner.cli.configuring import estimates, ways
 
     how = ways.largest(estimates.machine(None))
-    return f"Sana 1.6B {how}" if how else ""
+    return f"Sana 1.6B {how} (batch 1 at 1024 px, memory auto)" if how else ""
 
 
 def _places(config: str | None) -> tuple[dict[str, Path], Path | None]:

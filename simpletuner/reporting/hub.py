@@ -1,6 +1,6 @@
 """One commit to a model hub, with pauses between tries. Also a program of its own, which a run starts beside itself.
 
-In: files, texts and a repository. Out: the repository's address. It imports neither torch nor the rest of the program, so
+In: files, texts and a repository. Out: the repository's address. It imports no torch, and of the program three small modules, so
 that the process that uploads is small, and can be ended at any time: a commit is there whole or not at all. The token is
 read by the hub's own client and stands in no message.
 """

@@ -57,10 +57,17 @@ def obstacle(device: torch.device, precision: Precision) -> str | None:
         return "Triton needs a C compiler: install gcc"
     if torch.cuda.get_device_capability(device) < OLDEST:
         return "this GPU is older than Ampere"
-    if torch.bfloat16 not in (precision.weights, precision.base, precision.autocast):
-        return "its kernels are measured in bf16 alone: set mixed_precision to bf16"
+    if other := not_in_bf16(precision):
+        return other
     keep_compiled()
     return cannot_compile(device)
+
+
+def not_in_bf16(precision: Precision) -> str | None:
+    """Why the fast way cannot run in these dtypes, whatever the device; None if it can."""
+    if torch.bfloat16 in (precision.weights, precision.base, precision.autocast):
+        return None
+    return "its kernels are measured in bf16 alone: set mixed_precision to bf16"
 
 
 def c_compiler() -> str | None:

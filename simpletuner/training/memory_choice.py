@@ -1,7 +1,7 @@
 """Fit a run to the memory there is: which blocks are recomputed, and how the VAE works. Pure functions.
 
 In: an estimate as a function of a ``Choice``, and a budget. Out: the quickest choice that fits, or None. None of these
-changes what a result means: recomputed activations are the same numbers.
+changes what a result means: recomputed activations are the same numbers, and tiled latents differ little.
 """
 
 from __future__ import annotations

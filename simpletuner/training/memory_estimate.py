@@ -86,7 +86,6 @@ class Plan:
         accumulates: Gradients of earlier micro-batches are there when a step's forward begins.
         interval: Every n-th block is recomputed; 0 for none.
         graph: Steps are CUDA graphs.
-        shapes: Several shapes of batch are to be expected.
         caching: Of the encoders.
         decoding: Bytes beside the decoder's weights for one validation picture; 0 where none is drawn.
         aside: The transformer's weights leave the GPU while a picture is decoded.
@@ -101,7 +100,6 @@ class Plan:
     accumulates: bool
     interval: int
     graph: bool
-    shapes: bool
     caching: Caching
     decoding: int
     aside: bool = False
@@ -199,7 +197,7 @@ def estimate(plan: Plan) -> Estimate:
         phases["validation"] = static + copy - gone + decoder + plan.decoding + PIXEL_MARGIN
     return Estimate(
         phases={name: value + CONTEXT for name, value in phases.items()},
-        graphs=dynamic if plan.graph and plan.shapes else 0.0,
+        graphs=dynamic if plan.graph else 0.0,
         parts={
             "weights": weights,
             "optimizer": states,

@@ -83,5 +83,5 @@ def warning(subject: Subject, estimated: Estimate, budget: float) -> str:
     beyond = "" if enough else ", and more: by itself it is not enough"
     return (
         f"WARNING: {estimated.where} would take about {estimated.peak / GIB:.1f} GiB, and {budget / GIB:.1f} GiB are free. "
-        f"{first}{beyond}; or memory auto, which chooses what changes no result."
+        f"{first}{beyond}; or memory auto, which recomputes and tiles as far as needed."
     )

@@ -247,7 +247,7 @@ class Ranks:
         try:
             yield
         except LostProcessError as error:
-            if not self.main or not self._is_first(str(error)):
+            if not self.main or not self._is_first():
                 raise SystemExit(1) from error
             raise
         except KeyboardInterrupt:
@@ -262,13 +262,13 @@ class Ranks:
                     self.wait()
             elif known and not self.main:
                 time.sleep(GRACE_S)
-            if not self._is_first(str(error)) and known:
+            if not self._is_first() and known:
                 raise SystemExit(1) from error
             if known and not self.main:
                 raise TunerError(f"process {self.rank} of {self.world}: {error}") from error
             raise
 
-    def _is_first(self, message: str) -> bool:
+    def _is_first(self) -> bool:
         """Whether nobody has said yet why the run failed; from now on somebody has."""
         if self._store is None:
             return self.main

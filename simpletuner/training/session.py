@@ -68,7 +68,10 @@ class Session:
     exported: bool = False
 
     def stopping(self) -> bool:
-        """Whether a person wants the run to stop: by a signal, or by a request that no step has taken yet."""
+        """Whether a person wants the run to stop: by a signal, or by a request that no step has taken yet.
+
+        The loop itself asks the hook that takes requests (``Control.stopping``); between two steps none is taken.
+        """
         return self.asked.is_set() or control.waits(self.output_dir / control.FOLDER, "stop")
 
     def go_on(self) -> None:

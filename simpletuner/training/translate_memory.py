@@ -42,7 +42,7 @@ class Subject:
         text: How captions become tokens.
         device: Where training runs. Without a GPU the estimate is for an NVIDIA card with the fast way.
         found: All datasets, held-out ones too.
-        obstacle: Why the fast way cannot run on that device, or None.
+        obstacle: Why the fast way cannot run on that device, or None, also where no device is known.
     """
 
     config: RunConfig
@@ -64,9 +64,10 @@ class Subject:
     def forward(self) -> Forward:
         """Of the blocks, as ``fast_path.put_on`` will decide."""
         wanted = self.options.precision.transformer_forward
+        obstacle = self.obstacle or fast_path.not_in_bf16(self.precision)
         if wanted == "auto":
-            return "diffusers" if self.obstacle else "fast"
-        return "plain" if wanted == "fast" and self.obstacle else wanted
+            return "diffusers" if obstacle else "fast"
+        return "plain" if wanted == "fast" and obstacle else wanted
 
 
 def plan_of(subject: Subject) -> Plan:
@@ -95,7 +96,6 @@ def plan_of(subject: Subject) -> Plan:
         accumulates=options.training.gradient_accumulation_steps > 1,
         interval=interval(options),
         graph=replays(subject),
-        shapes=True,  # captions have several lengths
         caching=_caching(subject, base != "no_change" and options.precision.quantize_via != "cpu"),
         decoding=decoding_bytes(subject),
     )

@@ -119,7 +119,7 @@ CACHING = Caching(1000, 2, 2.0, 10, 4, 2)
 def a_plan(
     made: Activations, learning: Learning, interval: int, footprint: Footprint = FOOTPRINT, batch_bytes: int = 10
 ) -> Plan:
-    return Plan(footprint, made, batch_bytes, learning, 0.0, 0.0, False, interval, True, True, CACHING, 300)
+    return Plan(footprint, made, batch_bytes, learning, 0.0, 0.0, False, interval, True, CACHING, 300)
 
 
 @settings(max_examples=60)

@@ -76,6 +76,10 @@ def answers(values: Mapping[str, Any], source: str) -> Answers:
     if isinstance(made, Answers) and made.what and made.kind != "subject":
         reason = f"only a subject is a kind of thing, and kind is {made.kind}"
         findings.problems.append(Problem(source, "what", made.what, reason, "leave it out, or use kind=subject"))
+    if isinstance(made, Answers) and not made.validation:
+        for key in {"validation_prompt", "validation_step_interval"} & given.keys():
+            reason = "nothing is drawn, as validation is false"
+            findings.problems.append(Problem(source, key, given[key], reason, "leave it out, or use validation=true"))
     if findings.problems or not isinstance(made, Answers):
         raise ConfigError(findings.problems)
     return made

@@ -53,13 +53,11 @@ class Model:
     """A model that was looked at.
 
     Attributes:
-        path: What ``pretrained_model_name_or_path`` becomes.
-        looked_at: A folder or hub id with its configuration files: the same, or those that were published.
+        looked_at: A folder or hub id with its configuration files: its own, or those that were published.
         facts: Read off them.
         note: What a person should know, or "".
     """
 
-    path: str
     looked_at: str
     facts: Facts
     note: str = ""
@@ -97,14 +95,14 @@ def look_at(name: str, aside: Path) -> Model:
     """
     path = str(example_folder(POCKET) / "model") if name == POCKET else FLAVOURS.get(name, name)
     try:
-        return Model(path, path, SANA.peek(LoadSource(path, key="model")))
+        return Model(path, SANA.peek(LoadSource(path, key="model")))
     except UnreachableError:
         flavour = next((key for key, hub_id in FLAVOURS.items() if name in (key, hub_id)), None)
         if flavour is None:
             raise
         folder = str(published.write(flavour, aside / flavour))
         note = f"No hub could be asked: what {flavour} takes is estimated from its published configuration."
-        return Model(path, folder, SANA.peek(LoadSource(folder)), note)
+        return Model(folder, SANA.peek(LoadSource(folder)), note)
 
 
 def load_from(files: Mapping[str, Any], aside: Path) -> RunConfig:

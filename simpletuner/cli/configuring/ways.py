@@ -39,7 +39,7 @@ def largest(card: Machine) -> str:
     with tempfile.TemporaryDirectory() as name:
         aside = Path(name)
         folder = str(published.write(_FLAVOUR, aside / "model"))
-        model = estimates.Model(folder, folder, estimates.SANA.peek(LoadSource(folder)))
+        model = estimates.Model(folder, estimates.SANA.peek(LoadSource(folder)))
         for words, options in WAYS.items():
             config = {
                 "pretrained_model_name_or_path": folder,
