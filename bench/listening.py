@@ -245,9 +245,10 @@ def large(work: Path, steps: int, tiny: bool) -> dict[str, Any]:
 def compare(trainer: Trainer, write: Callable[[bool, int], Path], pairs: int, every: int, until: float) -> None:
     """Train the pairs, as many as there is time for, and print what they took."""
     found: list[dict[bool, dict[str, float]]] = []
-    longest, began = 0.0, time.monotonic()
+    began = time.monotonic()
     trainer.train(write(True, 0))
-    print(f"warm: {time.monotonic() - began:.0f} s", flush=True)
+    longest = time.monotonic() - began  # a pair is two such runs without compiling
+    print(f"warm: {longest:.0f} s", flush=True)
     for pair in range(1, pairs + 1):
         began, row = time.monotonic(), {}
         if began + longest > until:
@@ -267,6 +268,9 @@ def compare(trainer: Trainer, write: Callable[[bool, int], Path], pairs: int, ev
             f"times, {Receiver.taken} messages so far; {took:.0f} s",
             flush=True,
         )
+    if not found:
+        print("No pair was run: give it more time with --budget.")
+        return
     for key in ("median", "mean", "processor"):
         shares = [100 * (row[True][key] / row[False][key] - 1) for row in found]
         print(

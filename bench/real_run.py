@@ -50,13 +50,11 @@ finally:
 
 def a_model(work: Path, size: str, gemma: bool = False) -> Path:
     """A random model of this size, made once; a second size shares the first one's other parts."""
-    sys.path.insert(0, str(ROOT / "tools"))
-    from random_sana import write
-
     folder, first = work / f"model-{size}", next(work.glob("model-*"), None)
-    if not folder.exists():
-        folder.mkdir()
-        write(folder, size, "cpu" if size == "tiny" else "cuda", gemma=gemma, beside=first)
+    if not folder.exists():  # by a process of its own: what it takes of the GPU is free afterwards
+        tool = [sys.executable, str(ROOT / "tools" / "random_sana.py"), str(folder), "--size", size]
+        tool += ["--device", "cpu" if size == "tiny" else "cuda", *(["--gemma"] if gemma else [])]
+        subprocess.run([*tool, *(["--beside", str(first)] if first else [])], check=True)
     return folder
 
 

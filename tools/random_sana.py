@@ -199,9 +199,11 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--gemma", action="store_true", help="A text encoder of full size: 5 GiB.")
+    parser.add_argument("--beside", type=Path, help="A model whose other parts are shared, instead of new ones.")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    print(write(arguments.out, arguments.size, arguments.device, arguments.seed, arguments.gemma))
+    chosen = arguments.size, arguments.device, arguments.seed, arguments.gemma, arguments.beside
+    print(write(arguments.out, *chosen))
 
 
 if __name__ == "__main__":

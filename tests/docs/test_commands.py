@@ -29,6 +29,7 @@ SENTENCES = [
     )
 ]
 SHELL = list(blocks("bash", "sh", "console"))
+assert len(SHELL) > 20 and len(SENTENCES) > 20, "a parametrised test of nothing would only be skipped"
 
 
 def typed(block: Block) -> list[list[str]]:

@@ -7,7 +7,6 @@ import socket
 from pathlib import Path
 
 import pytest
-import torch
 from packaging.requirements import Requirement
 
 from simpletuner.cli.configuring import ways
@@ -119,9 +118,14 @@ def test_a_card_decides_how_the_large_model_is_trained() -> None:
     assert "over nf4" in ways.largest(Machine(5.0, "card")), "what takes more is tried before"
 
 
-def test_a_card_is_there_by_any_of_its_files(tmp_path: Path) -> None:
-    assert cards.card_is_there([tmp_path / "none", tmp_path])
-    assert cards.card_is_there([tmp_path / "none"]) is torch.cuda.is_available() is cards.use()[0]
+def test_a_card_is_there_by_any_of_its_files_or_where_torch_uses_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    none = [tmp_path / "none"]
+    assert cards.card_is_there([*none, tmp_path])
+    for usable in (True, False):  # as on WSL, where no such file is
+        monkeypatch.setattr(cards, "use", lambda usable=usable: (usable, ""))
+        assert cards.card_is_there(none) is usable
 
 
 def test_the_hub_is_called_and_given_up_soon(monkeypatch: pytest.MonkeyPatch) -> None:
