@@ -148,7 +148,7 @@ def build(config: RunConfig, reporter: Reporter) -> None:
     """Rooms 1 to 4 and no further: everything is cached, nothing trained. Raises TunerError as training would."""
     session = open_session(config, reporter, "encode")
     training, held_out = find_pictures(session)
-    fit(session, [*training, *held_out])
+    training, held_out = fit(session, training, held_out)
     parts = session.family.load(session.source)
     parts.vae.to(session.device)
     try:

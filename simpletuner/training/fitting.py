@@ -41,37 +41,43 @@ def subject_of(session: Session, found: Sequence[prepare.Found]) -> Subject:
     )
 
 
-def fit(session: Session, found: Sequence[prepare.Found]) -> None:
+def fit(
+    session: Session, training: Sequence[prepare.Found], held_out: Sequence[prepare.Found]
+) -> tuple[list[prepare.Found], list[prepare.Found]]:
     """Say what the run will take; by ``memory`` choose how, and bound it.
+
+    Returns:
+        Both kinds of datasets as they are to be encoded; those given stay as they are.
 
     Raises:
         ConfigError: It fits in no way, or the budget is more than the card has.
     """
     wanted, say = session.config.options.precision.memory, session.reporter.say
+    given = list(training), list(held_out)
     on_gpu = session.device.type == "cuda"
     if not on_gpu:
         if wanted != "as_set":
             say(f"memory {as_written(wanted)}: it acts on NVIDIA GPUs alone, and there is none here")
-        return
+        return given
     card = memory(session.device)
     here = min(card.free + torch.cuda.memory_reserved(session.device) + CONTEXT, float(card.total))
     available = session.ranks.least(here)  # all choose the same
     budget = _budget(session, available, torch.cuda.get_device_properties(session.device).total_memory)
     try:
-        subject = subject_of(session, found)
+        subject = subject_of(session, [*training, *held_out])
         if wanted != "as_set":
-            choose(session, subject, budget)
-            subject = subject_of(session, found)
+            subject = choose(session, subject, budget)
         estimated = translate_memory.estimate(subject, budget)
     except ModelError as error:
         say(f"Memory is not estimated: {error}")
-        return
+        return given
     say(f"Memory: {memory_estimate.describe(estimated)}")
     session.aside = estimated.aside
     if session.aside:
         say("Memory: the transformer leaves the GPU while a validation picture is decoded")
     if estimated.peak > budget:
         say(memory_remedies.warning(subject, estimated, budget))
+    return list(subject.found[: len(training)]), list(subject.found[len(training) :])
 
 
 def _budget(session: Session, available: float, total: int) -> float:
@@ -91,17 +97,20 @@ def _budget(session: Session, available: float, total: int) -> float:
     return min(bound, available)
 
 
-def choose(session: Session, subject: Subject, budget: float) -> None:
-    """Put the quickest choice that fits into the session.
+def choose(session: Session, subject: Subject, budget: float) -> Subject:
+    """Put the quickest choice that fits into the session; returns the subject with it.
 
     Raises:
         ConfigError: None does.
     """
     way = quickest(subject, budget)
     if way.choice is None:
-        raise ConfigError([_nothing_fits(subject, way.smallest, way.estimate(way.smallest), budget)])
-    _put(session, subject, way.choice)
+        smallest = with_choice(subject, way.smallest)
+        raise ConfigError([_nothing_fits(smallest, way.estimate(way.smallest), budget)])
+    chosen = with_choice(subject, way.choice)
+    session.config, session.source = chosen.config, chosen.source
     session.reporter.say(memory_choice.told(way.choice, way.estimate(way.choice), budget, way.kept))
+    return chosen
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,9 +165,9 @@ def estimator(subject: Subject, budget: float) -> Callable[[Choice], Estimate]:
     return estimate
 
 
-def _put(session: Session, subject: Subject, choice: Choice) -> None:
-    """The choice, into the session's options, its source and its datasets."""
-    options = session.config.options
+def with_choice(subject: Subject, choice: Choice) -> Subject:
+    """The same run as a choice has it, in its options, its source and its datasets."""
+    options = subject.options
     precision = options.precision.model_copy(
         update={
             "gradient_checkpointing": choice.interval > 0,
@@ -168,31 +177,24 @@ def _put(session: Session, subject: Subject, choice: Choice) -> None:
     )
     data = options.data.model_copy(update={"vae_batch_size": choice.vae_batch})
     changed = options.model_copy(update={"precision": precision, "data": data})
-    session.config = replace(session.config, options=changed)
-    session.source = replace(session.source, vae_tiling=choice.tiling)
-    for item in subject.found:
-        if item.source.encode_batch > choice.vae_batch:
-            item.source = replace(item.source, encode_batch=choice.vae_batch)
-
-
-def _nothing_fits(subject: Subject, smallest: Choice, estimated: Estimate, budget: float) -> Problem:
-    """The problem of a budget that no choice meets."""
-    options = subject.options
-    precision = options.precision.model_copy(
-        update={
-            "gradient_checkpointing": smallest.interval > 0,
-            "gradient_checkpointing_interval": smallest.interval or 1,
-        }
+    found = [
+        replace(item, source=replace(item.source, encode_batch=min(item.source.encode_batch, choice.vae_batch)))
+        for item in subject.found
+    ]
+    return replace(
+        subject,
+        config=replace(subject.config, options=changed),
+        source=replace(subject.source, vae_tiling=choice.tiling),
+        found=found,
     )
-    data = options.data.model_copy(update={"vae_batch_size": smallest.vae_batch})
-    small = options.model_copy(update={"precision": precision, "data": data})
-    for item in subject.found:
-        item.source = replace(item.source, encode_batch=min(item.source.encode_batch, smallest.vae_batch))
-    source = replace(subject.source, vae_tiling=smallest.tiling)
-    subject = replace(subject, config=replace(subject.config, options=small), source=source)
-    words, enough = memory_remedies.what_helps(subject, budget)
+
+
+def _nothing_fits(smallest: Subject, estimated: Estimate, budget: float) -> Problem:
+    """The problem of a budget that no choice meets; ``smallest`` is the run with the choice that takes the least."""
+    words, enough = memory_remedies.what_helps(smallest, budget)
     remedy = (
         " or ".join(words) if enough else f"{words[0]} and a smaller resolution" if words else "a smaller resolution"
     )
     reason = f"{estimated.where} take{'' if estimated.where.endswith('s') else 's'} about {estimated.peak / GIB:.1f} GiB at least, and there are {budget / GIB:.1f}"
-    return Problem(subject.config.place("memory"), "memory", options.precision.memory, reason, f"use {remedy}")
+    wanted = smallest.options.precision.memory
+    return Problem(smallest.config.place("memory"), "memory", wanted, reason, f"use {remedy}")

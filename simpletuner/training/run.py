@@ -104,7 +104,7 @@ def _train(session: Session) -> None:
     tiny, clip = tiny_decoder(session), load_clip(session)
     with stage("init_data_backend", "Looking at the pictures"):
         training, held_out = find_pictures(session)
-    fit(session, [*training, *held_out])
+    training, held_out = fit(session, training, held_out)
     config, options = session.config, session.config.options  # with what ``memory`` chose
     compiled = fast_path.kernels_ahead(
         *(session.family, session.source, options.precision.transformer_forward, session.device, session.precision)

@@ -79,10 +79,11 @@ def session(pocket_run: Callable[..., Path]) -> Callable[..., Session]:
 
 def chosen(session: Session, gib: float) -> tuple[int, bool, int, str]:
     """What a budget makes of a session."""
-    found = [*find_pictures(session)[0]]
-    fitting.choose(session, fitting.subject_of(session, found), gib * GIB)
+    subject = fitting.subject_of(session, find_pictures(session)[0])
+    made = fitting.choose(session, subject, gib * GIB)
     precision, data = session.config.options.precision, session.config.options.data
-    assert all(item.source.encode_batch <= data.vae_batch_size for item in found)
+    assert made.config is session.config and made.source is session.source and len(made.found) == len(subject.found)
+    assert all(item.source.encode_batch <= data.vae_batch_size for item in made.found)
     assert session.source.vae_tiling is precision.vae_enable_tiling
     return (
         translate_memory.interval(session.config.options),
@@ -103,9 +104,36 @@ def test_a_real_configuration_is_fitted_and_what_was_set_stays(session: Callable
 def test_without_a_gpu_it_says_so_and_chooses_nothing(session: Callable[..., Session]) -> None:
     made = session()
     before = made.config
-    fitting.fit(made, find_pictures(made)[0])
+    training, held_out = find_pictures(made)
+    assert fitting.fit(made, training, held_out) == (training, held_out)
     said = made.reporter.console.export_text()
     assert made.config is before and "memory auto: it acts on NVIDIA GPUs alone, and there is none here" in said
+
+
+def test_a_choice_is_put_into_a_run_of_its_own(session: Callable[..., Session]) -> None:
+    made = session(vae_batch_size=4)
+    subject = fitting.subject_of(made, find_pictures(made)[0])
+    before = [item.source for item in subject.found]
+    changed = fitting.with_choice(subject, Choice(3, True, 2))
+    precision = changed.options.precision
+    assert translate_memory.interval(changed.options) == 3 and precision.vae_enable_tiling and changed.source.vae_tiling
+    assert changed.options.data.vae_batch_size == 2 and {item.source.encode_batch for item in changed.found} == {2}
+    assert not fitting.with_choice(changed, Choice(0, False, 2)).options.precision.gradient_checkpointing
+    assert [item.source for item in subject.found] == before and subject.config is made.config
+    assert not subject.source.vae_tiling and {source.encode_batch for source in before} == {4}
+
+
+def test_a_refusal_changes_nothing_and_names_nothing_that_was_tried(session: Callable[..., Session]) -> None:
+    drawn = {"validation_disable": False, "validation_prompt": "a fox", "validation_resolution": "1024x1024"}
+    made = session(**drawn, gradient_checkpointing=True)
+    found = find_pictures(made)[0]
+    subject = fitting.subject_of(made, found)
+    least = translate_memory.estimate(fitting.with_choice(subject, Choice(1, True, 1)), 0.0).peak
+    config, sources = made.config, [item.source for item in found]
+    with pytest.raises(ConfigError, match=r"use .*model_type lora") as refused:
+        fitting.choose(made, subject, 0.99 * least)
+    assert "vae_enable_tiling" not in str(refused.value), "the estimate is with tiles already"
+    assert made.config is config and [item.source for item in found] == sources
 
 
 def test_where_nothing_fits_it_says_what_would(session: Callable[..., Session]) -> None:
