@@ -144,6 +144,37 @@ def test_guards() -> None:
     assert not list(problems(proposed(fine, found, Machine(24.0)), found, SANA))
 
 
+@pytest.mark.parametrize(
+    ("kind", "edge", "taught"),
+    [
+        ("style", 1024, (1024, 512)),
+        ("subject", 1024, (1024, 512)),
+        ("domain", 1024, (1024,)),
+        ("style", 512, (512,)),  # the model does not know 256
+        ("style", 1000, (1000,)),  # no bucket is made of 500
+    ],
+)
+def test_one_decision_says_at_which_sizes_pictures_are_taught(kind: Any, edge: int, taught: tuple[int, ...]) -> None:
+    said, found = Answers(kind=kind, resolution=edge), folder_of(*[(1000, 1000)] * 8)
+    proposal = proposed(said, found, Machine(24.0))
+    files = content.files(proposal, said, found, SANA, Path("config"))
+    written = [entry["resolution"] for entry in files[content.DATASETS] if "resolution" in entry]
+    assert proposal.edges == taught == tuple(written)
+    why = proposal.choices["resolution"].why
+    assert ("trained at 512 as well" in why) is (len(taught) == 2)
+
+
+def test_repeats_follow_the_datasets_that_are_written() -> None:
+    said = Answers(kind="style", resolution=512, train_batch_size=8, model="sana1.0-1.6b-1024")
+    found = folder_of(*[(836, 1000)] * 7, (884, 1000))
+    assert min(found.buckets(512, 32).values()) == 8 and min(found.buckets(256, 32).values()) == 1
+    proposal = proposed(said, found, Machine(24.0))
+    assert proposal.repeats == 0, "one bucket of 512 px holds a batch; those of 256 px are nobody's"
+    entries = content.files(proposal, said, found, SANA, Path("config"))[content.DATASETS]
+    usual = content.preset("sana-style-lora", content.DATASETS)[0]["repeats"]
+    assert [entry["repeats"] for entry in entries if "repeats" in entry] == [usual]
+
+
 def test_how_long_validation_takes() -> None:
     config = {"train_batch_size": 1, "validation_num_inference_steps": 30, "validation_guidance": 4.5,
               "gradient_checkpointing": False}  # fmt: skip

@@ -61,7 +61,7 @@ def files(proposal: Proposal, answers: Answers, pictures: Pictures, shape: Shape
     """Name → content of all files that go into ``folder``."""
     named = words(answers, pictures)
     library = prompts(proposal, answers, pictures, named)
-    entries = datasets(proposal, answers, pictures, shape, named)
+    entries = datasets(proposal, answers, pictures, named)
     config = options(proposal, answers, named, shape, folder)
     if "own_caption" in library and not answers.validation_prompt and untold(proposal, answers, pictures):
         config["validation_prompt"] = library.pop("own_caption")
@@ -129,26 +129,18 @@ def options(proposal: Proposal, answers: Answers, named: str, shape: Shape, fold
     return config
 
 
-def datasets(
-    proposal: Proposal, answers: Answers, pictures: Pictures, shape: Shape, named: str
-) -> list[dict[str, Any]]:
-    """multidatabackend.json: the preset's entries over the folder of pictures."""
+def datasets(proposal: Proposal, answers: Answers, pictures: Pictures, named: str) -> list[dict[str, Any]]:
+    """multidatabackend.json: the preset's entries over the folder of pictures, one for each edge that is taught."""
     template = "full" if proposal.preset.startswith(POCKET) else proposal.value("method")
-    entries: list[dict[str, Any]] = []
+    there = [entry for entry in preset(f"sana-{answers.kind}-{template}", DATASETS) if not entry.get("disabled")]
+    texts = [entry for entry in there if entry.get("dataset_type") == "text_embeds"]
     caches = "cache/pocket" if proposal.value("model") == POCKET else "cache/sana"
     strategy = proposal.value("captions")
-    edge = int(proposal.value("resolution"))
-    for entry in preset(f"sana-{answers.kind}-{template}", DATASETS):
-        if entry.get("disabled"):
-            continue
-        if entry.get("dataset_type") == "text_embeds":
-            entries.append({**entry, "cache_dir": f"{caches}/text"})
-            continue
-        wanted = edge * int(entry["resolution"]) // 1024
-        if wanted % shape.alignment or (entries and wanted < shape.native // 2):
-            continue  # the smaller of two sizes, where the model does not know it
-        name = f"{answers.kind}-{wanted}" if entries else answers.kind
-        made = {**entry, "id": name, "instance_data_dir": str(pictures.folder), "resolution": wanted}
+    entries: list[dict[str, Any]] = []
+    # A preset has an entry for each size that is ever taught: where the model does not know the smaller, it is left out.
+    for entry, edge in zip((entry for entry in there if entry not in texts), proposal.edges, strict=False):
+        name = f"{answers.kind}-{edge}" if entries else answers.kind
+        made = {**entry, "id": name, "instance_data_dir": str(pictures.folder), "resolution": edge}
         made["cache_dir_vae"] = f"{caches}/vae/{name}"
         made["caption_strategy"] = strategy
         made.pop("instance_prompt", None)
@@ -156,7 +148,7 @@ def datasets(
             made["instance_prompt"] = _CAPTIONS[answers.kind].format(named)
         made["repeats"] = max(int(entry["repeats"]), proposal.repeats)
         entries.append(made)
-    return entries
+    return [*entries, *({**entry, "cache_dir": f"{caches}/text"} for entry in texts)]
 
 
 def told(entry: Mapping[str, Any]) -> str:

@@ -80,6 +80,7 @@ class Proposal:
     Attributes:
         choices: By the names of ``Answers``.
         preset: The packaged example it starts from.
+        edges: At which the pictures are taught, the larger first: a dataset for each.
         settings: Further options that make it fit, by key.
         repeats: Extra passes that fill the smallest bucket.
         fill_up: ``allow_dataset_oversubscription`` is set instead.
@@ -88,6 +89,7 @@ class Proposal:
 
     choices: Mapping[str, Choice]
     preset: str
+    edges: tuple[int, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
     repeats: int = 0
     fill_up: bool = False
@@ -243,7 +245,7 @@ def _assembled(
     edge = resolution(answers, pictures, shape)
     base = preset(answers, weights.value, rung.method)
     usual = presets(base)
-    edges = [edge.value, *([edge.value // 2] if answers.kind != "domain" else [])]  # the presets teach two sizes
+    edges = taught(answers, edge.value, shape)
     smallest = min(min(pictures.buckets(one, shape.alignment).values()) for one in edges)
     several = -(-rung.batch // smallest) - 1
     optimizer = _asked(answers.optimizer, usual["optimizer"], f"of the preset {base}")
@@ -252,7 +254,7 @@ def _assembled(
     choices = {
         "model": weights,
         "method": way,
-        "resolution": _both(edge, second(answers, edge.value, shape)),
+        "resolution": _both(edge, edges),
         "train_batch_size": Choice(rung.batch, rung.why, bool(answers.train_batch_size)),
         "mixed_precision": precision(answers, machine, weights.value),
         "optimizer": optimizer,
@@ -269,7 +271,7 @@ def _assembled(
     if machine.gib and weights.value != POCKET:
         settings["memory"] = "auto"
     rare = answers.kind == "domain" and several > 0
-    return Proposal(choices, base, settings, 0 if rare else several, rare)
+    return Proposal(choices, base, edges, settings, 0 if rare else several, rare)
 
 
 def _asked(value: Any, usual: Any, why: str) -> Choice:
@@ -285,15 +287,16 @@ def _rate_from(weights: str, way: Method) -> str:
     return "ten times that of all weights, the best ratio on the pocket model"
 
 
-def second(answers: Answers, edge: int, shape: Shape) -> int | None:
-    """The smaller of the two sizes at which the presets teach; None where the model does not know it."""
+def taught(answers: Answers, edge: int, shape: Shape) -> tuple[int, ...]:
+    """The edges of a preset's datasets: of a subject or style half of ``edge`` too, where the model knows that size."""
     half = edge // 2
-    return None if answers.kind == "domain" or half % shape.alignment or half < shape.native // 2 else half
+    two = answers.kind != "domain" and half % shape.alignment == 0 and half >= shape.native // 2
+    return (edge, half) if two else (edge,)
 
 
-def _both(edge: Choice, half: int | None) -> Choice:
-    why = f"{edge.why}; every picture is trained at {half} as well, as a dataset of its own" if half else edge.why
-    return replace(edge, why=why)
+def _both(edge: Choice, edges: tuple[int, ...]) -> Choice:
+    also = [f"; every picture is trained at {half} as well, as a dataset of its own" for half in edges[1:]]
+    return replace(edge, why=edge.why + "".join(also))
 
 
 def captions(answers: Answers, pictures: Pictures) -> Choice:
