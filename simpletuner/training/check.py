@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,6 +29,7 @@ from simpletuner.reporting.progress import Reporter
 from simpletuner.training import prepare, translate, translate_data, translate_precision
 from simpletuner.training.checking_memory import memory_lines
 from simpletuner.training.device import here
+from simpletuner.training.disk import free_bytes, latent_bytes
 from simpletuner.training.precision import choose
 from simpletuner.training.redraw import Samples
 from simpletuner.wording import counted
@@ -91,7 +91,7 @@ def check(config: RunConfig, reporter: Reporter, page_at: Path | None = None, re
                 f"[{item.source.id}] places are drawn anew in each epoch; the page shows those of the first"
             )
     steps = _plan(config, training, checked)
-    _disk(config, found, facts, checked)
+    room([item for item, _ in found], facts, precision.cache, checked)
     if facts is not None:
         checked.lines += memory_lines(config, family, facts, [item for item, _ in found], steps)
     for line in describe(checked):
@@ -325,7 +325,10 @@ def _plan(config: RunConfig, training: list[prepare.Found], checked: Checked) ->
     samples = Samples(training, {})
     buckets = samples.buckets(0)
     if not buckets:
-        checked.problems.append("no picture of any training dataset can be decoded")
+        checked.problems.append(
+            "no picture of any training dataset can be decoded. What to do: see above why each was skipped, and replace the "
+            "files or name another instance_data_dir in the dataloader file."
+        )
         return 0
     drawing = translate_data.drawing(config)
     sentences = shortfalls(buckets, drawing)
@@ -349,16 +352,15 @@ def _plan(config: RunConfig, training: list[prepare.Found], checked: Checked) ->
     return total
 
 
-def _disk(config: RunConfig, found: list[tuple[prepare.Found, str]], facts: Facts | None, checked: Checked) -> None:
-    """Room on the disk against what the caches will need."""
-    kept = [item for item, _ in found if item.source.caching != "never"]
+def room(found: Sequence[prepare.Found], facts: Facts | None, dtype: torch.dtype, checked: Checked) -> None:
+    """Room on the disk against what the caches, in this dtype, will need."""
+    kept = [item for item in found if item.source.caching != "never"]
     missing = {p.key: p.placement.bucket for item in kept for p in item.placed}
     if not missing:
         return
     stride = facts.stride if facts else 32
     channels = facts.latent_channels if facts else 32
-    width = 2 if config.options.precision.mixed_precision != "no" else 4
-    need = sum((b.width // stride) * (b.height // stride) * channels * width for b in missing.values())
+    need = latent_bytes(missing.values(), stride, channels, dtype.itemsize)
     homes = list(dict.fromkeys(item.source.latent_dir for item in kept))
     tightest = min(homes, key=free_bytes)
     free = free_bytes(tightest)
@@ -367,15 +369,10 @@ def _disk(config: RunConfig, found: list[tuple[prepare.Found, str]], facts: Fact
         f"{free / 2**30:.1f} GiB are free there"
     )
     if need > free:
-        checked.problems.append(f"the disk of {tightest} has no room for the latents")
-
-
-def free_bytes(folder: Path) -> int:
-    """Bytes that are free where a folder is, or would be made."""
-    home = folder.expanduser().absolute()
-    while not home.exists():
-        home = home.parent
-    return shutil.disk_usage(home).free
+        checked.problems.append(
+            f"the disk of {tightest} has no room for the latents. What to do: free {(need - free) / 2**20:.1f} MiB or more "
+            "there, or name a cache_dir_vae on another disk in the dataloader file."
+        )
 
 
 @torch.no_grad()

@@ -93,7 +93,10 @@ def keep_latents(
             reporter.say(f"[{item.source.id}] all {counted(distinct, 'latent is', 'latents are')} in the cache")
         _refer(item, store, refs, reporter, ranks)
         if not item.placed:
-            raise DataError(f"[{item.source.id}] none of its pictures could be decoded.")
+            raise DataError(
+                f"[{item.source.id}] none of its pictures could be decoded: see above why. What to do: replace these files, or "
+                "leave this dataset out with disabled true in the dataloader file."
+            )
     return refs
 
 

@@ -250,7 +250,8 @@ def refuse_empty(item: Found) -> None:
     left = counted(len(item.skipped), "file was skipped that is", "files were skipped that are")
     raise DataError(
         f"[{item.source.id}] no images detected in dataset that can be used: {left} in "
-        f"{item.source.folder}, the first, {item.skipped[0].path.name}, because {item.skipped[0].reason}."
+        f"{item.source.folder}, the first, {item.skipped[0].path.name}, because {item.skipped[0].reason}. "
+        "What to do: mend that, or leave this dataset out with disabled true in the dataloader file."
     )
 
 

@@ -38,8 +38,8 @@ from simpletuner.training import (
     translate_data,
     translate_memory,
 )
-from simpletuner.training.check import free_bytes
 from simpletuner.training.device import CONTEXT, memory
+from simpletuner.training.disk import free_bytes, latent_bytes
 from simpletuner.training.memory_estimate import GIB
 from simpletuner.training.translate_memory import Subject
 from simpletuner.wording import counted, lasting
@@ -198,12 +198,9 @@ def _disk(asked: Subject) -> str:
     kept = plan.trained * (learning.weight + learning.state + average)
     pipeline = counts.weights * 2 + counts.vae_weights * 4 + counts.text_weights * 2
     export = pipeline if options.model.model_type == "full" else plan.trained * 4
-    cells = sum(
-        p.placement.bucket.width * p.placement.bucket.height // asked.facts.stride**2
-        for item in asked.found
-        for p in item.placed
-    )
-    latents = cells * asked.facts.latent_channels * (2 if options.precision.mixed_precision != "no" else 4)
+    buckets = (placed.placement.bucket for item in asked.found for placed in item.placed)
+    facts, width = asked.facts, asked.precision.cache.itemsize
+    latents = latent_bytes(buckets, facts.stride, facts.latent_channels, width)
     steps = int(options.training.max_train_steps or 0)
     every = options.checkpoints.checkpoint_step_interval
     number = max(1, -(-steps // every)) if every else 1

@@ -6,13 +6,13 @@ A folder is tried with a nameless temporary file, which is gone at once; nothing
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from simpletuner.models import load
+from simpletuner.training.disk import free_bytes, nearest_there
 from simpletuner.training.doctor.line import Line
 
 GIB = 2**30
@@ -49,9 +49,7 @@ def _size(folder: Path) -> int:
 
 def place(what: str, folder: Path, usual: int = USUAL, model: str = "Sana 1.6B") -> Line:
     """Whether a folder can be made or written into, and whether there is the room, in bytes, that is usual."""
-    home = folder.expanduser().absolute()
-    while not home.exists() and home != home.parent:
-        home = home.parent
+    home = nearest_there(folder)
     if not home.is_dir():
         return Line("problem", what, f"{folder} cannot be made: {home} is a file", "choose another folder")
     try:
@@ -60,7 +58,7 @@ def place(what: str, folder: Path, usual: int = USUAL, model: str = "Sana 1.6B")
     except OSError as error:
         reason = f"{home} cannot be written to ({error.strerror})"
         return Line("problem", what, reason, "give yourself the right to write there, or choose another folder")
-    free = shutil.disk_usage(home).free
+    free = free_bytes(home)
     told = f"{folder}, {free / GIB:.1f} GiB free"
     if free < LITTLE:
         return Line("problem", what, told, "free some space, or choose a folder on another disk")
