@@ -7,13 +7,15 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from forked_command import Forker
 from PIL import Image
+from processes import ended, until
 
 ROOT = Path(__file__).resolve().parent.parent
 POCKET = ROOT / "simpletuner" / "pocket"
@@ -92,24 +94,21 @@ def command_line(*arguments: object) -> list[str]:
     return [sys.executable, "-c", "from simpletuner.cli.app import main; main()", *map(str, arguments)]
 
 
+def started(*arguments: object, cwd: Path | None = None) -> AbstractContextManager[subprocess.Popen[str]]:
+    """The real command in the background, all it says in one stream; it ends with the block."""
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return ended(subprocess.Popen(command_line(*arguments), cwd=cwd, env=own_environment(), **pipes))
+
+
 def stopped_when(
     reached: Callable[[], bool], config: Path, cwd: Path, by: signal.Signals = signal.SIGKILL
 ) -> tuple[int, str]:
     """Train until something is reached, then send a signal; the exit status and what was said."""
-    process = subprocess.Popen(
-        command_line("train", "--config", config),
-        cwd=cwd,
-        env=own_environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline and not reached():
-        time.sleep(0.005)
-    process.send_signal(by)
-    output, _ = process.communicate(timeout=120)
-    return process.returncode, output
+    with started("train", "--config", config, cwd=cwd) as process:
+        until(reached, process)
+        process.send_signal(by)
+        output, _ = process.communicate(timeout=120)
+        return process.returncode, output
 
 
 def has_recorded(output: Path, step: int) -> bool:

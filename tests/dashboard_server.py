@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import http.client
-import os
 import subprocess
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-from conftest import ROOT, command_line
+from conftest import started
 
 
 @dataclass(frozen=True)
@@ -54,25 +52,10 @@ class Dashboard:
 @contextmanager
 def serving(*folders: Path) -> Iterator[Dashboard]:
     """Serve these runs on any free port."""
-    process = subprocess.Popen(
-        command_line("dashboard", "--port=0", "--no-open", *folders),
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert process.stdout
-    timer = threading.Timer(60, process.kill)
-    timer.start()
-    try:
+    with started("dashboard", "--port=0", "--no-open", *folders) as process:
+        assert process.stdout
         line = process.stdout.readline()
         assert line.startswith("Dashboard: "), line + process.stdout.read()
         yield Dashboard(line.removeprefix("Dashboard: ").strip(), process)
-    finally:
-        timer.cancel()
         process.terminate()
-        try:
-            process.wait(10)
-        finally:
-            process.kill()
-            process.stdout.close()
+        process.wait(10)

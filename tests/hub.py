@@ -10,7 +10,6 @@ import base64
 import hashlib
 import json
 import re
-import subprocess
 import sys
 import threading
 import time
@@ -22,6 +21,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
+
+import processes
 
 USER, TOKEN = "tester", "hf_canaryCANARYcanary1234567"
 SPEAKING = threading.Lock()
@@ -301,9 +302,9 @@ class Handler(BaseHTTPRequestHandler):
 class Client:
     """A test's hold on the hub's process."""
 
-    def __init__(self, address: str, process: subprocess.Popen[str]) -> None:
-        self.address, self.process = address, process
-        self.requests: list[dict[str, Any]] = []
+    def __init__(self, running: processes.Server) -> None:
+        self.address = f"http://127.0.0.1:{running.port}"
+        self.process, self.requests = running.process, running.requests
 
     def environment(self, home: Path, token: str = TOKEN) -> dict[str, str]:
         """For a command that is to use it."""
@@ -332,18 +333,8 @@ class Client:
 def hub(**repos: Path) -> Iterator[Client]:
     """A hub with these repositories; ``owner__name=folder``."""
     named = [f"{name.replace('__', '/')}={folder}" for name, folder in repos.items()]
-    process = subprocess.Popen([sys.executable, __file__, *named], stdout=subprocess.PIPE, text=True)
-    assert process.stdout
-    client = Client(f"http://127.0.0.1:{int(process.stdout.readline())}", process)
-    lines = iter(process.stdout)
-    reading = threading.Thread(target=lambda: client.requests.extend(map(json.loads, lines)), daemon=True)
-    reading.start()
-    try:
-        yield client
-    finally:
-        client.stop()
-        reading.join(10)
-        process.stdout.close()
+    with processes.server(__file__, *named) as running:
+        yield Client(running)
 
 
 if __name__ == "__main__":

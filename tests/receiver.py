@@ -8,15 +8,15 @@ from __future__ import annotations
 import json
 import re
 import ssl
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+import processes
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -96,9 +96,8 @@ class Server(ThreadingHTTPServer):
 class Receiver:
     """Its address, and what arrived."""
 
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self.requests: list[dict[str, Any]] = []
+    def __init__(self, url: str, requests: list[dict[str, Any]]) -> None:
+        self.url, self.requests = url, requests
 
     def wait(self, count: int, seconds: float = 10.0) -> list[dict[str, Any]]:
         """Until ``count`` requests have arrived."""
@@ -115,21 +114,9 @@ class Receiver:
 @contextmanager
 def receiving(certificate: Path | None = None) -> Iterator[Receiver]:
     """A process that receives, as long as a test needs it."""
-    command = [sys.executable, __file__, *([str(certificate)] if certificate else [])]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout
     scheme = "https" if certificate else "http"
-    receiver = Receiver(f"{scheme}://127.0.0.1:{int(process.stdout.readline())}")
-    lines = iter(process.stdout)
-    reading = threading.Thread(target=lambda: receiver.requests.extend(map(json.loads, lines)), daemon=True)
-    reading.start()
-    try:
-        yield receiver
-    finally:
-        process.kill()
-        process.wait()
-        reading.join(10)
-        process.stdout.close()
+    with processes.server(__file__, *([certificate] if certificate else [])) as running:
+        yield Receiver(f"{scheme}://127.0.0.1:{running.port}", running.requests)
 
 
 if __name__ == "__main__":

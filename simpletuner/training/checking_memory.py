@@ -60,17 +60,19 @@ def memory_lines(
     where = "" if card else "On an NVIDIA card, "
     lines = [f"{where}{'training' if where else 'Training'} takes {memory_estimate.describe(estimated)}"]
     if card:
-        lines.append(_against(subject, estimated, free))
+        lines.append(beside_free(subject, estimated, free))
     full = options.model.model_type == "full" and precision.weights == torch.bfloat16
     unknown = step_times.UNKNOWN[0].upper() + step_times.UNKNOWN[1:]
     lines.append(step_times.describe(step, card.name if card else None) if full else unknown)
     return lines
 
 
-def _against(subject: Subject, estimated: memory_estimate.Estimate, free: float) -> str:
-    """The estimate beside what is free on the card."""
-    if subject.options.precision.memory != "as_set":
-        return f"{free / GIB:.1f} GiB are free; memory {memory_remedies.as_written(subject.options.precision.memory)} fits the run to them"
+def beside_free(subject: Subject, estimated: memory_estimate.Estimate, free: float) -> str:
+    """The estimate beside what is free on a card, in bytes."""
+    wanted = subject.options.precision.memory
+    if wanted != "as_set":
+        most = "them" if isinstance(wanted, str) else f"{min(wanted, free / GIB):.1f} GiB"
+        return f"{free / GIB:.1f} GiB are free; memory {memory_remedies.as_written(wanted)} fits the run to {most}"
     if estimated.peak > free:
         return memory_remedies.warning(subject, estimated, free)
     return f"It fits: {free / GIB:.1f} GiB are free"

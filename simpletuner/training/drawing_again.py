@@ -14,6 +14,7 @@ from simpletuner.config.validation_options import SAMPLERS, ValidationOptions
 from simpletuner.data.types import Size
 from simpletuner.wording import counted
 
+MOST = 2**63 - 1  # what a seed may be; no other number is near
 _VALIDATION, _TRAINING = ValidationOptions.model_fields, TrainingOptions.model_fields
 
 
@@ -47,7 +48,7 @@ def of_run(record: Mapping[str, Any]) -> Drawing:
         seed = record.get("seed")
     found = {
         "guidance": _number(record.get("validation_guidance")),
-        "steps": _whole(record.get("validation_num_inference_steps")),
+        "steps": _whole(record.get("validation_num_inference_steps")) or None,
         "seed": None if record.get("validation_randomize") is True else _whole(seed),
         "sampler": None if unknown_sampler(record) else record.get("validation_noise_scheduler") or None,
         "negative": _text(record.get("validation_negative_prompt")),
@@ -84,11 +85,12 @@ def told(drawing: Drawing, asked: Mapping[str, object]) -> str:
 
 
 def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and value >= 0 else None
+    right = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= MOST
+    return float(value) if right else None  # type: ignore[arg-type]
 
 
 def _whole(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST else None
 
 
 def _text(value: object) -> str | None:

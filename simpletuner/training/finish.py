@@ -31,6 +31,7 @@ def finish(session: Session, parts: Components, trainee: Trainee, hooks: list[Ho
     say = session.reporter.say
     optimizers.settle(trainee.optimizer)
     final = export(session, parts, trainee)
+    session.exported = True  # from here on the report is written, which is named below
     what = "the adapter alone, without the base model" if trainee.adapter else "a diffusers folder"
     say()
     say(f"Done: {counted(done, 'step')}." if done <= total else f"Exported as it was after {counted(done, 'step')}.")
@@ -68,7 +69,6 @@ def finish(session: Session, parts: Components, trainee: Trainee, hooks: list[Ho
         say(line, whole=True)
     say()
     say("Or train on: raise max_train_steps and start again, it resumes from the last checkpoint.")
-    session.exported = True
 
 
 def publish(session: Session, publisher: Publisher) -> None:
@@ -93,7 +93,7 @@ def _sampler(session: Session) -> tuple[str, Mapping[str, Any]]:
 def reported(session: Session) -> Iterator[None]:
     """One file with everything, when all of it has been told: around the run and its listeners, whose last lines it holds.
 
-    The run is not lost for want of it. Once the model is exported it has been named, and is written whatever comes after.
+    The run is not lost for want of it. It is named once the model is exported, and from then on written whatever comes after.
     """
     try:
         yield

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, own_environment
 from dashboard_server import Dashboard, serving
+from processes import ended
 from written_run import HOSTILE, draw, write_run
 
 from simpletuner.config.options import defaults
@@ -107,17 +108,16 @@ def test_it_lives_while_a_process_trains(page, server: Dashboard, runs: tuple[Pa
     assert page.inner_text("#weights [aria-pressed=true]") == "EMA weights", "those that are exported"
     assert "_ema.png" in page.get_attribute("#gallery [aria-label='fox, step 10'] img", "src")
     assert page.locator("#gallery .flag").all_inner_texts() == ["repeats a fox"]
-    writer = subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(runs[0]), str(ROOT / "tests")], env={**os.environ, "PYTHONPATH": str(ROOT)}
-    )
-    page.wait_for_selector("#gallery .column:has-text('step 60')")
-    # Asked again and again from here: what waits inside the page would need eval, which the page's policy forbids.
-    until = time.monotonic() + WAIT_MS / 1000
-    while page.eval_on_selector("#gallery [aria-label='fox, step 60'] img", "image => image.naturalWidth") != 64:
-        assert time.monotonic() < until
-        page.wait_for_timeout(50)
-    page.wait_for_selector("#progress-text:has-text('step 61 of 30')")
-    assert writer.wait(20) == 0
+    words = [sys.executable, "-c", WRITER, str(runs[0]), str(ROOT / "tests")]
+    with ended(subprocess.Popen(words, env=own_environment(), text=True)) as writer:
+        page.wait_for_selector("#gallery .column:has-text('step 60')")
+        # Asked again and again from here: what waits inside the page would need eval, which the page's policy forbids.
+        until = time.monotonic() + WAIT_MS / 1000
+        while page.eval_on_selector("#gallery [aria-label='fox, step 60'] img", "image => image.naturalWidth") != 64:
+            assert time.monotonic() < until
+            page.wait_for_timeout(50)
+        page.wait_for_selector("#progress-text:has-text('step 61 of 30')")
+        assert writer.wait(20) == 0
     page.click("#gallery .shot >> nth=0")
     page.keyboard.press("End")
     assert page.inner_text("#viewer-step").startswith("step 60")

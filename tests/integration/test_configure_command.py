@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from conftest import ROOT, Command, command_line
+from conftest import Command, command_line, own_environment
 
 from simpletuner.config.read import load
 
-pexpect = pytest.importorskip("pexpect", reason="pseudo-terminals are POSIX's")
+if TYPE_CHECKING:
+    import pexpect
+
 DOWN, ENTER, CTRL_C, CLEAR = "\x1b[B", "\r", "\x03", "\x01\x0b"
 
 
@@ -76,7 +78,11 @@ def test_all_that_must_not_be_is_said_at_once_and_nothing_is_written(
 
 @pytest.fixture
 def terminal(tmp_path: Path) -> Iterator[Callable[[], pexpect.spawn[str]]]:
-    """Start the dialogue in a pseudo-terminal of 40 lines and 160 columns."""
+    """Start the dialogue in a pseudo-terminal of 40 lines and 160 columns; only Windows has none."""
+    if sys.platform == "win32":
+        pytest.skip("pseudo-terminals are POSIX's")
+    import pexpect
+
     started = []
 
     def start() -> pexpect.spawn[str]:
@@ -84,7 +90,7 @@ def terminal(tmp_path: Path) -> Iterator[Callable[[], pexpect.spawn[str]]]:
             sys.executable,
             command_line("configure")[1:],
             cwd=str(tmp_path),
-            env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "TERM": "xterm"},
+            env=own_environment(TERM="xterm"),
             encoding="utf-8",
             timeout=90,
             dimensions=(40, 160),
@@ -133,9 +139,7 @@ def test_the_whole_dialogue(
     talk.expect("wrote config/config.json")
     talk.expect("Training would start")
     talk.expect("Next: simpletuner train")
-    talk.expect(pexpect.EOF)
-    talk.close()
-    assert talk.exitstatus == 0
+    assert status(talk) == 0
     monkeypatch.chdir(tmp_path)
     found = load(environ={})
     assert found.options.training.train_batch_size == 2
@@ -155,9 +159,7 @@ def test_files_that_are_there_are_shown_against_and_kept_by_a_plain_enter(
     talk.expect("Overwrite these files")
     talk.send(ENTER)
     talk.expect("Nothing was written")
-    talk.expect(pexpect.EOF)
-    talk.close()
-    assert talk.exitstatus == 1
+    assert status(talk) == 1
     assert [p.name for p in (tmp_path / "config").iterdir()] == ["config.json"]
     assert (tmp_path / "config" / "config.json").read_text() == '{\n  "mine": true\n}\n'
 
@@ -170,10 +172,17 @@ def test_ctrl_c_leaves_nothing(
     _to_the_card(talk)
     talk.send(CTRL_C)
     talk.expect("Interrupted")
-    talk.expect(pexpect.EOF)
-    talk.close()
-    assert talk.exitstatus == 130
+    assert status(talk) == 130
     assert [p.name for p in tmp_path.iterdir()] == ["shots"]
+
+
+def status(talk: pexpect.spawn[str]) -> int | None:
+    """Of the command, once it has ended by itself."""
+    from pexpect import EOF
+
+    talk.expect(EOF)
+    talk.close()
+    return talk.exitstatus
 
 
 def _to_the_card(talk: pexpect.spawn[str]) -> None:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, command_line, has_recorded
+from conftest import has_recorded, started
 from PIL import Image
+from processes import until
 from safetensors.torch import load_file
 
 from simpletuner.config.read import load
@@ -56,21 +55,12 @@ def clean(config: Path, files: list[Path], reporter: Reporter) -> bool:
 
 def disturbed(config: Path, output: Path, damage: Callable[[], None]) -> str:
     """Train with the real command; after a few steps it is held, the caches are damaged, and it goes on."""
-    run = subprocess.Popen(
-        command_line("train", "--config", config, "--output_dir", output),
-        cwd=config.parent,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    deadline = time.monotonic() + 120
-    while run.poll() is None and time.monotonic() < deadline and not has_recorded(output, 2):
-        time.sleep(0.005)
-    run.send_signal(signal.SIGSTOP)
-    damage()
-    run.send_signal(signal.SIGCONT)
-    said, _ = run.communicate(timeout=120)
+    with started("train", "--config", config, "--output_dir", output, cwd=config.parent) as run:
+        until(lambda: has_recorded(output, 2), run)
+        run.send_signal(signal.SIGSTOP)
+        damage()
+        run.send_signal(signal.SIGCONT)
+        said, _ = run.communicate(timeout=120)
     assert run.returncode == 0, said
     return said
 

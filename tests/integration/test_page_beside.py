@@ -1,18 +1,17 @@
 """``simpletuner train --dashboard`` with the real command: the page is there, acts, and ends with the run."""
 
-import os
 import re
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-from conftest import ROOT, command_line
+from conftest import own_environment, started
 from dashboard_server import Dashboard
+from processes import ended
 
 from simpletuner.reporting.run_folder import read_object
 
@@ -21,28 +20,16 @@ def test_a_run_with_its_page_is_stopped_from_there(tmp_path: Path, pocket_run: C
     config = pocket_run(
         dashboard=True, max_train_steps=2000, validation_disable=True, report=True, checkpoint_step_interval=0
     )
-    process = subprocess.Popen(
-        command_line("train", "--config", config),
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert process.stdout
-    timer = threading.Timer(120, process.kill)
-    timer.start()
     said: list[str] = []
-    for line in process.stdout:
-        said.append(line)
-        if line.startswith("Dashboard: "):
-            page = Dashboard(line.removeprefix("Dashboard: ").strip(), process)
-            assert page.ask("/api/runs")[0] == 200
-            while process.poll() is None and page.ask("/api/runs/0/control/stop", "POST", **page.acting)[0] != 202:
-                time.sleep(0.1)
-    timer.cancel()
-    process.wait(10)
-    process.stdout.close()
+    with started("train", "--config", config, cwd=tmp_path) as process:
+        assert process.stdout
+        for line in process.stdout:
+            said.append(line)
+            if line.startswith("Dashboard: "):
+                page = Dashboard(line.removeprefix("Dashboard: ").strip(), process)
+                assert page.ask("/api/runs")[0] == 200
+                while process.poll() is None and page.ask("/api/runs/0/control/stop", "POST", **page.acting)[0] != 202:
+                    time.sleep(0.1)
     text = "".join(said)
     assert "Stopped at step" in text
     assert "To look again: simpletuner dashboard" in text
@@ -58,20 +45,15 @@ def test_the_page_of_a_killed_run_ends_with_it(tmp_path: Path) -> None:
         "import sys, time; from pathlib import Path; from simpletuner.training.page_beside import page_beside\n"
         "with page_beside(Path(sys.argv[1]), None, lambda text: print(text, flush=True)): time.sleep(60)"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path / "out")],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout
-    found = re.match(r"Dashboard: (\S+)", process.stdout.readline())
-    assert found
-    assert not gone(found[1], seconds=0)
-    process.kill()
-    process.wait(10)
-    process.stdout.close()
-    assert gone(found[1])
+    command = [sys.executable, "-c", code, str(tmp_path / "out")]
+    with ended(subprocess.Popen(command, env=own_environment(), stdout=subprocess.PIPE, text=True)) as process:
+        assert process.stdout
+        found = re.match(r"Dashboard: (\S+)", process.stdout.readline())
+        assert found
+        assert not gone(found[1], seconds=0)
+        process.kill()
+        process.wait(10)
+        assert gone(found[1])
 
 
 def gone(address: str, seconds: float = 8.0) -> bool:

@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable
 from io import StringIO
@@ -15,7 +14,8 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import ROOT, Command, command_line, has_recorded
+from conftest import ROOT, Command, has_recorded, own_environment, started
+from processes import until
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -71,7 +71,8 @@ def test_two_processes_take_the_course_of_one_and_one_goes_on(
 
 def test_two_processes_on_the_toy() -> None:
     """What they exchange, broken pictures of one of them, and a stop that one of them is asked for."""
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    environment = own_environment()
+    environment["PYTHONPATH"] += f"{os.pathsep}{ROOT / 'tests'}"
     words = [
         "-m",
         "torch.distributed.run",
@@ -85,42 +86,25 @@ def test_two_processes_on_the_toy() -> None:
     assert sorted(re.findall(r"rank \d is content", done.stdout)) == ["rank 0 is content", "rank 1 is content"]
 
 
-def started(config: Path, cwd: Path) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        command_line("train", "--config", config),
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def until(reached: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
-    deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline and not reached():
-        time.sleep(0.01)
-
-
 def test_an_interrupt_ends_both_with_a_checkpoint_and_a_death_ends_the_other(
     pocket_run: Callable[..., Path], tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
     config = pocket_run(**TOGETHER, num_processes=2, max_train_steps=100_000, report_to="none")
-    process = started(config, tmp_path)
-    until(lambda: has_recorded(output, 3), process)
-    process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=60)
+    with started("train", "--config", config, cwd=tmp_path) as process:
+        until(lambda: has_recorded(output, 3), process)
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=60)
     assert process.returncode == 130 and said.count("the same command goes on from here") == 1, said
     (saved,) = output.glob("checkpoint-*")
     step = int(saved.name.rpartition("-")[2])
 
-    process = started(config, tmp_path)
-    until(lambda: has_recorded(output, step + 2), process)
-    children = psutil.Process(process.pid).children()
-    (one,) = [child for child in children if child.environ().get("RANK") == "1"]
-    one.kill()
-    said, _ = process.communicate(timeout=60)
+    with started("train", "--config", config, cwd=tmp_path) as process:
+        until(lambda: has_recorded(output, step + 2), process)
+        children = psutil.Process(process.pid).children()
+        (one,) = [child for child in children if child.environ().get("RANK") == "1"]
+        one.kill()
+        said, _ = process.communicate(timeout=60)
     assert process.returncode == 1 and "process 1 of 2" in said and "SIGKILL" in said, said
     assert f"Resuming from {saved.name}" in said and said.count("Error: another process of this run has ended") == 1, (
         said

@@ -1,8 +1,6 @@
 """The command line as a person types it."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import click
@@ -11,19 +9,6 @@ from conftest import Command
 
 from simpletuner.cli.train import parse_overrides
 from simpletuner.config.options import section_of
-
-
-def test_help_is_light(simpletuner: Command) -> None:
-    """The border imports no torch; that is what keeps --help instant."""
-    code = (
-        "import sys; from click.testing import CliRunner; from simpletuner.cli.app import app\n"
-        "import os; os.environ.pop('OMP_WAIT_POLICY', None)\n"
-        "for words in (['--help'], ['train', '--help'], ['examples', 'list']):\n"
-        "    assert CliRunner().invoke(app, words).exit_code == 0\n"
-        "assert not {'torch', 'diffusers', 'transformers', 'numpy', 'PIL'} & set(sys.modules), sys.modules.keys()\n"
-        "assert os.environ['OMP_WAIT_POLICY'] == 'PASSIVE'  # told before any command loads torch"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_train_help_lists_every_option(simpletuner: Command) -> None:

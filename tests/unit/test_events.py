@@ -3,7 +3,7 @@
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from io import StringIO
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from simpletuner.reporting.events import (
     Status,
 )
 from simpletuner.reporting.events_file import EventsFile
-from simpletuner.reporting.listeners import Listeners
+from simpletuner.reporting.listeners import Channel, Listener, Listeners
 from simpletuner.reporting.metrics import MetricsFile
 from simpletuner.reporting.progress import Reporter
 from simpletuner.reporting.stages import RunFile, Stages
@@ -56,13 +56,36 @@ def step(number: int) -> Status:
     return Status(status="running", state={"global_step": number}, progress=progress)
 
 
-def told(*ears: Ear) -> tuple[Listeners, list[str]]:
-    listeners, said = Listeners(), []
-    listeners.start(ears, said.append)
-    return listeners, said
+@pytest.fixture
+def gate() -> Iterator[threading.Event]:
+    """What ears wait for; it opens at the end of a test at the latest, so that no thread of a failed one stays behind."""
+    opened = threading.Event()
+    yield opened
+    opened.set()
 
 
-def test_every_event_arrives_in_order_and_the_listener_is_finished() -> None:
+Told = Callable[..., tuple[Listeners, list[str]]]
+
+
+@pytest.fixture
+def told(gate: threading.Event) -> Iterator[Told]:
+    """Start ears, which are gone after the test."""
+    started: list[Channel] = []
+
+    def start(*ears: Listener) -> tuple[Listeners, list[str]]:
+        listeners, said = Listeners(), []
+        listeners.start(ears, said.append)
+        started.extend(listeners._channels)
+        return listeners, said
+
+    yield start
+    gate.set()
+    for channel in started:
+        channel.end()
+        assert "did not finish" not in channel.join(time.monotonic() + 10)
+
+
+def test_every_event_arrives_in_order_and_the_listener_is_finished(told: Told) -> None:
     ear = Ear()
     listeners, said = told(ear)
     events = [step(n) for n in range(500)]
@@ -74,9 +97,8 @@ def test_every_event_arrives_in_order_and_the_listener_is_finished() -> None:
     assert len(ear.heard) == 500
 
 
-def test_a_full_queue_loses_progress_first_then_facts_and_never_the_end() -> None:
-    go = threading.Event()
-    ear = Ear(lambda _: go.wait(10))
+def test_a_full_queue_loses_progress_first_then_facts_and_never_the_end(told: Told, gate: threading.Event) -> None:
+    ear = Ear(lambda _: gate.wait(30))
     listeners, _ = told(ear)
     listeners.emit(Notification(message="first"))  # keeps the thread busy
     while ear.heard == [] and listeners._channels[0]._size:
@@ -90,7 +112,7 @@ def test_a_full_queue_loses_progress_first_then_facts_and_never_the_end() -> Non
         listeners.emit(fact)
     for n in range(500, 1000):
         listeners.emit(step(n))
-    go.set()
+    gate.set()
     (lost,) = listeners.close()
     heard = ear.heard[1:]
     assert len(heard) == 1000 and end in heard
@@ -100,11 +122,12 @@ def test_a_full_queue_loses_progress_first_then_facts_and_never_the_end() -> Non
     assert "991 events were dropped" in lost and "Training was not affected" in lost
 
 
-def test_pictures_that_wait_are_bounded_in_bytes_and_the_dropped_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_that_wait_are_bounded_in_bytes_and_the_dropped_are_counted(
+    told: Told, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("simpletuner.reporting.listeners.CAPACITY_BYTES", 300)
     monkeypatch.setattr(Preview, "weight", property(lambda self: 100))
-    go = threading.Event()
-    ear = Ear(lambda _: go.wait(10))
+    ear = Ear(lambda _: gate.wait(30))
     listeners, _ = told(ear)
     listeners.emit(Notification(message="first"))  # keeps the thread busy
     while listeners._channels[0]._size:
@@ -113,13 +136,13 @@ def test_pictures_that_wait_are_bounded_in_bytes_and_the_dropped_are_counted(mon
     for number in range(1, 10):
         listeners.emit(Preview(step=1, sampler_step=number, nickname="a", prompt="p", **place))
     listeners.emit(Notification(message="last"))
-    go.set()
+    gate.set()
     (lost,) = listeners.close()
     assert [e.sampler_step for e in ear.heard if isinstance(e, Preview)] == [7, 8, 9]
     assert "6 events were dropped because it could not keep up" in lost and ear.heard[-1].message == "last"
 
 
-def test_a_failing_listener_is_said_once_and_the_others_go_on() -> None:
+def test_a_failing_listener_is_said_once_and_the_others_go_on(told: Told) -> None:
     def fail(_: Event) -> None:
         raise OSError("no route to host")
 
@@ -132,7 +155,7 @@ def test_a_failing_listener_is_said_once_and_the_others_go_on() -> None:
     assert "20 events were not taken" in lost and len(whole.heard) == 20
 
 
-def test_a_listener_that_cannot_even_say_what_it_wants_is_passed_over() -> None:
+def test_a_listener_that_cannot_even_say_what_it_wants_is_passed_over(told: Told) -> None:
     ear = Ear()
     ear.wants = lambda event: 1 / 0  # type: ignore[assignment, method-assign]
     listeners, _ = told(ear)
@@ -140,21 +163,18 @@ def test_a_listener_that_cannot_even_say_what_it_wants_is_passed_over() -> None:
     assert "1 event was not taken" in listeners.close()[0]
 
 
-def test_closing_waits_no_longer_than_it_may() -> None:
-    never = threading.Event()
-    listeners, _ = told(Ear(lambda _: never.wait(30), "hangs"))
+def test_closing_waits_no_longer_than_it_may(told: Told, gate: threading.Event) -> None:
+    listeners, _ = told(Ear(lambda _: gate.wait(30), "hangs"))
     for n in range(3):
         listeners.emit(step(n))
     began = time.monotonic()
     (lost,) = listeners.close(timeout=0.3)
     assert time.monotonic() - began < 2 and "did not finish in time, 2 events still waiting" in lost
-    never.set()
 
 
-def test_emitting_takes_no_time_with_a_dead_listener() -> None:
+def test_emitting_takes_no_time_with_a_dead_listener(told: Told, gate: threading.Event) -> None:
     """p99 of 100 µs, queue full and its thread stuck. The best of five rounds: the machine has other work too."""
-    never = threading.Event()
-    listeners, _ = told(Ear(lambda _: never.wait(30)), Ear(lambda _: never.wait(30)))
+    listeners, _ = told(Ear(lambda _: gate.wait(30)), Ear(lambda _: gate.wait(30)))
     worst = []
     for _ in range(5):
         taken = []
@@ -163,7 +183,6 @@ def test_emitting_takes_no_time_with_a_dead_listener() -> None:
             listeners.emit(step(n))
             taken.append(time.perf_counter() - began)
         worst.append(sorted(taken)[1980])
-    never.set()
     assert min(worst) <= 100e-6, worst
 
 
@@ -202,20 +221,19 @@ def test_the_job_id_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) 
     assert Notification(message="x").to_json()["job_id"] == "run-7"
 
 
-def test_the_file_has_facts_with_relative_names_and_no_steps(tmp_path: Path) -> None:
-    listeners, _ = Listeners(), None
-    listeners.start([EventsFile(tmp_path / "events.jsonl")], print)
+def test_the_file_has_facts_with_relative_names_and_no_steps(told: Told, tmp_path: Path) -> None:
+    listeners, said = told(EventsFile(tmp_path / "events.jsonl"))
     MetricsFile(tmp_path / "metrics.jsonl", listeners.emit).write("step", {"step": 1, "loss": float("nan")})
     for event in (step(1), CheckpointSaved(path=tmp_path / "checkpoint-3", step=3)):
         listeners.emit(event)
     listeners.emit(Notification(message="caption \ud800 <script>"))
-    assert listeners.close() == []
+    assert listeners.close() == [] == said
     lines = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert [line["type"] for line in lines] == ["training.checkpoint", "notification"]
     assert lines[0]["checkpoint"]["path"] == "checkpoint-3"
 
 
-def test_trackers_hear_of_every_line_of_metrics(tmp_path: Path) -> None:
+def test_trackers_hear_of_every_line_of_metrics(told: Told, tmp_path: Path) -> None:
     ear = Ear()
     listeners, _ = told(ear)
     MetricsFile(tmp_path / "metrics.jsonl", listeners.emit).write("eval", {"step": 3, "loss": 0.5, "x": float("inf")})
@@ -227,7 +245,9 @@ def test_trackers_hear_of_every_line_of_metrics(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "ending"), [(None, "completed"), (KeyboardInterrupt, "cancelled"), (OSError, "failed")]
 )
-def test_a_phase_begins_goes_on_and_ends(error: type[BaseException] | None, ending: str, tmp_path: Path) -> None:
+def test_a_phase_begins_goes_on_and_ends(
+    told: Told, error: type[BaseException] | None, ending: str, tmp_path: Path
+) -> None:
     ear = Ear()
     listeners, _ = told(ear)
     stages = Stages(listeners, RunFile(tmp_path / "run.json"))
@@ -295,7 +315,7 @@ def test_no_token_or_password_is_told_on(tmp_path: Path) -> None:
     assert "hidden-one" in screen.getvalue(), "who sits there needs it"
 
 
-def test_what_ctrl_c_says_does_not_wait_for_the_event_that_it_interrupts() -> None:
+def test_what_ctrl_c_says_does_not_wait_for_the_event_that_it_interrupts(told: Told) -> None:
     """A signal is handled in the middle of whatever the training thread does, which may be leaving an event."""
     ear = Ear()
     listeners, _ = told(ear)

@@ -15,6 +15,7 @@ from simpletuner.config.read import load
 from simpletuner.errors import ConfigError
 from simpletuner.reporting.progress import Reporter
 from simpletuner.training import fitting, memory_choice, memory_remedies, step_times, translate_memory
+from simpletuner.training.checking_memory import beside_free
 from simpletuner.training.memory_choice import Choice
 from simpletuner.training.memory_estimate import GIB, Estimate
 from simpletuner.training.session import Session, find_pictures, open_session
@@ -71,7 +72,7 @@ def test_told_in_one_line() -> None:
 @pytest.fixture
 def session(pocket_run: Callable[..., Path]) -> Callable[..., Session]:
     def make(**options: Any) -> Session:
-        file = pocket_run(memory="auto", **options)
+        file = pocket_run(**{"memory": "auto", **options})
         return open_session(load(str(file), environ={}), Reporter(Console(record=True, width=300)), "look")
 
     return make
@@ -153,6 +154,34 @@ def test_the_warning_names_what_helps_by_itself(session: Callable[..., Session])
     for remedy in memory_remedies.remedies(subject.options):
         changed = memory_remedies.with_changes(subject, remedy)
         assert changed.options != subject.options
+
+
+def test_check_says_whether_a_run_fits_what_is_free(session: Callable[..., Session]) -> None:
+    """Without a card: what it would say of one with so many bytes free."""
+    made = session(memory="as_set", gradient_checkpointing=False)
+    subject = fitting.subject_of(made, find_pictures(made)[0])
+    estimated = translate_memory.estimate(subject, 1e12)
+    assert beside_free(subject, estimated, 24 * GIB) == "It fits: 24.0 GiB are free"
+    assert beside_free(subject, estimated, estimated.peak).startswith("It fits: ")
+    line = beside_free(subject, estimated, estimated.peak - 1)
+    assert line == memory_remedies.warning(subject, estimated, estimated.peak - 1) and "It fits" not in line
+    assert f"{estimated.where} would take about {estimated.peak / GIB:.1f} GiB" in line and "What to do first: " in line
+
+
+@pytest.mark.parametrize(
+    ("memory", "free", "said"),
+    [
+        ("auto", 20, "20.0 GiB are free; memory auto fits the run to them"),
+        ("16GiB", 20, "20.0 GiB are free; memory 16 fits the run to 16.0 GiB"),
+        (7.5, 6, "6.0 GiB are free; memory 7.5 fits the run to 6.0 GiB"),
+    ],
+)
+def test_check_says_what_memory_would_fit_a_run_to(
+    session: Callable[..., Session], memory: Any, free: float, said: str
+) -> None:
+    made = session(memory=memory)
+    subject = fitting.subject_of(made, find_pictures(made)[0])
+    assert beside_free(subject, translate_memory.estimate(subject, 1e12), free * GIB) == said
 
 
 @pytest.mark.parametrize(("given", "expected"), [("auto", "auto"), ("as-set", "as_set"), ("16GiB", 16.0), (7.5, 7.5)])

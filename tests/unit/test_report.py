@@ -2,30 +2,36 @@
 
 import math
 import re
+from collections.abc import Callable
 from html.parser import HTMLParser
+from io import StringIO
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from rich.console import Console
 from written_run import HOSTILE, draw, write_run
 
 from simpletuner.cli.report import report as command
 from simpletuner.config.options import defaults
+from simpletuner.config.read import load
 from simpletuner.data.survey import Picture, Survey
 from simpletuner.data.types import Size
 from simpletuner.errors import TunerError
 from simpletuner.reporting import dataset_sheet
 from simpletuner.reporting.drawing import Line, chart, nice_ticks, short
 from simpletuner.reporting.metrics import MetricsFile
+from simpletuner.reporting.model_card import USAGE
+from simpletuner.reporting.progress import Reporter
 from simpletuner.reporting.report import page, what_was_trained, write
 from simpletuner.reporting.run_folder import RunFolder, read_object
 from simpletuner.reporting.settings import with_defaults
 from simpletuner.training.finish import reported
+from simpletuner.training.run import train
+from simpletuner.training.session import open_session
 
 
 class Tags(HTMLParser):
@@ -49,14 +55,42 @@ def seen(text: str) -> Tags:
     return tags
 
 
-def test_a_report_that_was_named_is_written_whatever_comes_after(tmp_path: Path) -> None:
-    for exported in (False, True):
-        run = write_run(tmp_path / str(exported))
-        options = SimpleNamespace(page=SimpleNamespace(report=True))
-        session: Any = SimpleNamespace(exported=exported, output_dir=run, config=SimpleNamespace(options=options))
+def test_a_report_that_was_named_is_written_whatever_comes_after(
+    tmp_path: Path, pocket_run: Callable[..., Path]
+) -> None:
+    """A folder stands where the lines for using the model go: by then the report has been named."""
+    out, said = tmp_path / "out", StringIO()
+    (out / USAGE).mkdir(parents=True)
+    config = load(str(pocket_run(max_train_steps=1, report_to="none")), environ={})
+    with pytest.raises(TunerError, match=f"cannot write .*{USAGE}"):
+        train(config, Reporter(Console(file=said, width=400)))
+    (named,) = re.findall(r"^ +report +(\S+) \(curves", said.getvalue(), re.MULTILINE)
+    assert named == str(out / "report.html")
+    assert f"cannot write {out / USAGE}" in Path(named).read_text(encoding="utf-8"), "it says why the run failed"
+
+
+def test_a_report_is_written_where_it_is_wanted_of_what_was_exported(
+    tmp_path: Path, pocket_run: Callable[..., Path]
+) -> None:
+    for wanted, exported in ((True, False), (False, True), (True, True)):
+        name = f"{wanted} {exported}"
+        config = load(str(pocket_run(report=wanted, output_dir=str(tmp_path / name))), environ={})
+        session = open_session(config, Reporter(Console(file=StringIO())), "look")
         with pytest.raises(ZeroDivisionError), reported(session):
+            session.exported = exported
             raise ZeroDivisionError
-        assert (run / "report.html").is_file() is exported
+        assert (tmp_path / name / "report.html").is_file() is (wanted and exported), name
+
+
+def test_a_report_that_cannot_be_written_is_told_and_costs_nothing(
+    tmp_path: Path, pocket_run: Callable[..., Path]
+) -> None:
+    said = StringIO()
+    (tmp_path / "out" / "report.html").mkdir(parents=True)
+    session = open_session(load(str(pocket_run()), environ={}), Reporter(Console(file=said, width=200)), "look")
+    with reported(session):
+        session.exported = True
+    assert "The report could not be written: Is a directory; `simpletuner report` makes it." in said.getvalue()
 
 
 def test_hostile_words_are_text(tmp_path: Path) -> None:

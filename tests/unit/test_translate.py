@@ -23,13 +23,14 @@ from simpletuner.config.datasets import FILLED_FROM_OPTIONS, CaptionShuffle, Cap
 from simpletuner.config.options import section_of
 from simpletuner.config.read import RunConfig, load
 from simpletuner.data.captions import Shuffle
-from simpletuner.data.sampler import Bucket, Plan
+from simpletuner.data.sampler import BatchSpec, Bucket, Plan
 from simpletuner.data.types import Size
 from simpletuner.errors import ConfigError
 from simpletuner.flow.densities import Uniform
 from simpletuner.models.base import Facts
 from simpletuner.training import translate, translate_data, translate_noise, translate_precision, translate_validation
 from simpletuner.training.precision import choose
+from simpletuner.training.resuming import Identity
 
 FACTS = Facts(alignment=32, stride=32, patch_size=1, shift=3.0, native_resolution=1024)
 TRANSLATE = tuple(
@@ -465,11 +466,22 @@ def test_what_shapes_a_run_is_in_its_identity(read: Read, given: dict[str, Any],
     assert plain(read(given, fields)).identity != plain(read({}, {})).identity
 
 
-def test_the_same_pictures_in_a_step_are_the_same_run(read: Read) -> None:
-    """However many processes share them."""
-    one = plain(read({"train_batch_size": 4}, {"train_batch_size": 2})).identity
-    two = plain(read({"train_batch_size": 2, "num_processes": 2}, {"train_batch_size": 1})).identity
-    assert one.order == two.order
+def test_the_same_pictures_in_a_step_are_the_same_run_however_many_processes_share_them(read: Read) -> None:
+    """Each step has the same pictures, and on resume nothing is told; with other pictures it is."""
+
+    def of(processes: int, batch: int, own: int) -> tuple[Identity, list[BatchSpec]]:
+        config = read(
+            {"num_processes": processes, "train_batch_size": batch, "lr_scale": True}, {"train_batch_size": own}
+        )
+        plan = Plan([Bucket("a", Size(64, 64), tuple(range(13)))], translate_data.drawing(config), 7)
+        return plain(config).identity, [plan.batch(position) for position in range(20)]
+
+    (one, alone), (two, shared), (other, more) = of(1, 4, 2), of(2, 2, 1), of(2, 4, 2)
+    assert alone == shared != more and {len(batch.members) for batch in shared} == {2}
+    assert one == two and one.compare(two.as_dict(), "checkpoint-1") == []
+    order, recipe = one.compare(other.as_dict(), "checkpoint-1")
+    assert "train_batch_size × num_processes" in order and "turns" in order
+    assert "learning_rate" in recipe, "with lr_scale it goes with the pictures of a step"
 
 
 def attributes_read(source: str) -> set[str]:

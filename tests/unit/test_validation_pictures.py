@@ -27,12 +27,15 @@ from simpletuner.errors import ConfigError
 from simpletuner.evaluation.grid import grid
 from simpletuner.evaluation.history import over_time, thinned
 from simpletuner.evaluation.pictures import ValidationSettings, groups, in_turn
+from simpletuner.evaluation.scores import Judge, Reference
 from simpletuner.evaluation.validation import Validator
 from simpletuner.models.base import EncodedText
 from simpletuner.reporting.metrics import MetricsFile
 from simpletuner.reporting.progress import Reporter
 from simpletuner.training import translate_memory
+from simpletuner.training.interrupt import GivenUp
 from simpletuner.training.interval import Interval
+from simpletuner.training.judging import Judging
 from simpletuner.training.loop import StepResult
 from simpletuner.training.validating import Shown, ValidationPictures
 
@@ -130,22 +133,29 @@ def test_a_time_budget_ends_a_validation_and_the_rest_is_first_next_time(tmp_pat
 
 
 def test_a_run_that_is_to_stop_leaves_the_rest_and_scores_nothing(tmp_path: Path) -> None:
-    pipeline, scored = Pipeline(), []
-    run = Run(
-        tmp_path,
-        validator(tmp_path, pipeline, "abcd"),
-        shown=Shown(toy.trainee(ema=True).ema),
-        stop=lambda: len(pipeline.calls) >= 2,
-        judging=lambda step, label, pictures: scored.append((label, len(pictures))),
-    )
-    assert run.steps(1) == [["a0", "b0"]] and scored == [("", 2), ("ema", 0)], (
-        "what is scored is the judge's own question"
-    )
+    """What says whether to stop is one for both, as in a session."""
+    pipeline, most, ema = Pipeline(), 2, toy.trainee(ema=True).ema
+
+    def stopping() -> bool:
+        return len(pipeline.calls) >= most
+
+    def go_on() -> None:
+        if stopping():
+            raise GivenUp
+
+    run = Run(tmp_path, validator(tmp_path, pipeline, "abcd"), shown=Shown(ema), stop=stopping)
+    judge = Judge(lambda: Reference.gather([("training.png", torch.zeros(3, 8, 8))], 1))
+    run.hook.judging = Judging(judge, run.metrics, run.hook.reporter, go_on)
+    assert run.steps(1) == [["a0", "b0"]] and run.metrics.read("score") == []
     said = " ".join(run.said.getvalue().split())
     assert "step 1: 4 pictures left undrawn, as the run is to stop; the next validation begins with them" in said
+    assert said.count("the pictures are not scored") == 1, "of pictures that were not drawn there is nothing to say"
     assert "time_budget" not in said and run.steps(2) == [[]], "asked before the first as well"
     pipeline.calls.clear()
-    assert run.steps(3) == [["a0", "c0"]]
+    assert run.steps(3) == [["a0", "c0"]] and run.metrics.read("score") == []
+    most = 99
+    run.steps(4)
+    assert {(line["step"], line["label"]) for line in run.metrics.read("score")} == {(4, ""), (4, "ema")}
 
 
 def test_both_kinds_of_weights_share_the_time_and_draw_the_same(tmp_path: Path) -> None:
