@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from simpletuner.cli.configuring import content, drafting, fresh, pictures, writing
 from simpletuner.cli.configuring.answers import Answers, answers
 from simpletuner.cli.configuring.estimates import load_from
-from simpletuner.cli.configuring.pictures import Pictures
+from simpletuner.cli.configuring.pictures import Pictures, Seen
 from simpletuner.cli.configuring.proposal import (
     SETTINGS,
     SHARE,
@@ -45,11 +46,12 @@ SANA = Shape(1024, 32)
 ALL = frozenset({"torchao", "bitsandbytes"})
 
 
-def folder_of(*sizes: tuple[int, int], captions: int = 0) -> Pictures:
-    made = tuple(Size(*size) for size in sizes)
-    paths = tuple(Path(f"{n}.png") for n in range(len(made)))
-    texts = tuple(f"caption {n}" for n in range(captions))
-    return Pictures(Path("datasets/my-fox"), paths, made, (), texts, 0, tuple(range(captions)))
+def folder_of(*sizes: tuple[int, int], captions: int | tuple[str, ...] = 0, name: str = "{}") -> Pictures:
+    """Pictures of these sizes; the first of them with so many captions, or with these."""
+    texts = captions if isinstance(captions, tuple) else tuple(f"caption {n}" for n in range(captions))
+    each = zip_longest(sizes, texts, fillvalue="")
+    usable = [Seen(Path(f"{name.format(n)}.png"), Size(*size), text) for n, (size, text) in enumerate(each)]
+    return Pictures(Path("datasets/my-fox"), tuple(usable))
 
 
 def proposed(said: Answers, found: Pictures, machine: Machine, fits: Any = None, shape: Shape = SANA) -> Proposal:
@@ -210,7 +212,8 @@ def test_a_folder_is_looked_at_and_left_alone(pictures_in: Callable[..., Path]) 
     (folder / "cut.png").write_bytes((folder / "picture_1.png").read_bytes()[:-60])
     assert "cut.png: it cannot be decoded" in " ".join(pictures.saw(pictures.look(folder)))
     (folder / "cut.png").unlink()
-    assert found.only_captioned().count == 3 and found.only_captioned().paths == found.paths[1:]
+    assert found.only_captioned().count == 3 and found.only_captioned().usable == found.usable[1:]
+    assert not found.usable[0].caption and len(found.captions) == 3
     assert "4 pictures in" in said and "4 wide" in said and "broken.png" in said and "3 have a caption" in said
     assert found.strategy(subject=True) == "textfile" and found.edge == 78
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
@@ -230,15 +233,17 @@ def pictures_in(pictures: Callable[..., Path]) -> Callable[..., Path]:
 
 
 def test_names_that_say_something_are_captions() -> None:
-    found = replace(folder_of(*[(9, 9)] * 4), telling_names=3)
+    found = folder_of(*[(9, 9)] * 4, name="old fox asleep {}")
     assert found.strategy(subject=False) == "filename" and found.strategy(subject=True) == "instanceprompt"
+    others = folder_of(*[(9, 9)] * 5, name="a fox {}")
+    assert replace(found, usable=found.usable + others.usable).strategy(subject=False) == "instanceprompt"
 
 
 def test_it_is_told_where_captions_come_from_and_which_are_not_read() -> None:
     four = [(9, 9)] * 4
     for found, entry, said in (
         (folder_of(*four, captions=2), "textfile", "the text files beside the pictures: at least half"),
-        (replace(folder_of(*four), telling_names=4), "filename", "the names of the files"),
+        (folder_of(*four, name="old fox asleep {}"), "filename", "the names of the files"),
         (folder_of(*four, captions=1), "instanceprompt", "1 of 4 pictures have a caption file: fewer than half"),
     ):
         choice = captions(Answers(kind="subject" if entry == "instanceprompt" else "style"), found)
@@ -346,7 +351,7 @@ def test_a_caption_becomes_a_prompt_only_where_captions_are_read() -> None:
     assert content.prompts(proposal, said, found, "sks dog") == {"own_caption": "caption 0"}
     files = content.files(proposal, said, found, POCKET, Path("config"))
     assert files[content.CONFIG]["validation_prompt"] == "caption 0", "none of them names the subject"
-    told = replace(found, captions=("My Fox asleep", "two foxes"))
+    told = folder_of(*SNAPS, captions=("My Fox asleep", "two foxes")).only_captioned()
     files = content.files(proposal, said, told, POCKET, Path("config"))
     assert files[content.CONFIG]["validation_prompt"] == "a photo of my fox"
     assert files[content.PROMPTS].keys() == {"close_up", "own_caption"}
@@ -435,7 +440,7 @@ def test_where_no_caption_says_the_name_it_is_told_what_the_first_prompt_is(
     captions: tuple[str, ...], answered: dict[str, Any], said: str
 ) -> None:
     answered_ = Answers(captions="textfile", **answered)
-    found = replace(folder_of(*SNAPS, captions=2), captions=captions)
+    found = folder_of(*SNAPS, captions=captions).only_captioned()
     proposal = proposed(answered_, found, Machine(0), shape=POCKET)
     config = content.files(proposal, answered_, found, POCKET, Path("config"))[content.CONFIG]
     told = drafting._untold(proposal, answered_, found, config)

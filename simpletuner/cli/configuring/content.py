@@ -82,8 +82,8 @@ def captions_read(proposal: Proposal, pictures: Pictures) -> list[str]:
     """Captions that the run reads from files or their names; none where there is one for all pictures."""
     strategy = proposal.value("captions")
     if strategy == "filename":
-        return [captions_for(path, CaptionRules("filename"))[0] for path in pictures.paths]
-    return list(pictures.captions) if strategy == "textfile" else []
+        return [captions_for(one.path, CaptionRules("filename"))[0] for one in pictures.usable]
+    return pictures.captions if strategy == "textfile" else []
 
 
 def untold(proposal: Proposal, answers: Answers, pictures: Pictures) -> bool:

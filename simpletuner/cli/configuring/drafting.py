@@ -62,7 +62,7 @@ def draft(answers: Answers, pictures: Pictures, machine: Machine, folder: Path, 
     def fits(proposal: Proposal) -> bool | None:
         try:
             config = estimates.load_from(made(proposal), aside)
-            return estimates.fits(estimates.subject(config, chosen, list(used.sizes)), machine)
+            return estimates.fits(estimates.subject(config, chosen, used.sizes), machine)
         except (ConfigError, ModelError):  # told below, with all the rest
             return None
 
@@ -72,7 +72,7 @@ def draft(answers: Answers, pictures: Pictures, machine: Machine, folder: Path, 
     files = made(proposal)
     if proposal != usual:
         config = _checked(proposal, files, answers, used, chosen, aside, source)
-    asked = estimates.subject(config, chosen, list(used.sizes))
+    asked = estimates.subject(config, chosen, used.sizes)
     notes = [
         content.told(files[content.DATASETS][0]),
         chosen.note,
@@ -91,7 +91,7 @@ def _with_captions(pictures: Pictures, answers: Answers, source: str) -> Picture
     """What training uses: those with a caption file, where captions are text files. Raises ConfigError without any."""
     if captions(answers, pictures).value != "textfile":
         return pictures
-    if not pictures.captioned:
+    if not pictures.captions:
         reason = f"no picture in {pictures.folder} has a text file beside it"
         raise ConfigError([Problem(source, "captions", "textfile", reason, "use instanceprompt, or write some")])
     return pictures.only_captioned()

@@ -23,31 +23,53 @@ _WORDS = 3  # a file's name of so many words says something
 
 
 @dataclass(frozen=True, slots=True)
+class Seen:
+    """One usable picture.
+
+    Attributes:
+        path: Its file.
+        size: Upright.
+        caption: The first in its caption file; "" where there is none.
+    """
+
+    path: Path
+    size: Size
+    caption: str = ""
+
+    @property
+    def telling(self) -> bool:
+        """Whether its name says something."""
+        return len(re.findall(r"[^\W\d_]{2,}", self.path.stem)) >= _WORDS
+
+
+@dataclass(frozen=True, slots=True)
 class Pictures:
     """What a folder holds.
 
     Attributes:
         folder: As it was named.
-        paths: Usable pictures.
-        sizes: Their upright sizes, in the same order.
+        usable: Its usable pictures.
         skipped: What cannot be used, and why.
-        captions: Of those with a caption file, the first of each.
-        telling_names: How many have a name that says something.
-        captioned: Which have a caption file, by their places in ``paths``.
     """
 
     folder: Path
-    paths: tuple[Path, ...]
-    sizes: tuple[Size, ...]
-    skipped: tuple[Skipped, ...]
-    captions: tuple[str, ...]
-    telling_names: int
-    captioned: tuple[int, ...] = ()
+    usable: tuple[Seen, ...]
+    skipped: tuple[Skipped, ...] = ()
+
+    @property
+    def sizes(self) -> list[Size]:
+        """Upright sizes of the usable pictures."""
+        return [one.size for one in self.usable]
+
+    @property
+    def captions(self) -> list[str]:
+        """Of those with a caption file, the first of each."""
+        return [one.caption for one in self.usable if one.caption]
 
     @property
     def count(self) -> int:
         """Usable pictures."""
-        return len(self.sizes)
+        return len(self.usable)
 
     @property
     def edge(self) -> int:
@@ -62,14 +84,14 @@ class Pictures:
 
     def only_captioned(self) -> Pictures:
         """Those with a caption file: what training uses where captions are text files."""
-        paths = tuple(self.paths[at] for at in self.captioned)
-        return replace(self, paths=paths, sizes=tuple(self.sizes[at] for at in self.captioned))
+        return replace(self, usable=tuple(one for one in self.usable if one.caption))
 
     def strategy(self, subject: bool) -> Captions:
         """How captions are best found: caption files if most have one, names that say something, or one for all."""
         if 2 * len(self.captions) >= self.count:
             return "textfile"
-        return "filename" if not subject and 2 * self.telling_names >= self.count else "instanceprompt"
+        telling = sum(one.telling for one in self.usable)
+        return "filename" if not subject and 2 * telling >= self.count else "instanceprompt"
 
 
 def look(folder: Path) -> Pictures:
@@ -88,17 +110,8 @@ def look(folder: Path) -> Pictures:
     skipped = (*broken, *found.skipped)
     if not samples:
         raise DataError(f"no picture in {folder} can be used: {_reasons(skipped)}")
-    captions = [_caption(sample.path) for sample in samples]
-    telling = sum(len(re.findall(r"[^\W\d_]{2,}", sample.path.stem)) >= _WORDS for sample in samples)
-    return Pictures(
-        folder,
-        tuple(sample.path for sample in samples),
-        tuple(sample.size for sample in samples),
-        skipped,
-        tuple(caption for caption in captions if caption),
-        telling,
-        tuple(at for at, caption in enumerate(captions) if caption),
-    )
+    usable = tuple(Seen(sample.path, sample.size, _caption(sample.path)) for sample in samples)
+    return Pictures(folder, usable, skipped)
 
 
 def _caption(path: Path) -> str:
@@ -128,11 +141,12 @@ def saw(found: Pictures) -> list[str]:
     ordered = sorted(found.sizes, key=lambda size: size.width * size.height)
     wide = sum(size.width > size.height for size in found.sizes)
     tall = sum(size.width < size.height for size in found.sizes)
+    captions = found.captions
     lines = [
         f"{counted(found.count, 'picture')} in {found.folder}: {wide} wide, {tall} tall, {found.count - wide - tall} square; "
         f"smallest {ordered[0]}, largest {ordered[-1]}",
-        f"{counted(len(found.captions), 'has', 'have')} a caption file beside it"
-        + (f", such as {found.captions[0][:80]!r}" if found.captions else ""),
+        f"{counted(len(captions), 'has', 'have')} a caption file beside it"
+        + (f", such as {captions[0][:80]!r}" if captions else ""),
     ]
     left = [item for item in found.skipped if item.picture]
     if left:
