@@ -110,7 +110,7 @@ def _drawing(found: Subject, given: Mapping[str, Any], reporter: Reporter) -> Dr
         "seed": given["seed"],
         "sampler": given["scheduler"],
         "negative": given["negative"],
-        "strength": given["strength"] if found.adapter else 1.0,  # there is nothing it could act on
+        "strength": _strength(found, given["strength"]),
         "sizes": tuple(Size(*size) for size in _sizes(given["sizes"])) or None,
     }
     of_run = drawing_again.of_run(found.record)
@@ -122,6 +122,17 @@ def _drawing(found: Subject, given: Mapping[str, Any], reporter: Reporter) -> Dr
             f"The run's record names a sampler {unknown!r}, which is none of --scheduler: the model's own draws"
         )
     return replace(of_run, **{name: value for name, value in asked.items() if value is not None})
+
+
+def _strength(found: Subject, asked: float | None) -> float | None:
+    """What is asked for of the adapter; 1 where there is none. Raises TunerError where there is none and it is asked for."""
+    from simpletuner.errors import TunerError
+
+    if found.adapter:
+        return asked
+    if asked is not None:
+        raise TunerError(f"--strength acts on an adapter, and {found.words} has none. What to do: leave it out.")
+    return 1.0
 
 
 def _loading(found: Subject, how: Drawing, given: Mapping[str, Any]) -> Loading:
@@ -137,7 +148,7 @@ def _loading(found: Subject, how: Drawing, given: Mapping[str, Any]) -> Loading:
         revision=given["revision"],
         variant=given["variant"],
         dtype=getattr(torch, _DTYPES[given["dtype"]]) if given["dtype"] else None,
-        strength=how.strength if found.adapter else given["strength"],
+        strength=how.strength,
         tiling=given["tiling"],
         sampler=how.sampler,
         instruction=None if own is None else FAMILIES["sana"].default_instruction() if own else (),

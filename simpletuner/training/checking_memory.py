@@ -49,11 +49,7 @@ def memory_lines(
     card = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
     free = memory(device).free + CONTEXT if card else math.inf
     estimated = translate_memory.within(subject, plan, free)
-    shape = translate_memory.step_shape(subject)
-    step = step_times.Step(
-        shape.forward, plan.graph, shape.batch, facts.tokens(*shape.latents),
-        plan.footprint.weights, plan.footprint.blocks, plan.interval,
-    )  # fmt: skip
+    step = translate_memory.timed(subject, plan)
     slowly = None if card else step_times.describe_on_cpu(step, max(1, steps))
     if slowly:  # so small a model is trained here: what a card would take tells its user nothing
         return [slowly]

@@ -47,7 +47,7 @@ class Loading:
         revision: Hub revision of the base; None for that of the run, if there is one.
         variant: Weight variant; likewise.
         dtype: Of transformer and text encoder; None for bf16 on a GPU and float32 elsewhere.
-        strength: Of the adapter, where a prompt has none of its own; None is 1.
+        strength: Of the adapter, where a prompt has none of its own; without an adapter it is not looked at.
         tiling: The VAE works in tiles.
         sampler: ``flow_match``, ``dpm++`` or ``unipc``; None for the model's own.
         instruction: Lines before every prompt; None for those of the run, else the model's own.
@@ -58,7 +58,7 @@ class Loading:
     revision: str | None = None
     variant: str | None = None
     dtype: torch.dtype | None = None
-    strength: float | None = None
+    strength: float = 1.0
     tiling: bool = False
     sampler: str | None = None
     instruction: tuple[str, ...] | None = None
@@ -130,8 +130,6 @@ def generate(loading: Loading, settings: ValidationSettings, target: Target, rep
 def _source(loading: Loading, where: torch.device) -> tuple[AdapterFile | None, LoadSource]:
     """The adapter's file, if there is one, and where the pipeline under it is."""
     subject = loading.subject
-    if loading.strength is not None and subject.adapter is None:
-        raise TunerError(f"--strength acts on an adapter, and {subject.words} has none. What to do: leave it out.")
     file = adapters.read_file(subject.adapter) if subject.adapter else None
     base = subject.base or (file.base_model if file else None)
     if base is None:
@@ -241,12 +239,10 @@ def _validator(
 
 
 def _draw(
-    validator: Validator, pictures: list[Picture], adapter: Adapter | None, strength: float | None, reporter: Reporter
+    validator: Validator, pictures: list[Picture], adapter: Adapter | None, strength: float, reporter: Reporter
 ) -> Rendering:
-    usual = 1.0 if strength is None else strength
-
     def adapted(own: float | None) -> AbstractContextManager[object]:
-        return adapter.scaled(usual if own is None else own) if adapter else nullcontext()
+        return adapter.scaled(strength if own is None else own) if adapter else nullcontext()
 
     with reporter.bar("Drawing", len(pictures)) as bar:
         return validator.render(pictures, lambda picture, failure: bar.advance(1, picture.nickname), None, adapted)
@@ -269,12 +265,11 @@ def _record(
     drawn: list[Picture], folder: Path, loading: Loading, source: LoadSource, settings: ValidationSettings
 ) -> None:
     """What it takes to draw each of them again."""
-    usual = 1.0 if loading.strength is None else loading.strength
     own: Mapping[str, float] = settings.strengths
     lines: list[dict[str, Any]] = []
     for picture in drawn:
         line = {key: value for key, value in picture.line(folder).items() if key not in ("step", "label")}
-        strength = {"strength": own.get(picture.nickname, usual)} if loading.subject.adapter else {}
+        strength = {"strength": own.get(picture.nickname, loading.strength)} if loading.subject.adapter else {}
         lines.append(line | strength)
     content = {
         "model": loading.subject.words,

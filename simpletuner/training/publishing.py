@@ -145,17 +145,14 @@ class Publisher:
 
     def _open(self) -> None:
         """Make the repository before anything is there to upload, so that what is wrong is told before hours of training."""
-        try:
-            answer = self._in_process(Upload(self.repository, self.private, "", pauses=()))
-        except OSError as error:
-            answer = {"error": str(error)}
+        answer = self._answer(Upload(self.repository, self.private, "", pauses=()))
         with self._changed:
             self._busy = False
             self._changed.notify_all()
         if "url" in answer:
             self._say(f"Uploads go to {answer['url']}")
         elif not self._closed:
-            reason = answer.get("error", "the uploading process ended without a word")
+            reason = answer["error"]
             self._say(f"WARNING: {self.repository} cannot be uploaded to as it is: {reason}. It is tried again later.")
 
     def _upload_checkpoint(self, folder: Path) -> None:
@@ -168,10 +165,7 @@ class Publisher:
     def _upload(self, upload: Upload, by_hand: str, what: str) -> None:
         state = {"repository": upload.repository, "label": what}
         self._stages.emit(Status(status="uploading_model", message=f"Uploading {what}", state=state))
-        try:
-            answer = self._in_process(replace(upload, pauses=PAUSES_S))
-        except OSError as error:  # no process could be started
-            answer = {"error": str(error)}
+        answer = self._answer(replace(upload, pauses=PAUSES_S))
         if self._closed and "url" not in answer:
             return  # ended on purpose, which whoever did it tells
         if "url" in answer:
@@ -179,12 +173,20 @@ class Publisher:
             self._stages.emit(Status(status="model_available", message=f"Uploaded {what}", state=state))
             self._say(f"uploaded {what} to {answer['url']}")
         else:
-            self._failed(what, answer.get("error", "the uploading process ended without a word"), by_hand)
+            self._failed(what, answer["error"], by_hand)
 
     def _failed(self, what: str, reason: str, by_hand: str) -> None:
         sentence = f"{what} could not be uploaded to {self.repository}: {reason.rstrip('.')}. By hand: `{by_hand}`"
         self._say(f"WARNING: {sentence}")
         self._stages.emit(Notification(title="Upload", message=sentence, severity="error"))
+
+    def _answer(self, upload: Upload) -> dict[str, str]:
+        """What came of an upload: ``url``, or ``error`` with the reason why there is none."""
+        try:
+            answer = self._in_process(upload)
+        except OSError as error:  # no process could be started
+            return {"error": str(error)}
+        return answer if answer.keys() & {"url", "error"} else {"error": "the uploading process ended without a word"}
 
     def _in_process(self, upload: Upload) -> dict[str, str]:
         """The last word of a process that uploads; Ctrl-C in this terminal does not reach it."""

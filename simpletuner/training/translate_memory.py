@@ -21,7 +21,15 @@ from simpletuner.models.adapters import LoraSettings, LycorisSettings
 from simpletuner.models.base import Adapt, Facts, Family, Forward, LoadSource, StepShape, TextSettings
 from simpletuner.models.freezing import bias_and_norms_only
 from simpletuner.models.quantize import PLANS
-from simpletuner.training import fast_path, memory_estimate, optimizers, prepare, translate_adapter, translate_precision
+from simpletuner.training import (
+    fast_path,
+    memory_estimate,
+    optimizers,
+    prepare,
+    step_times,
+    translate_adapter,
+    translate_precision,
+)
 from simpletuner.training.memory_estimate import Caching, Learning, Plan, quantised_bytes
 from simpletuner.training.optimizer_memory import state_bytes
 from simpletuner.training.precision import Precision, choose, choose_for_adapter
@@ -99,6 +107,13 @@ def plan_of(subject: Subject) -> Plan:
         caching=_caching(subject, base != "no_change" and options.precision.quantize_via != "cpu"),
         decoding=decoding_bytes(subject),
     )
+
+
+def timed(subject: Subject, plan: Plan) -> step_times.Step:
+    """A step of a plan in the terms of the table of times."""
+    shape, counts = step_shape(subject), plan.footprint
+    tokens = subject.facts.tokens(*shape.latents)
+    return step_times.Step(shape.forward, plan.graph, shape.batch, tokens, counts.weights, counts.blocks, plan.interval)
 
 
 def interval(options: Options) -> int:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,6 +52,21 @@ def test_the_newest_of_those_that_wait_is_uploaded_also_when_its_folder_went(run
         "checkpoint-3 of a run",
     ]
     assert not any("WARNING" in line for line in said) and not (tmp_path / "out" / publishing.HELD).exists()
+
+
+@pytest.mark.parametrize(
+    ("program", "reason"), [("true", "ended without a word"), ("none-of-this-name", "No such file or directory")]
+)
+def test_a_process_that_does_nothing_is_told_at_the_start_and_at_an_upload(
+    program: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", shutil.which(program) or str(tmp_path / program))
+    said: list[str] = []
+    publisher = Publisher("run", True, tmp_path, Stages(), said.append)
+    publisher.model(Upload("run", True, "m", texts={"a.txt": "a"}), BY_HAND)
+    publisher.close()
+    assert [reason in line for line in said] == [True, True]
+    assert "It is tried again later" in said[0] and said[1].startswith("WARNING: the model") and BY_HAND in said[1]
 
 
 def test_a_refusal_and_a_slow_hub_are_told_and_bounded(running: Client, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from simpletuner.cli.configuring import content, drafting, fresh, pictures, writing
 from simpletuner.cli.configuring.answers import Answers, answers
-from simpletuner.cli.configuring.estimates import load_from
+from simpletuner.cli.configuring.estimates import Model, lines, load_from, subject
 from simpletuner.cli.configuring.pictures import Pictures, Seen
 from simpletuner.cli.configuring.proposal import (
     SETTINGS,
@@ -175,6 +175,21 @@ def test_repeats_follow_the_datasets_that_are_written() -> None:
     entries = content.files(proposal, said, found, SANA, Path("config"))[content.DATASETS]
     usual = content.preset("sana-style-lora", content.DATASETS)[0]["repeats"]
     assert [entry["repeats"] for entry in entries if "repeats" in entry] == [usual]
+
+
+def test_what_it_takes_is_estimated_for_the_card_that_is_named(tmp_path: Path) -> None:
+    flavour, folder = "sana1.0-600m-512", tmp_path / "model"
+    said = Answers(kind="style", method="lora", model=flavour)
+    found = replace(folder_of(*[(512, 512)] * 8), folder=tmp_path)
+    published.write(flavour, folder)
+    model = Model(str(folder), FAMILIES["sana"].peek(LoadSource(str(folder))))
+    files = content.files(proposed(said, found, Machine(24.0), shape=model.shape), said, found, model.shape, tmp_path)
+    asked = subject(load_from(files, tmp_path), model, found.sizes)
+    for gib, told in ((24.0, "; 24 GiB are there"), (2.0, "at least: MORE than the 2 GiB that are there")):
+        memory, time, disk = lines(asked, Machine(gib))
+        assert memory.startswith("Memory: ") and memory.endswith(told)
+        assert time.startswith("Time: ") and disk.startswith("Disk: about ")
+    assert lines(asked, Machine(0.0))[0].startswith("Memory: on an NVIDIA card it would take ")
 
 
 def test_how_long_validation_takes() -> None:

@@ -237,6 +237,15 @@ def test_step_times_are_those_measured() -> None:
     assert "without a GPU it is not known" in step_times.describe(FAST, None)
 
 
+def test_a_step_is_timed_as_its_plan_has_it(session: Callable[..., Session]) -> None:
+    made = session(train_batch_size=2)
+    subject = fitting.subject_of(made, find_pictures(made)[0])
+    plan = translate_memory.plan_of(subject)
+    step = translate_memory.timed(subject, replace(plan, interval=3))
+    counts = plan.footprint
+    assert step == Step(subject.forward, plan.graph, 2, 64 // 16 * 64 // 16, counts.weights, counts.blocks, 3)
+
+
 def test_step_times_of_a_very_small_model_on_a_cpu() -> None:
     pocket = replace(FAST, forward="diffusers", batch=16, tokens=64, weights=4_280_000, blocks=8)
     assert step_times.on_two_cores(pocket) == pytest.approx(0.4)

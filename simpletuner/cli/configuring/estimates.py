@@ -147,33 +147,25 @@ def fits(asked: Subject, card: Machine) -> bool | None:
 def lines(asked: Subject, card: Machine) -> list[str]:
     """Memory, time and disk in sentences."""
     try:
-        step = _step(asked, card)
-        return [*_memory(asked, card, step), _time(asked, card, step), _disk(asked)]
+        plan, way = translate_memory.plan_of(asked), fitting.quickest(asked, budget(card)) if card.gib else None
+        if way:
+            plan = replace(plan, interval=(way.choice or way.smallest).interval)
+        step = translate_memory.timed(asked, plan)
+        return [*_memory(asked, card, way, step), _time(asked, card, step), _disk(asked, plan)]
     except ModelError as error:
         return [f"Nothing is estimated: {error}"]
 
 
-def _memory(asked: Subject, card: Machine, step: step_times.Step) -> list[str]:
-    if not card.gib:
+def _memory(asked: Subject, card: Machine, way: fitting.Way | None, step: step_times.Step) -> list[str]:
+    if way is None:
         if step_times.on_two_cores(step) is not None:  # what a card would take tells its user nothing
             return []
         found = translate_memory.estimate(asked, budget(Machine(80.0)))
         return [f"Memory: on an NVIDIA card it would take {memory_estimate.describe(found)}; here it is main memory"]
-    way = fitting.quickest(asked, budget(card))
     found = way.estimate(way.choice or way.smallest)
     if way.choice:
         return [f"Memory: {memory_estimate.describe(found)}; {card.gib:g} GiB are there"]
     return [f"Memory: {memory_estimate.describe(found)} at least: MORE than the {card.gib:g} GiB that are there"]
-
-
-def _step(asked: Subject, card: Machine) -> step_times.Step:
-    """A step in the terms of the table of times."""
-    plan, shape = translate_memory.plan_of(asked), translate_memory.step_shape(asked)
-    tokens, counts, interval = asked.facts.tokens(*shape.latents), plan.footprint, plan.interval
-    if card.gib:
-        way = fitting.quickest(asked, budget(card))
-        interval = (way.choice or way.smallest).interval
-    return step_times.Step(shape.forward, plan.graph, shape.batch, tokens, counts.weights, counts.blocks, interval)
 
 
 def _time(asked: Subject, card: Machine, step: step_times.Step) -> str:
@@ -190,10 +182,9 @@ def _time(asked: Subject, card: Machine, step: step_times.Step) -> str:
     return f"Time: {told} about {lasting(took * steps / 1000)} on one {step_times.MACHINE}{same}"
 
 
-def _disk(asked: Subject) -> str:
+def _disk(asked: Subject, plan: memory_estimate.Plan) -> str:
     """Checkpoints, export, latents and the downloaded model."""
-    options, plan = asked.options, translate_memory.plan_of(asked)
-    learning, counts = plan.learning, plan.footprint
+    options, learning, counts = asked.options, plan.learning, plan.footprint
     average = 4.0 if options.ema.use_ema else 0.0
     kept = plan.trained * (learning.weight + learning.state + average)
     pipeline = counts.weights * 2 + counts.vae_weights * 4 + counts.text_weights * 2
