@@ -2,23 +2,57 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import socket
+import tomllib
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 
+from simpletuner import wording
 from simpletuner.cli.configuring import ways
 from simpletuner.cli.configuring.proposal import Machine
+from simpletuner.config import optimizer_names
+from simpletuner.config.reporting_options import TRACKERS
+from simpletuner.models.quantize import EXTRAS
 from simpletuner.training.doctor import cards, packages, places, verdict
 from simpletuner.training.doctor.line import Line
 from simpletuner.training.doctor.packages import Declared
+from simpletuner.wording import install
 
 
 def test_every_extra_has_a_purpose_and_none_is_made_up() -> None:
     extras = set(packages.declared().extras) - {"dev"}
     assert extras == set(packages.PURPOSES)
+
+
+def test_every_extra_that_a_message_names_is_one_that_pip_finds() -> None:
+    """``install`` puts any name into its line, and pip only warns of one that is nowhere declared."""
+    named = {extra for _, extra in (*optimizer_names.PACKAGES.values(), *TRACKERS.values()) if extra}
+    named |= {*EXTRAS.values(), "s3"}  # the last is written beside its condition, in data/mirror.py
+    written = set()
+    for module in Path(packages.__file__).parents[2].rglob("*.py"):
+        for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "install":
+                written |= {arg.value for arg in node.args if isinstance(arg, ast.Constant) and arg.value}
+    assert {"cuda", "hf", "parquet"} <= written, "else nothing was looked at"
+    assert named | written <= packages.declared().extras.keys()
+
+
+def test_the_line_for_pip_names_the_folder_that_declares_the_extras(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Declared("", (), {"wandb": (Requirement("no-such-package"),)})
+    line = str(list(packages.lines(asked))[-1])
+    folder = line.partition("pip install '")[2].partition("[wandb]'")[0]
+    declared = tomllib.loads((Path(folder) / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert "wandb" in declared["optional-dependencies"]
+    monkeypatch.chdir(folder)
+    assert install("wandb") == "pip install './[wandb]'" and packages.again() == "pip install './'"
+    monkeypatch.setattr(wording, "_PROGRAM", tmp_path)  # as where only the package was installed
+    assert install("wandb").startswith("in the folder of this program: pip install './[wandb]'")
 
 
 def test_the_record_of_the_installed_package_is_read_the_same_way(tmp_path: Path) -> None:
