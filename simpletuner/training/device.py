@@ -45,6 +45,7 @@ def choose(disable_tf32: bool, ranks: Ranks | None = None) -> torch.device:
         if device.index is not None:
             torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("highest" if disable_tf32 else "high")
+        torch.backends.cudnn.allow_tf32 = not disable_tf32  # convolutions have a switch of their own
     return device
 
 

@@ -22,6 +22,7 @@ from simpletuner.training.device import memory
 WARM_UP = 3
 ROOM = 0.3  # of the device's memory must be free for pictures to be drawn beside the graphs
 LIMIT = 24  # shapes; each graph takes some megabytes on the host and shares its tensors' memory with the others
+FRESH_STARTS = 8  # how often all graphs make room for one that has none beside them, before it is left at that
 
 Work = Callable[..., tuple[torch.Tensor, ...]]
 Inputs = tuple[torch.Tensor | None, ...]
@@ -90,6 +91,7 @@ class StepGraphs:
         self._pool: Any = None
         self._size = 0  # bytes that the graphs keep for themselves
         self._told = False
+        self._fresh_starts = 0
         self.obstacle: str | None = None
 
     def __call__(self, work: Work, inputs: Inputs) -> tuple[torch.Tensor, ...]:
@@ -162,8 +164,29 @@ class StepGraphs:
         self._say(f"Note: steps are launched kernel by kernel from now on, without a CUDA graph: {why}")
 
     def _capture(self, work: Work, inputs: Inputs, shape: Shape) -> Captured | None:
-        """Record the work, which does not run; None where that fails."""
+        """Record the work, which does not run; None where that fails.
+
+        Graphs lie in one pool and share its memory, but a larger shape finds no piece large enough in what smaller ones have
+        laid out. Where it has no room beside them, they go, and come again in what the larger one lays out.
+        """
         places = tuple(None if t is None else t.clone() for t in inputs)
+        try:
+            try:
+                return self._record(work, places, shape)
+            except torch.OutOfMemoryError:
+                if not self._captured or self._fresh_starts == FRESH_STARTS:
+                    raise
+            self._fresh_starts += 1
+            self.release()
+            return self._record(work, places, shape)
+        except RuntimeError as error:  # a call that a capture forbids, or no memory left
+            why = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        self.release()
+        self._give_up(why)
+        return None
+
+    def _record(self, work: Work, places: Inputs, shape: Shape) -> Captured:
+        """One capture into the pool. Raises RuntimeError where it fails, with all that it has left undone."""
         gc.collect()  # nothing of an earlier step may keep its gradients' nodes alive
         torch.cuda.synchronize()
         torch.cuda.empty_cache()  # the graph has memory of its own: give back what the plain steps had
@@ -173,14 +196,11 @@ class StepGraphs:
             # Only this thread's calls are watched: the loader's goes on pinning memory, and encoding, beside it.
             with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                 outputs = work(*places)
-        except RuntimeError as error:  # a call that a capture forbids, or no memory left
+        except RuntimeError:
             self._clear()
             torch.cuda.set_stream(here)  # torch's own way back is cut off by the error
             undo_failed_capture(pool)
-            del graph
-            self.release()
-            self._give_up(next(iter(str(error).strip().splitlines()), type(error).__name__))
-            return None
+            raise
         self._size += torch.cuda.memory_reserved() - before
         if not self._told:
             self._say(f"From here on a step is one CUDA graph, which keeps {self._size / 2**30:.1f} GiB of memory")

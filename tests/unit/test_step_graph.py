@@ -187,6 +187,28 @@ def test_graphs_give_way_to_a_step_of_another_shape_where_both_do_not_fit(
     assert RECORDER.captures == captures, "what gave way is captured anew"
 
 
+@pytest.mark.parametrize("changes", [1, step_graph.FRESH_STARTS + 1])
+def test_a_graph_that_has_no_room_beside_others_gets_theirs_but_not_for_ever(changes: int) -> None:
+    """Two shapes that never fit together take turns a few times; then steps run the plain way."""
+
+    def fails(work: Work) -> Exception | None:
+        alone = not RECORDER.capturing or not work.graphs._captured
+        return None if alone else torch.OutOfMemoryError("out of memory\nTried to allocate")
+
+    work = Work(fails)
+    for n in range(WARM_UP + 1):
+        assert work.step(float(n)) == [2.0 * n] * 2
+    for n in range(WARM_UP):
+        assert work.step(float(n), rows=3) == [2.0 * n] * 3
+    for n in range(changes):
+        rows = 2 + (n + 1) % 2
+        assert work.step(7.0, rows=rows) == [14.0] * rows
+    lasting = changes <= step_graph.FRESH_STARTS
+    assert len(work.graphs._captured) == lasting and work.cleared == changes
+    assert work.graphs.obstacle == (None if lasting else "out of memory")
+    assert work.step(8.0) == [16.0, 16.0]
+
+
 def test_without_graphs_too_little_memory_is_too_little() -> None:
     work = Work(lambda work: torch.OutOfMemoryError("out of memory"))
     with pytest.raises(torch.OutOfMemoryError):
