@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from simpletuner.reporting.progress import Reporter
+from simpletuner.signals import handled
 
 
 class GivenUp(Exception):
@@ -24,12 +25,5 @@ def stop_on_interrupt(reporter: Reporter, asked: threading.Event) -> Iterator[No
         asked.set()
         reporter.say("Stopping once the step or the picture in hand is finished (interrupt again to stop at once)")
 
-    if threading.current_thread() is not threading.main_thread():
+    with handled(ask, signal.SIGINT, signal.SIGTERM):
         yield
-        return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

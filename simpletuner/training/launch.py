@@ -13,8 +13,7 @@ import os
 import signal
 import sys
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import psutil
@@ -24,6 +23,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from simpletuner.errors import TunerError, printable
+from simpletuner.signals import handled
 
 INTERRUPTED = 130
 RENDEZVOUS_S = 900  # machines may be started one after another
@@ -92,7 +92,7 @@ def launch(asked: Launch, words: Sequence[str]) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // asked.here)))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it is told in plain words here
     try:
-        with _passing_on_signals():
+        with handled(_pass_on, signal.SIGINT, signal.SIGTERM):
             elastic_launch(asked.config(), sys.executable)("-m", "simpletuner", *words)
     except ChildFailedError as error:
         return _told(error, asked.processes)
@@ -113,20 +113,10 @@ def _told(error: ChildFailedError, processes: int) -> int:
     return 1
 
 
-@contextmanager
-def _passing_on_signals() -> Iterator[None]:
-    """Ctrl-C and SIGTERM go to the processes, which have a session of their own and would not hear them."""
-
-    def pass_on(number: int, frame: object) -> None:
-        children = psutil.Process().children()
-        if not children:  # still waiting for other machines
-            raise KeyboardInterrupt
-        for child in children:
-            child.send_signal(number)
-
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _pass_on(number: int, frame: object) -> None:
+    """A signal goes to the processes, which have a session of their own and would not hear it."""
+    children = psutil.Process().children()
+    if not children:  # still waiting for other machines
+        raise KeyboardInterrupt
+    for child in children:
+        child.send_signal(number)

@@ -10,14 +10,13 @@ import difflib
 import json
 import os
 import signal
-import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from simpletuner.cli.configuring.content import CONFIG
 from simpletuner.errors import TunerError
+from simpletuner.signals import handled
 
 
 def texts(files: Mapping[str, Any], config: Path) -> dict[Path, str]:
@@ -86,18 +85,8 @@ def _put_in_place(staged: Mapping[Path, Path]) -> None:
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
     """Inside, Ctrl-C waits; it acts at the end."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     came: list[int] = []
-
-    def later(number: int, frame: FrameType | None) -> None:
-        came.append(number)
-
-    before = signal.signal(signal.SIGINT, later)
-    try:
+    with handled(lambda number, frame: came.append(number), signal.SIGINT):
         yield
-    finally:
-        signal.signal(signal.SIGINT, before)
     if came:
         raise KeyboardInterrupt
