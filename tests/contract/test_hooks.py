@@ -1,6 +1,8 @@
 """What every hook must do: act between steps and leave training as it was. A new hook class is tested at once."""
 
+import importlib
 import inspect
+import re
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
@@ -11,32 +13,42 @@ import toy
 from PIL import Image
 from rich.console import Console
 
+from simpletuner import training
 from simpletuner.data.types import Size
 from simpletuner.evaluation.eval_loss import EvalResult
 from simpletuner.evaluation.pictures import ValidationSettings
 from simpletuner.evaluation.validation import Validator
 from simpletuner.models.base import EncodedText
+from simpletuner.reporting.events import Event
 from simpletuner.reporting.metrics import MetricsFile
 from simpletuner.reporting.progress import Reporter
-from simpletuner.training import held_out, hooks, optimizers, validating
+from simpletuner.reporting.stages import Stages
+from simpletuner.training import control, held_out, hooks, optimizers, telling, validating
 from simpletuner.training.interval import Interval
 from simpletuner.training.loop import Hook, StepResult, train
 from simpletuner.training.step import Trainee
 
 MOMENTS = [name for name, _ in inspect.getmembers(Hook, inspect.isfunction) if name.startswith("on_")]
+MODULES = [
+    importlib.import_module(f"{training.__name__}.{file.stem}")
+    for file in sorted(Path(next(iter(training.__path__))).glob("*.py"))
+    if re.search(r"^    def on_", file.read_text(encoding="utf-8"), re.MULTILINE)
+]
 CLASSES = {
     name: cls
-    for module in (hooks, held_out, validating)
+    for module in MODULES
     for name, cls in inspect.getmembers(module, inspect.isclass)
-    if cls.__module__ == module.__name__ and any(attribute in MOMENTS for attribute in dir(cls))
+    if cls.__module__ == module.__name__ and cls is not Hook and any(attribute in MOMENTS for attribute in dir(cls))
 }
 
 
 class World:
-    """A run for one hook to act on: a trainee whose average has left its weights, and what the hook did."""
+    """A run for one hook to act on: a trainee after a step, whose average has left its weights, and what the hook did."""
 
     def __init__(self, folder: Path) -> None:
         self.trainee = toy.trainee(ema=True)
+        self.trainee.optimizer = torch.optim.AdamW(self.trainee.parameters)
+        train(self.trainee, toy.recipe(), iter([toy.batch(2)]), 0, 1, [], lambda: False)
         with torch.no_grad():
             for parameter in self.trainee.parameters:
                 parameter.add_(1.0)
@@ -99,16 +111,44 @@ def validation_pictures(world: World, interval: int | None) -> Hook:
     )
 
 
+def requests(world: World, interval: int | None) -> Hook:
+    """A checkpoint is asked for at every step."""
+    folder = world.folder / "control"
+    folder.mkdir(exist_ok=True)
+
+    def save(step: int) -> None:
+        world.save(step)
+        (folder / "save").touch()
+
+    (folder / "save").touch()
+    return control.Control(folder, save, None, world.reporter, Stages())
+
+
+def step_status(world: World, interval: int | None) -> Hook:
+    class Noted(Stages):
+        def emit(self, event: Event) -> None:
+            world.act()
+
+    return telling.StepStatus(Noted(), world.metrics, 5, 2.0, {})
+
+
 Make = Callable[[World, int | None], Hook]
 MAKERS: dict[str, Make] = {
     "Checkpointing": checkpointing,
+    "Control": requests,
     "HeldOutLoss": held_out_loss,
     "Progress": progress,
+    "StepStatus": step_status,
     "ValidationPictures": validation_pictures,
 }
 # The steps of a run of 5 at which each acts, with an interval of 2; those that know no interval act at every step.
 WHOLE_RUN = {"Checkpointing": [2, 4, 5], "HeldOutLoss": [0, 2, 4, 5], "ValidationPictures": [0, 2, 4, 5]}
-EVERY = {"Progress": [1, 2, 3, 4, 5]}
+EVERY = {name: [1, 2, 3, 4, 5] for name in ("Control", "Progress", "StepStatus")}
+
+
+@pytest.fixture(autouse=True)
+def looking_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "LOOK_S", 0.0)
 
 
 @pytest.fixture(params=list(CLASSES))
@@ -126,13 +166,14 @@ def drive(world: World, hook: Hook, start: int, last: int, finished: bool = True
     hook.on_start(start)
     for step in range(start + 1, last + 1):
         world.now = step
+        hook.acts_at(step)
         hook.on_step_end(result(step))
     hook.on_stop(last, finished)
     return world.acted
 
 
 def test_every_hook_class_is_found_and_can_be_made() -> None:
-    assert len(CLASSES) >= 4 and MOMENTS == ["on_start", "on_step_end", "on_stop"]
+    assert len(CLASSES) >= 6 and MOMENTS == ["on_start", "on_step_end", "on_stop"]
     assert set(CLASSES) == set(MAKERS), "a new hook needs a maker here"
 
 
@@ -166,7 +207,7 @@ def test_resumed_it_does_not_repeat_its_start(name: str, tmp_path: Path) -> None
 def test_stopped_on_the_way_only_the_checkpoint_is_made(name: str, tmp_path: Path) -> None:
     world = World(tmp_path)
     acted = drive(world, MAKERS[name](world, None), 2, 3, finished=False)
-    assert acted == ([3] if name in ("Checkpointing", "Progress") else [])
+    assert acted == ([3] if name in ("Checkpointing", *EVERY) else [])
 
 
 def test_a_skipped_step_is_a_step(name: str, tmp_path: Path) -> None:
@@ -174,6 +215,7 @@ def test_a_skipped_step_is_a_step(name: str, tmp_path: Path) -> None:
     hook = MAKERS[name](world, 1)
     hook.on_start(4)
     world.now = 5
+    hook.acts_at(5)
     hook.on_step_end(result(5, skipped="step 5 skipped: its loss is NaN"))
     hook.on_stop(5, True)
     assert world.acted == [5]
@@ -183,6 +225,7 @@ def state(trainee: Trainee) -> list[torch.Tensor]:
     """Everything that training goes on from."""
     assert trainee.ema is not None
     tensors, _ = optimizers.pack(trainee.optimizer)
+    assert len(tensors) >= 2 * len(trainee.parameters), "moments of all weights"
     weights = [toy.flat(trainee.transformer), *(t.clone() for t in trainee.ema.shadow), torch.get_rng_state()]
     return weights + [tensors[key].clone() for key in sorted(tensors)]
 
@@ -193,7 +236,7 @@ def test_it_leaves_weights_ema_optimizer_mode_and_randomness_as_they_were(name: 
     drive(world, MAKERS[name](world, 1), 0, 3)
     after = state(world.trainee)
     assert len(before) == len(after) and all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
-    assert world.trainee.transformer.training and not world.trainee.optimizer.state
+    assert world.trainee.transformer.training
 
 
 def test_training_with_it_gives_the_same_weights(name: str, tmp_path: Path) -> None:
@@ -238,6 +281,7 @@ def test_what_it_works_with_may_fail_and_the_run_knows(name: str, tmp_path: Path
 
     world.act = fail  # type: ignore[method-assign]
     world.now = 2
+    hook.acts_at(2)
     if name == "ValidationPictures":
         hook.on_step_end(result(2))
         assert said.getvalue().count("2 validation pictures could not be drawn") == 1

@@ -7,6 +7,7 @@ mean colour, a text embed spells its caption. So each batch can be checked again
 import random
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
@@ -165,7 +166,7 @@ def scratch() -> Iterator[Path]:
 
 @pytest.mark.timeout(3600)
 def test_no_picture_meets_another_s_caption_mask_or_latent(cases: int, scratch: Path) -> None:
-    count = 0
+    count, asked = 0, Counter[str]()
 
     @settings(
         max_examples=cases,
@@ -193,9 +194,10 @@ def test_no_picture_meets_another_s_caption_mask_or_latent(cases: int, scratch: 
         encoded = check_run(world, mode, start, seed)
         if mode == "ahead" and datasets == 1:
             # Latents are found again whatever became of names; only new bytes (or a new cache folder) are encoded.
-            moved = not any((root / "cache").glob("one/print")) or not any((root / "cache").glob("set0/print"))
-            assert not moved or encoded <= set(world.colours.values()) - before
+            stayed = len(list((root / "cache").glob("*/print"))) == 1
+            assert not stayed or encoded <= set(world.colours.values()) - before
+            asked["stayed" if stayed else "moved"] += 1
         shutil.rmtree(root)
 
     run()
-    assert count >= cases * 0.9
+    assert count >= cases * 0.9 and min(asked["stayed"], asked["moved"]) > 3

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -18,9 +20,18 @@ def test_processes_see_what_one_sees(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for index, path in enumerate(paths[:3]):
         Image.new("RGB", (40 + index, 30), (index * 80, 20, 90)).save(path)
     paths[3].write_bytes(b"no picture")
-    here = survey.look_at(paths, 2)  # too little for processes
+    started: list[int] = []
+
+    class Pool(ProcessPoolExecutor):
+        def __init__(self, processes: int, **how: Any) -> None:
+            started.append(processes)
+            super().__init__(processes, **how)
+
+    monkeypatch.setattr(survey, "ProcessPoolExecutor", Pool)
+    here = survey.look_at(paths, 2)
+    assert started == [], "too little for processes"
     monkeypatch.setattr(survey, "WORTH_PROCESSES", 0)
-    assert survey.look_at(paths, 2) == here == survey.look_at(paths, 1)
+    assert survey.look_at(paths, 2) == here == survey.look_at(paths, 1) and started == [2]
     assert here[paths[3]].problem and not here[paths[0]].problem
     assert survey._bytes(tmp_path / "none") == 0
 

@@ -1,5 +1,6 @@
 """Trackers: TensorBoard read back with its own reader; the others' lifecycle through a real tracker of accelerate."""
 
+import importlib
 import importlib.util
 import json
 import sys
@@ -13,7 +14,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from conftest import Command
 from PIL import Image
 
-from simpletuner.config import reporting_options
+from simpletuner.config import reporting_options, reporting_rules
 from simpletuner.config.options import Options
 from simpletuner.config.reporting_options import TRACKERS, ReportingOptions, installed
 from simpletuner.config.reporting_rules import reporting_problems, reporting_without_effect
@@ -188,21 +189,22 @@ def test_trackers_by_name(given: Any, expected: tuple[str, ...]) -> None:
 def test_all_are_those_installed_and_a_mere_folder_is_no_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "wandb").mkdir()  # where wandb has written runs before
+    folder = tmp_path / "a_tracker"  # where one has written runs before
+    folder.mkdir()
     monkeypatch.syspath_prepend(tmp_path)
+    assert not installed("a_tracker")
+    (folder / "__init__.py").touch()
+    importlib.invalidate_caches()
+    assert installed("a_tracker")
     monkeypatch.setattr(reporting_options, "installed", lambda package: package in ("tensorboard", "comet_ml"))
     assert ReportingOptions(report_to="all").trackers() == ("tensorboard", "comet_ml")
-    monkeypatch.undo()
-    monkeypatch.syspath_prepend(tmp_path)
-    if not any((Path(place) / "wandb" / "__init__.py").is_file() for place in __import__("sys").path):
-        assert not installed("wandb")
 
 
 def test_a_missing_package_is_a_problem_with_the_line_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
     options = Options(reporting=ReportingOptions(report_to="tensorboard,comet_ml"))
-    if not installed("comet_ml"):
-        ((key, value, reason, remedy),) = reporting_problems(options)
-        assert (key, value) == ("report_to", "comet_ml") and "needs the package" in reason and "[comet]" in remedy
+    monkeypatch.setattr(reporting_rules, "installed", lambda package: package != "comet_ml")
+    ((key, value, reason, remedy),) = reporting_problems(options)
+    assert (key, value) == ("report_to", "comet_ml") and "needs the package" in reason and "[comet]" in remedy
 
 
 def test_what_has_no_effect_is_told() -> None:

@@ -66,7 +66,9 @@ def test_the_documentation_shows_the_lines_that_the_program_prints(
 ) -> None:
     blocks = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.S)
     printed = statements("\n".join(lines(read(**options))))
-    assert any(printed[: len(shown)] == shown for block in blocks if (shown := statements(block))), printed
+    shown = [statements(block) for block in blocks]
+    (same,) = [lines for lines in shown if printed[: len(lines)] == lines]
+    assert len(same) >= 5, "not the imports alone"
 
 
 def test_the_dtypes_are_those_of_validation(read: Callable[..., RunConfig]) -> None:
