@@ -17,7 +17,11 @@ from simpletuner.errors import ConfigError
 from simpletuner.reporting.progress import Reporter
 from simpletuner.training.prefetch import on_device
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+    # Of libraries, where the pocket's sizes do not suit them; errors elsewhere.
+    pytest.mark.filterwarnings("ignore:inner dimension.*not aligned:UserWarning"),
+]
 
 
 @pytest.fixture(autouse=True)
