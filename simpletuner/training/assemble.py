@@ -30,6 +30,7 @@ from simpletuner.training import (
     translate_adapter,
     translate_validation,
 )
+from simpletuner.training.averaging import Averaging
 from simpletuner.training.caching import Texts
 from simpletuner.training.ema import Ema
 from simpletuner.training.gradient_release import GradientRelease, PerParameter
@@ -175,14 +176,28 @@ def make_trainee(session: Session, parts: Components, adapter: Adapter | None) -
         sums=Float32Sums(parameters) if sums_in_float32(session) else None,
         ranks=session.ranks,
     )
+    if session.ranks.several:
+        plainly = not (trainee.sums or trainee.scaler or trainee.release)
+        early = plainly and options.training.gradient_accumulation_steps == 1
+        trainee.averaging = Averaging(session.ranks, parameters, early)
     quantised = options.precision.base_model_precision != "no_change"
     replays = fast_path.can_replay(ways, trainee, options.training.gradient_accumulation_steps, quantised)
-    if replays and session.ranks.several:
-        session.reporter.say("Note: with several processes steps are launched kernel by kernel, without a CUDA graph")
-    elif replays:
-        guarded: Any = optimizer
-        trainee.graphs = StepGraphs(guarded.after_capture, guarded.zero_grad, session.reporter.say, guarded.make_states)
+    if replays:
+        trainee.graphs = make_graphs(session, trainee)
     return trainee
+
+
+def make_graphs(session: Session, trainee: Trainee) -> StepGraphs:
+    """Of the whole step, what the processes exchange included."""
+    guarded: Any = trainee.optimizer
+
+    def clear() -> None:
+        guarded.zero_grad()
+        if trainee.averaging:
+            trainee.averaging.forget()
+
+    alone = not session.ranks.several
+    return StepGraphs(guarded.after_capture, clear, session.reporter.say, guarded.make_states, repeatable=alone)
 
 
 def make_optimizer(session: Session, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:

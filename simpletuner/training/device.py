@@ -39,6 +39,9 @@ def choose(disable_tf32: bool, ranks: Ranks | None = None) -> torch.device:
     from accelerate import PartialState
 
     several = ranks is not None and ranks.several
+    if several:
+        # In a CUDA graph NCCL would agree on buffers with the other processes, which may be elsewhere: each captures by itself.
+        os.environ.setdefault("NCCL_GRAPH_REGISTER", "0")
     state = PartialState(cpu=not gpus, timeout=PATIENCE) if several else PartialState()
     device: torch.device = state.device
     if device.type == "cuda":

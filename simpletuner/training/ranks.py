@@ -165,21 +165,39 @@ class Ranks:
         if not self.several:
             return
         kinds: dict[torch.dtype, list[torch.Tensor]] = {}
-        waiting: list[tuple[Any, torch.Tensor, list[torch.Tensor]]] = []
+        ends = []
+        for tensor in tensors:
+            if tensor.numel() < SMALL or not tensor.is_contiguous():
+                kinds.setdefault(tensor.dtype, []).append(tensor)
+            else:
+                ends.append(self.begin_average(tensor))
+        together = [(small, torch.cat([tensor.reshape(-1) for tensor in small])) for small in kinds.values()]
+        ends += [self.begin_average(flat) for _, flat in together]
+        for end in ends:
+            end()
+        for small, flat in together:
+            for tensor, mean in zip(small, flat.split([t.numel() for t in small]), strict=True):
+                tensor.copy_(mean.view(tensor.shape))
+
+    @torch.no_grad()
+    def begin_average(self, tensor: torch.Tensor) -> Callable[[], None]:
+        """Start putting the mean over all processes into a contiguous tensor; the device goes on beside it.
+
+        Returns:
+            To be called before the tensor is read. Both may raise LostProcessError.
+        """
+        by_device = dist.get_backend() == "nccl"  # gloo knows no mean
         with self._exchange():
-            for tensor in tensors:
-                if tensor.numel() < SMALL or not tensor.is_contiguous():
-                    kinds.setdefault(tensor.dtype, []).append(tensor)
-                else:
-                    waiting.append((dist.all_reduce(tensor, async_op=True), tensor, []))
-            for small in kinds.values():
-                flat = torch.cat([tensor.reshape(-1) for tensor in small])
-                waiting.append((dist.all_reduce(flat, async_op=True), flat, small))
-            for work, total, small in waiting:
+            work = dist.all_reduce(tensor, dist.ReduceOp.AVG if by_device else dist.ReduceOp.SUM, async_op=True)
+
+        @torch.no_grad()
+        def end() -> None:
+            with self._exchange():
                 work.wait()
-                total.div_(self.world)
-                for tensor, mean in zip(small, total.split([t.numel() for t in small]) if small else (), strict=True):
-                    tensor.copy_(mean.view(tensor.shape))
+            if not by_device:
+                tensor.div_(self.world)
+
+        return end
 
     def gathered(self, *figures: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Each [n] of this process becomes [world * n], rank after rank, float32; n is the same everywhere."""

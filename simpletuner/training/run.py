@@ -198,6 +198,8 @@ def _leave(session: Session, trainee: Trainee) -> None:
             "WARNING: the processes do not hold the same weights any more, which means a fault of a card, of its memory or of "
             "this program: look at the pictures, and train again in one process to compare"
         )
+    if trainee.graphs:
+        trainee.graphs.release()  # they hold the devices' connection
     session.ranks.leave()
 
 

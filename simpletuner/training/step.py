@@ -24,6 +24,7 @@ from simpletuner.flow.rollout import Rollout, draw_offsets, roll_out
 from simpletuner.flow.schedules import Density, draw_sigmas
 from simpletuner.models.adapters import Adapter
 from simpletuner.models.base import Facts, Family
+from simpletuner.training.averaging import Averaging
 from simpletuner.training.ema import Ema
 from simpletuner.training.gradient_release import GradientRelease
 from simpletuner.training.gradient_sums import Float32Sums
@@ -78,6 +79,7 @@ class Trainee:
         sums: Adds up micro-batches in float32, or None for the weights' dtype.
         graphs: Replays the steady step as one CUDA graph for each shape of batch, or None.
         ranks: The processes that train the same weights.
+        averaging: Of gradients over these, begun within backward; None begins after it.
     """
 
     family: Family
@@ -93,6 +95,7 @@ class Trainee:
     sums: Float32Sums | None = None
     graphs: StepGraphs | None = None
     ranks: Ranks = field(default_factory=Ranks)
+    averaging: Averaging | None = None
 
     @property
     def guards_itself(self) -> bool:
@@ -247,16 +250,18 @@ def gradients(trainee: Trainee, recipe: Recipe, batches: Iterator[Batch], step: 
             trainee.graphs.make_room()
         shown = rolled_out(batch, shown, trainee, recipe, position, generator)
         shown = keep_base(trainee, recipe, batch, shown)
-        if trainee.graphs:
-            per_sample, norm, good = trainee.graphs(*learned(trainee, recipe, batch, shown, recipe.schedule.at(step)))
+        names.append(batch.sample_ids)
+        regularisation.append([batch.regularisation] * len(batch.sample_ids))
+        if trainee.graphs:  # then there is one micro-batch
+            work, inputs = learned(trainee, recipe, batch, shown, recipe.schedule.at(step))
+            every_loss, every_sigma, norm, good = trainee.graphs(work, inputs)
         else:
             per_sample = score(trainee, recipe, batch, shown)
             backward(trainee, per_sample.mean() / recipe.accumulation)
-        losses.append(per_sample.detach())
-        sigmas.append(shown.sigmas)
-        names.append(batch.sample_ids)
-        regularisation.append([batch.regularisation] * len(batch.sample_ids))
-    every_loss, every_sigma = trainee.ranks.gathered(torch.cat(losses), torch.cat(sigmas))
+            losses.append(per_sample.detach())
+            sigmas.append(shown.sigmas)
+    if not trainee.graphs:
+        every_loss, every_sigma = trainee.ranks.gathered(torch.cat(losses), torch.cat(sigmas))
     in_order = trainee.ranks.in_order
     return Outcome(every_loss, in_order(names), in_order(regularisation), norm, good, sigmas=every_sigma)
 
@@ -267,7 +272,7 @@ def finish(trainee: Trainee, recipe: Recipe, outcome: Outcome, step: int, guard:
     Slices are equally long, so the mean of the ranks' gradients is that of the global batch: every rank clips, judges and
     steps with the same numbers.
     """
-    trainee.ranks.average(trainee.sums.totals() if trainee.sums else gradients_of(trainee))
+    average(trainee)
     if trainee.guards_itself:
         rate = torch.full((), recipe.schedule.at(step), device=trainee.device)
         outcome.grad_norm, outcome.good = guarded_update(trainee, recipe, outcome.losses, rate)
@@ -291,14 +296,16 @@ def learned(
     def work(
         noisy: torch.Tensor, sigmas: torch.Tensor, timesteps: torch.Tensor, target: torch.Tensor, rate: torch.Tensor,
         text: torch.Tensor, mask: torch.Tensor, weights: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
-        """[B] losses, the gradient norm and whether the step was taken; the weights are new."""
+    ) -> tuple[torch.Tensor, ...]:  # fmt: skip
+        """Losses and sigmas of all ranks, the gradient norm, whether the step was taken; the weights are new."""
         again = replace(batch, text=text, mask=mask, loss_weights=weights)
         per_sample = score(trainee, recipe, again, NoisedBatch(noisy, sigmas, timesteps, target))
         backward(trainee, per_sample.mean())
-        norm, good = guarded_update(trainee, recipe, per_sample.detach(), rate)
+        average(trainee)
+        every_loss, every_sigma = trainee.ranks.gathered(per_sample.detach(), sigmas)
+        norm, good = guarded_update(trainee, recipe, every_loss, rate)
         trainee.optimizer.zero_grad(set_to_none=True)
-        return per_sample.detach(), norm, good
+        return every_loss, every_sigma, norm, good
 
     device = trainee.device
     weights = None if batch.loss_weights is None else moved(batch.loss_weights, device)
@@ -314,6 +321,12 @@ def backward(trainee: Trainee, loss: torch.Tensor) -> None:
     (trainee.scaler.scale(loss) if trainee.scaler else loss).backward()
     if trainee.sums:
         trainee.sums.collect()
+
+
+def average(trainee: Trainee) -> None:
+    """The mean of all ranks' gradients, in their place; alone they stay as they are."""
+    gradients = trainee.sums.totals() if trainee.sums else gradients_of(trainee)
+    (trainee.averaging.finish if trainee.averaging else trainee.ranks.average)(gradients)
 
 
 def guarded_update(

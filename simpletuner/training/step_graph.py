@@ -75,6 +75,7 @@ class StepGraphs:
         clear: Callable[[], None],
         say: Callable[[str], None],
         before_first: Callable[[], None] = lambda: None,
+        repeatable: bool = True,
     ) -> None:
         """Nothing is captured yet.
 
@@ -83,7 +84,9 @@ class StepGraphs:
             clear: Forgets what a piece of work that failed has left (gradients).
             say: Hears of obstacles.
             before_first: Called before the first step: makes what lasts, so that it does not lie between what comes and goes.
+            repeatable: Work that ran out of memory may be made again: nothing of it has reached other processes.
         """
+        self._repeatable = repeatable
         self._after_capture, self._clear, self._say = after_capture, clear, say
         self._before_first = before_first
         self._seen: Counter[Shape] = Counter()
@@ -147,7 +150,7 @@ class StepGraphs:
         try:
             return work(*inputs)
         except torch.OutOfMemoryError:
-            if not self._captured:
+            if not self._captured or not self._repeatable:
                 raise
         self._clear()
         self.release()

@@ -225,7 +225,6 @@ def replays(subject: Subject) -> bool:
         subject.forward == "fast"
         and training.optimizer in fast_path.GUARDED
         and training.gradient_accumulation_steps == 1
-        and subject.options.processes.num_processes == 1
         and not (training.releases_gradients() or draws or subject.precision.scale_gradients)
         and precision.base_model_precision == "no_change"
     )

@@ -1,0 +1,64 @@
+"""Gradients of two processes: averaged while backward goes on, in one order, and in a step that is one piece."""
+
+import json
+import subprocess
+import sys
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+import ranks_averaging
+import torch
+from processes import PATIENCE_S, ended
+
+from simpletuner.training.averaging import Averaging
+from simpletuner.training.ranks import Ranks
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of two processes has found."""
+    folder = tmp_path_factory.mktemp("ranks")
+    with ExitStack() as stack:
+        commands = [[sys.executable, ranks_averaging.__file__, str(rank), str(folder)] for rank in range(2)]
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        running = [stack.enter_context(ended(subprocess.Popen(command, **pipes))) for command in commands]
+        for process in running:
+            said, _ = process.communicate(timeout=PATIENCE_S)
+            assert process.returncode == 0, said
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+def test_gradients_that_come_in_different_orders_are_averaged_each_with_its_own(both: list[dict[str, Any]]) -> None:
+    each = []
+    for turn in range(2):
+        parameters, loss = ranks_averaging.crossing(turn)
+        loss.backward()
+        each.append([p.grad.flatten()[:: ranks_averaging.EDGE // 4] for p in parameters if p.grad is not None])
+    means = [(a + b) / 2 for a, b in zip(*each, strict=True)]
+    for rank in range(2):
+        for number, found in enumerate(both[rank]["crossed"]):
+            torch.testing.assert_close(torch.tensor(found), means[number % 3])
+    assert both[0]["crossed"] == both[1]["crossed"]
+    assert not torch.allclose(each[0][0], each[1][0])
+
+
+@pytest.mark.parametrize("way", ["whole", "parts"])
+def test_two_processes_take_the_steps_of_one(way: str, both: list[dict[str, Any]]) -> None:
+    alone = ranks_averaging.toy_steps(Ranks(), way == "whole")
+    assert both[0][way] == both[1][way], "the same bits everywhere"
+    for one, two in zip(alone, both[0][way], strict=True):
+        torch.testing.assert_close(torch.tensor(two), torch.tensor(one), rtol=1e-5, atol=1e-6)
+
+
+def test_a_step_in_one_piece_is_the_step_in_parts() -> None:
+    assert ranks_averaging.toy_steps(Ranks(), True) == ranks_averaging.toy_steps(Ranks(), False)
+
+
+def test_alone_nothing_is_sent_and_no_hook_is_put_on() -> None:
+    weight = torch.nn.Parameter(torch.ones(ranks_averaging.EDGE, ranks_averaging.EDGE))
+    averaging = Averaging(Ranks(), [weight], early=True)
+    weight.sum().backward()
+    assert weight.grad is not None and not averaging._sent
+    averaging.finish([weight.grad])
+    assert torch.equal(weight.grad, torch.ones_like(weight))
