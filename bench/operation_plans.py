@@ -195,9 +195,10 @@ def try_cross_plans(batch: int, until: float) -> bool:
 
 def try_residual_plans(name: str, batch: int, until: float) -> bool:
     """The same for one of the norms and gates."""
-    from simpletuner.models.sana.kernels import residual_triton as kernels
+    from simpletuner.models.sana.kernels import gated_norm_triton, residual_triton
 
-    launches = ("GATE", "GATE_BACKWARD") if name == "gate" else ("NORM", "NORM_BACKWARD")
+    kernels = gated_norm_triton if name == "gate_norm" else residual_triton
+    launches = residual_operations.LAUNCHES.get(name, ("NORM", "NORM_BACKWARD"))
     subject = residual_subject(name, batch, HEIGHT * WIDTH, MODEL, compiled=True)
     sets = [make(subject.shapes, torch.bfloat16, "cuda") for _ in range(max(1, 48 // batch))]
     print(f"\nplans of {name}, batch {batch}; one launch changed at a time")

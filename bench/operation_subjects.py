@@ -126,6 +126,7 @@ def residual_subject(name: str, batch: int, tokens: int, channels: int, compiled
     ways: dict[str, Operation] = {"chain, eager": chain}
     if compiled:
         ways["chain, compiled"] = torch.compile(chain, dynamic=False)
+        ways |= residual_operations.OTHER_WAYS.get(name, {})
     ways["triton" if compiled else "twin"] = operation
     out = (batch, tokens, channels)
     shapes = [*([out] * summands), (batch, rows, channels), *([(channels,)] if biased else [])]

@@ -3,7 +3,7 @@
     python bench/operations.py                       # needs a GPU: 1.6B at 1024 px, B = 1, 8, 16; at most four minutes
     python bench/operations.py --batch 8 --seconds 90
     python bench/operations.py --batch 8 --plans     # only other shapes of the programs; about a minute
-    python bench/operations.py --only gate norm add_norm --batch 1 8   # norms, gates and residual sums
+    python bench/operations.py --only gate norm add_norm gate_norm --batch 1 8   # norms, gates and residual sums
     python bench/operations.py --cpu                 # a tiny check of the plain twins, no timing
 
 Milliseconds are device time: one pass over several sets of inputs (together larger than any cache) is captured as a CUDA

@@ -23,6 +23,8 @@ from simpletuner.models.sana.kernels import (
     depthwise,
     depthwise_programs,
     depthwise_triton,
+    gated_norm,
+    gated_norm_triton,
     linear_attention,
     linear_attention_triton,
     residual,
@@ -232,6 +234,29 @@ def norm_case(dtypes, batch, tokens, channels):
     return {"errors": errors, "same": same, "doubled": doubled}
 
 
+def seam_case(dtypes, batch, tokens, channels):
+    """Gated sum and norm in one, with all sums and with none. The gradients are of the stored s and of exact statistics."""
+    dtype, of_table = dtypes
+    x, y, ds, dn = (random_tensor(dtype, batch, tokens, channels) for _ in range(4))
+    y = y.transpose(0, 1).contiguous().transpose(0, 1)
+    gate, modulation = in_a_table(of_table, batch, 1, channels), in_a_table(of_table, batch, 2, channels)
+    (s, n, statistics), same, doubled = twice(gated_norm_triton.forward, x, y, gate, modulation, 1e-6)
+    true = gated_norm.plain_forward(*(t.double() for t in (x, y, gate, modulation)), 1e-6)
+    wanted = gated_norm.plain_forward(s.double(), *(t.double() for t in (y, 0 * gate, modulation)), 1e-6)
+    errors = [error(s, true[0]), error(n, wanted[1]), error(statistics, wanted[2])]
+    for factor in (y, None):
+        grads = (ds.to(s.dtype), dn.to(n.dtype))
+        found, same_too, doubled_too = twice(
+            gated_norm_triton.backward, grads, (s, statistics), factor, gate, modulation
+        )
+        exact = tuple(g.double() for g in grads), (s.double(), wanted[2]), None if factor is None else y.double()
+        wanted_too = gated_norm.plain_backward(*exact, gate.double(), modulation.double())
+        assert [t.shape for t in found] == [t.shape for t in wanted_too]
+        errors += [error(a, b) for a, b in zip(found, wanted_too, strict=True) if b.numel()]
+        same, doubled = same and same_too, doubled + doubled_too
+    return {"errors": errors, "same": same, "doubled": doubled}
+
+
 def main():
     torch.manual_seed(int(os.environ.get("SEED", "0")))
     torch.utils.deterministic.fill_uninitialized_memory = True  # an element left out shows as NaN
@@ -276,6 +301,7 @@ def main():
         results[f"cross {case} {dtype}"] = cross_case(dtype, *case)
     for name in ("NORM", "NORM_BACKWARD", "GATE", "GATE_BACKWARD"):
         setattr(residual_triton, name, residual_triton.Plan(warps=4, programs=8, fewest=2))
+    gated_norm_triton.FORWARD = gated_norm_triton.BACKWARD = residual_triton.NORM
     residual_triton.GATE_COLUMNS, residual_triton.FINISH_ROWS, residual_triton.FINISH_COLUMNS = 8, 4, 16
     half, whole = torch.bfloat16, torch.float32
     for dtypes, case in (
@@ -287,6 +313,7 @@ def main():
     ):
         results[f"gated {case} {dtypes[1]}, tokens {dtypes[0]}"] = gated_case(dtypes, *case)
         results[f"norm {case} {dtypes[1]}, tokens {dtypes[0]}"] = norm_case(dtypes, *case)
+        results[f"seam {case} {dtypes[1]}, tokens {dtypes[0]}"] = seam_case(dtypes, *case)
     print(json.dumps(results))
 
 

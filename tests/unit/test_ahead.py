@@ -47,9 +47,9 @@ def test_every_operator_of_a_training_step_is_called_ahead() -> None:
         for job in ahead.jobs(model.config, torch.float32, torch.device("cpu")):
             job()
     names = {name for name, _ in in_a_step.calls}
-    assert len(names) == 10, (
+    assert len(names) == 12, (
         names
-    )  # two of depthwise, linear attention and cross-attention each, four of the residual stream
+    )  # two of depthwise, linear attention, cross-attention and the seam each, four of the residual stream
     assert names == {name for name, _ in before.calls}
     residual = {call for call in in_a_step.calls if "norm" in call[0] or "gated_add" in call[0]}
     assert residual <= before.calls, residual - before.calls

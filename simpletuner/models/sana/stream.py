@@ -3,15 +3,57 @@
 In: tokens [B, N, C], what a part of the block made of them, and rows of the block's table from the time. Out: tokens.
 Either way the sums are diffusers'; ``kernels`` asks for the operations of ``kernels/residual.py`` in place of chains of
 PyTorch's. A bias given beside a result has been added to it already, detached: what is done here gives it its gradient.
+
+Between two blocks stands one operation, the last sum of the one with the first norm of the other: a block hands on
+``Between`` in place of tokens, where both are run here and the second is not recomputed in backward (its memory would have
+to hold tokens and norm).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from simpletuner.models.sana.kernels import residual
+from simpletuner.models.sana.kernels import gated_norm, residual
+
+
+class Between(NamedTuple):
+    """What a block begins with, and how it goes on.
+
+    Attributes:
+        tokens: [B, N, C].
+        inside: [B, N, C], their modulated norm, for self-attention.
+        gate: [B, 1, C], of what self-attention makes.
+        modulation_ff: [B, 2, C], shift and scale of the norm before the feed-forward.
+        gate_ff: [B, 1, C], of what the feed-forward makes.
+    """
+
+    tokens: torch.Tensor
+    inside: torch.Tensor
+    gate: torch.Tensor
+    modulation_ff: torch.Tensor
+    gate_ff: torch.Tensor
+
+
+def rows(block: Any, time: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """What time [B, 6 * C] says to a block: modulation [B, 2, C], gate [B, 1, C], and both of the feed-forward."""
+    table = block.scale_shift_table[None] + time.reshape(len(time), 6, -1)
+    return table.split((2, 1, 2, 1), dim=1)
+
+
+def entered(block: Any, tokens: torch.Tensor, time: torch.Tensor, kernels: bool) -> Between:
+    """The beginning of a block to which nothing but tokens [B, N, C] was handed."""
+    modulation, *others = rows(block, time)
+    return Between(*normed(block.norm1, tokens, modulation, kernels), *others)
+
+
+def crossed(block: Any, tokens: torch.Tensor, result: torch.Tensor, gate: torch.Tensor, time: torch.Tensor) -> Between:
+    """From the end of one block, tokens + gate · result, to the beginning of the next, by one operation."""
+    modulation, *others = rows(block, time)
+    tokens, inside = gated_norm.gated_norm(tokens, result, gate, modulation, block.norm1.eps)
+    # The compiler asks what a tensor is a view of, and the first block's tokens come out of their norm as one of themselves.
+    return Between(tokens.view_as(tokens), inside, *others)
 
 
 def modulated(tokens: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:

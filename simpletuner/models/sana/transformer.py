@@ -251,68 +251,80 @@ def is_bare(norm: nn.Module) -> bool:
 
 def run_block(
     block: Any,
-    tokens: torch.Tensor,
+    at: stream.Between,
     text: torch.Tensor,
     bias: torch.Tensor | None,
-    time: torch.Tensor,
     grid: tuple[int, int],
     ways: Ways,
-) -> torch.Tensor:
-    """One block, a function of its layers and the tensors.
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One block from its first norm to its last product, a function of its layers and the tensors.
 
     Args:
         block: diffusers' ``SanaTransformerBlock``.
-        tokens: [B, N, C], N the cells of the grid.
+        at: Tokens and what time says.
         text: [B, n, C].
         bias: [B, 1, n], 0 at real tokens and -10000 at padding, or None.
-        time: [B, 6 * C], what time says to every block.
         grid: Rows and columns of tokens.
         ways: Of making the products.
 
     Returns:
-        [B, N, C].
+        Tokens [B, N, C], and what the feed-forward made of them, still to be gated and added.
     """
-    table = block.scale_shift_table[None] + time.reshape(len(tokens), 6, -1)
-    modulation, gate, modulation_ff, gate_ff = table.split((2, 1, 2, 1), dim=1)
-    first, second = (ways.kernels and is_bare(norm) for norm in (block.norm1, block.norm2))
-    tokens, inside = stream.normed(block.norm1, tokens, modulation, first)
-    found = self_attention(block.attn1, inside, ways)
-    tokens, asking = stream.gated(tokens, found, gate, lent_bias(block.attn1, ways), ways.kernels)
+    found = self_attention(block.attn1, at.inside, ways)
+    tokens, asking = stream.gated(at.tokens, found, at.gate, lent_bias(block.attn1, ways), ways.kernels)
     found = cross_attention(block.attn2, asking, text, bias, ways)
-    lent = lent_bias(block.attn2, ways)
-    tokens, inside = stream.added_and_normed(block.norm2, tokens, found, modulation_ff, lent, second)
-    return stream.gated_last(tokens, feed_forward(block.ff, inside, grid, ways), gate_ff, ways.kernels)
+    lent, bare = lent_bias(block.attn2, ways), ways.kernels and is_bare(block.norm2)
+    tokens, inside = stream.added_and_normed(block.norm2, tokens, found, at.modulation_ff, lent, bare)
+    return tokens, feed_forward(block.ff, inside, grid, ways)
 
 
 class BlockForward:
     """Stands for a block's ``forward``, with the arguments diffusers' model gives it."""
 
-    def __init__(self, block: Any, ways: Ways | None, run: Callable[..., torch.Tensor]) -> None:
-        """For this block by ``run_block``, compiled or not; in these ways, or in those of the device it is on."""
-        self.block = block
+    def __init__(self, transformer: Any, index: int, ways: Ways | None, run: Callable[..., Any]) -> None:
+        """For block number ``index`` by ``run_block``, compiled or not; in these ways, or in those of the device it is on."""
+        self.transformer = transformer
+        self.index = index
         self.ways = ways
         self.run = run
 
     def __call__(
         self,
-        hidden_states: torch.Tensor,
+        hidden_states: torch.Tensor | stream.Between,
         attention_mask: torch.Tensor | None,  # of self-attention: diffusers' block does not use it either
         encoder_hidden_states: torch.Tensor,
         encoder_attention_mask: torch.Tensor | None,
         timestep: torch.Tensor,
         height: int,
         width: int,
-    ) -> torch.Tensor:
-        """[B, N, C] → [B, N, C]; diffusers' own in eval mode."""
-        text, bias, grid = encoder_hidden_states, encoder_attention_mask, (height, width)
-        if not self.block.training:
-            own = type(self.block).forward
-            result: torch.Tensor = own(self.block, hidden_states, attention_mask, text, bias, timestep, *grid)
+    ) -> torch.Tensor | stream.Between:
+        """[B, N, C] → [B, N, C], either as it goes from block to block; diffusers' own in eval mode."""
+        block = self.transformer.transformer_blocks[self.index]
+        text, bias, grid, given = encoder_hidden_states, encoder_attention_mask, (height, width), hidden_states
+        if not block.training:
+            own = type(block).forward
+            result: torch.Tensor = own(block, given, attention_mask, text, bias, timestep, *grid)
             return result
-        ways = self.ways or (CPU if hidden_states.device.type == "cpu" else ACCELERATOR)
-        # The first block's tokens are a picture turned round: as they are, they would cost it a compilation of its own.
-        tokens = hidden_states.contiguous() if ways.kernels else hidden_states
-        return self.run(self.block, tokens, text, bias, timestep, grid, ways)
+        ways = self.ways or (CPU if text.device.type == "cpu" else ACCELERATOR)
+        if not isinstance(given, stream.Between):
+            # The first block's tokens are a picture turned round: as they are, they would cost it a compilation of its own.
+            if ways.kernels and (given._is_view() or not given.is_contiguous()):
+                given = given.clone(memory_format=torch.contiguous_format)
+            given = stream.entered(block, given, timestep, ways.kernels and is_bare(block.norm1))
+        tokens, made = self.run(block, given, text, bias, grid, ways)
+        following = self.following() if ways.kernels else None
+        if following is None:
+            return stream.gated_last(tokens, made, given.gate_ff, ways.kernels)
+        return stream.crossed(following, tokens, made, given.gate_ff, timestep)
+
+    def following(self) -> Any:
+        """The next block, if it takes ``Between``; else None."""
+        blocks = self.transformer.transformer_blocks
+        if self.index + 1 == len(blocks) or self.transformer.gradient_checkpointing:
+            return None
+        block = blocks[self.index + 1]
+        here = isinstance(vars(block).get("forward"), BlockForward) and block.training
+        return block if here and is_bare(block.norm1) else None
 
 
 def obstacle(transformer: Any) -> str | None:
@@ -337,7 +349,7 @@ def obstacle(transformer: Any) -> str | None:
     return None
 
 
-def use_plain(transformer: Any, ways: Ways | None = None, run: Callable[..., torch.Tensor] = run_block) -> str | None:
+def use_plain(transformer: Any, ways: Ways | None = None, run: Callable[..., Any] = run_block) -> str | None:
     """Let the blocks run ``run_block`` in training mode; again is the same as once.
 
     Args:
@@ -351,11 +363,11 @@ def use_plain(transformer: Any, ways: Ways | None = None, run: Callable[..., tor
     use_diffusers(transformer)
     found = obstacle(transformer)
     if found is None:
-        for block in transformer.transformer_blocks:
+        for index, block in enumerate(transformer.transformer_blocks):
             if ways and ways.joined:
                 lay_weights_together(block)
             # On the object, not by another class: saving, moving and counting weights stay diffusers' own.
-            vars(block)["forward"] = BlockForward(block, ways, run)
+            vars(block)["forward"] = BlockForward(transformer, index, ways, run)
     return found
 
 
@@ -371,7 +383,7 @@ def lay_weights_together(block: Any) -> None:
                 joined.lay_together(parameters)
 
 
-def compiled_block() -> Callable[..., torch.Tensor]:
+def compiled_block() -> Callable[..., Any]:
     """``run_block`` compiled: one compilation serves all blocks, and a second one all further shapes."""
     import torch._inductor.config as inductor
 

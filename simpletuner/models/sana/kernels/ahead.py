@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from simpletuner.models.sana.kernels import cross_attention, depthwise, linear_attention, residual
+from simpletuner.models.sana.kernels import cross_attention, depthwise, gated_norm, linear_attention, residual
 
 SIDE, KEYS = 16, 64  # cells along a side of the picture, tokens of text
 PROCESSES = 2  # one is at the depthwise backward most of the time, the other at all the rest
@@ -70,6 +70,8 @@ def jobs(config: Mapping[str, Any], dtype: torch.dtype, device: torch.device) ->
         lambda: cross_attention.cross_attention(query, keys, scores),
         lambda: residual.norm_backward(stream, stream, stream, statistics, rows, shift, True),
         lambda: residual.norm_backward(stream, stream, stream, statistics, rows, None, True),
+        lambda: gated_norm.gated_norm_backward(stream, stream, stream, statistics, stream, gate, rows),
+        lambda: gated_norm.gated_norm_forward(stream, stream, gate, rows, 1e-6),
         lambda: linear_attention.linear_attention(qkv),
         lambda: residual.gated_add_backward(stream, stream, stream, gate, shift),
         lambda: residual.gated_add_backward(stream, None, stream, gate, None),
