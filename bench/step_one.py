@@ -138,7 +138,7 @@ def measure(job: dict[str, Any], parts: tuple[Any, Any], batch: int, stop_at: fl
     from simpletuner.data.types import Size
     from simpletuner.reporting.metrics import MetricsFile
     from simpletuner.reporting.progress import Reporter
-    from simpletuner.training.fast_path import TEXT_MULTIPLE
+    from simpletuner.training.fast_path import text_multiple
     from simpletuner.training.hooks import Progress
     from simpletuner.training.loop import LATE, train
     from simpletuner.training.prefetch import on_device
@@ -147,8 +147,9 @@ def measure(job: dict[str, Any], parts: tuple[Any, Any], batch: int, stop_at: fl
     store, refs, (height, width) = samples(job)
     bucket = Bucket("set", Size(width, height), tuple(range(len(refs))), repeats=batch)
     variant = VARIANTS[job["variant"]]
-    plan, fast = Plan([bucket], Drawing(batch), 0), {"text_multiple": TEXT_MULTIPLE if variant.fast else 1}
-    loader = Loader(refs, store, plan, 0, 0.0, {}, pinned=job["device"] == "cuda", **fast)
+    plan = Plan([bucket], Drawing(batch), 0)
+    rounded = text_multiple("fast" if variant.fast else "diffusers", torch.device(job["device"]), batch)
+    loader = Loader(refs, store, plan, 0, 0.0, {}, text_multiple=rounded, pinned=job["device"] == "cuda")
     reporter, clock, began = Reporter(Console(file=io.StringIO())), Clock(), time.perf_counter()
     late = LATE if job["device"] == "cuda" else 0  # figures of the last steps are read at once, so these look short
     total = job["warm_up"] + job["steps"] + late

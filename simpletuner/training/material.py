@@ -74,7 +74,9 @@ def gather(
         {item.source.id: item.source.timestep_offset for item in training},
         latents_of,
         translate_data.regularisation(session.config),
-        text_multiple=fast_path.text_multiple(options.precision.transformer_forward, session.device),
+        text_multiple=fast_path.text_multiple(
+            options.precision.transformer_forward, session.device, options.training.train_batch_size
+        ),
         pinned=session.device.type == "cuda",
         share=(session.ranks.rank, session.ranks.world),
     )

@@ -133,9 +133,10 @@ def step_shape(subject: Subject) -> StepShape:
     facts, options = subject.facts, subject.options
     size = largest(subject.found) or Size(facts.native_resolution, facts.native_resolution)
     forward = subject.forward
-    multiple = fast_path.TEXT_MULTIPLE if forward == "fast" else 1
+    batch = options.training.train_batch_size
+    multiple = fast_path.text_multiple(forward, torch.device("cuda"), batch)  # of which alone "fast" can be
     return StepShape(
-        batch=options.training.train_batch_size,
+        batch=batch,
         latents=(size.height // facts.stride, size.width // facts.stride),
         text_tokens=subject.text.max_tokens + -subject.text.max_tokens % multiple,
         forward=forward,

@@ -311,6 +311,12 @@ def test_the_cpu_is_no_place_for_the_fast_way() -> None:
     assert "NVIDIA" in (fast_path.obstacle(torch.device("cpu"), choose("bf16", True)) or "")
 
 
+def test_text_is_rounded_up_only_where_lengths_cost_and_less_in_large_batches() -> None:
+    here, there = torch.device("cpu"), torch.device("cuda")
+    assert fast_path.text_multiple("fast", here, 8) == fast_path.text_multiple("diffusers", there, 8) == 1
+    assert [fast_path.text_multiple("auto", there, batch) for batch in (1, 3, 4, 16)] == [64, 64, 32, 32]
+
+
 def test_a_machine_that_cannot_compile_takes_the_plain_way(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(_: Any) -> Any:
         raise RuntimeError("fatal error: Python.h: No such file or directory\ncompilation terminated.")
