@@ -70,14 +70,26 @@ class Memory:
     total: int
 
 
+def number(device: torch.device) -> int:
+    """Of a GPU. A bare "cuda" is the current one, and not every call of torch's takes it."""
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
 def memory(device: torch.device) -> Memory:
     """What a process may have of a GPU: the driver's figures, or less where a bound was set on torch."""
-    index = torch.cuda.current_device() if device.index is None else device.index  # not every call takes a bare "cuda"
+    index = number(device)
     free, total = torch.cuda.mem_get_info(index)
     bound = int(torch.cuda.get_per_process_memory_fraction(index) * total)
     if bound >= total:
         return Memory(free, total)
     return Memory(max(0, min(free, bound - torch.cuda.memory_reserved(index))), min(total, bound + CONTEXT))
+
+
+def bound_memory(device: torch.device, limit: float) -> None:
+    """Let this process have no more than ``limit`` bytes of a GPU, the driver's context among them."""
+    index = number(device)
+    total = torch.cuda.get_device_properties(index).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, max(0.0, limit - CONTEXT) / total), index)
 
 
 def describe(device: torch.device) -> str:

@@ -15,7 +15,7 @@ import torch
 
 from simpletuner.errors import ConfigError, ModelError, Problem
 from simpletuner.training import fast_path, memory_choice, memory_estimate, memory_remedies, prepare, translate_memory
-from simpletuner.training.device import CONTEXT, memory
+from simpletuner.training.device import CONTEXT, bound_memory, memory
 from simpletuner.training.memory_choice import Choice
 from simpletuner.training.memory_estimate import GIB, Estimate
 from simpletuner.training.memory_remedies import as_written
@@ -93,7 +93,7 @@ def _budget(session: Session, available: float, total: int) -> float:
         reason = f"this card has {total / GIB:.1f} GiB"
         raise ConfigError([Problem(session.config.place("memory"), "memory", wanted, reason, "use auto")])
     bound = min(wanted * GIB, float(total))
-    torch.cuda.set_per_process_memory_fraction(max(0.0, bound - CONTEXT) / total, session.device)
+    bound_memory(session.device, bound)
     return min(bound, available)
 
 
