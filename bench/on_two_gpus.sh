@@ -3,9 +3,9 @@
 #
 #   WHEELS=folder bench/on_two_gpus.sh OUT [SECONDS]      # logs and figures go to OUT; WHEELS as for on_gpu.sh
 #
-# Both: tests of CUDA graphs, tests/gpu/test_two_gpus.py. First GPU: `doctor`, the ladder's rung of 80 GiB, the step's
-# table. Second: its rungs of 8, 16, 24 and 12 GiB side by side, where memory counts and speed does
-# not, then what being watched costs.
+# Both: the same course as one (tests/gpu/test_two_gpus.py), then how fast (bench/several_gpus.py). First GPU: `doctor`, the
+# ladder's rung of 80 GiB, the step's table. Second: its rungs of 8, 16, 24 and 12 GiB side by side, where memory counts and
+# speed does not, then what being watched costs.
 set -u
 cd "$(dirname "$0")/.."
 out=$1 limit=${2:-585}
@@ -19,6 +19,13 @@ export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 OMP_WAIT_PO
 left() { # seconds that are left, less those of $1
     local rest=$((limit - SECONDS - ${1:-0}))
     echo $((rest > 1 ? rest : 1))
+}
+
+both() { # log, seconds, command
+    local log=$1 seconds=$2
+    shift 2
+    timeout "$seconds" "$@" >"$log" 2>&1
+    tail -n 20 "$log" | cut -c1-200
 }
 
 first_lane() {
@@ -39,12 +46,11 @@ second_lane() {
     timeout "$(left 3)" python3 bench/listening.py --gpu --budget "$(left 25)"
 }
 
-CUDA_VISIBLE_DEVICES=0 TESTS_S=80 TESTS=step_graph TAIL=30 bash bench/on_gpu.sh "$out/a" tests
-echo "== two GPUs at $SECONDS s"
-for part in course speed; do # each with its own limit: one that ends late does not lose the other
-    timeout 110 python3 -m pytest -q -s --tb=short -p no:cacheprovider tests/gpu/test_two_gpus.py -k "$part" >"$out/a/two-$part.log" 2>&1
-    tail -n 20 "$out/a/two-$part.log" | cut -c1-200
-done
+CUDA_VISIBLE_DEVICES=0 TESTS_S=80 TESTS=step_graph TAIL=30 bash bench/on_gpu.sh "$out/a" tests &
+both "$out/a/two-course.log" 170 python3 -m pytest -q -s --tb=short -p no:cacheprovider tests/gpu/test_two_gpus.py
+wait
+echo "== speed at $SECONDS s"
+both "$out/a/two-speed.log" 260 python3 bench/several_gpus.py --json "$out/a/several.json"
 echo "== lanes at $SECONDS s"
 first_lane >"$out/a/lane.txt" 2>&1 &
 (second_lane) >"$out/b/lane.txt" 2>&1 # its own shell: what it waits for is its own
