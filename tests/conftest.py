@@ -94,10 +94,12 @@ def command_line(*arguments: object) -> list[str]:
     return [sys.executable, "-c", "from simpletuner.cli.app import main; main()", *map(str, arguments)]
 
 
-def started(*arguments: object, cwd: Path | None = None) -> AbstractContextManager[subprocess.Popen[str]]:
+def started(
+    *arguments: object, cwd: Path | None = None, **environment: str
+) -> AbstractContextManager[subprocess.Popen[str]]:
     """The real command in the background, all it says in one stream; it ends with the block."""
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return ended(subprocess.Popen(command_line(*arguments), cwd=cwd, env=own_environment(), **pipes))
+    return ended(subprocess.Popen(command_line(*arguments), cwd=cwd, env=own_environment(**environment), **pipes))
 
 
 def stopped_when(

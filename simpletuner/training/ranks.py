@@ -9,6 +9,7 @@ waiting there takes no device, and one that has ended is noticed at once, before
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import signal
 import threading
@@ -30,6 +31,14 @@ GRACE_S = 1.0  # rank 0 may be about to say the same
 FAILURE = "simpletuner/failure"
 
 T = TypeVar("T")
+
+
+def let_go() -> None:
+    """At the end of a process that was left alone: its GPU may wait for the others, and the end would wait for the GPU."""
+    everyone = dist.group.WORLD
+    if everyone is not None:
+        with contextlib.suppress(RuntimeError):
+            everyone.abort()
 
 
 class Ranks:
@@ -313,6 +322,8 @@ class Ranks:
             raise
 
     def _left_alone(self) -> LostProcessError:
+        if not self.lost and dist.is_initialized() and dist.get_backend() == "nccl":
+            atexit.register(let_go)
         self.lost = True
         return LostProcessError(
             "another process of this run has ended, or does not answer; the step in which that happened is lost. What to do: "

@@ -1,13 +1,16 @@
 """Two GPUs: the same course as one for the same global batch. How fast they are: bench/several_gpus.py."""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
-from conftest import Command
+from conftest import Command, has_recorded, started
+from processes import until
 
 pytestmark = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 
@@ -35,3 +38,19 @@ def test_two_gpus_take_the_course_of_one(
     assert [line["samples"] for line in two] == [4] * 8
     for alone, together in zip(one, two, strict=True):
         assert together["loss"] == pytest.approx(alone["loss"], rel=1e-5 if kind == "float32" else 2e-2)
+
+
+def test_a_process_that_dies_ends_the_other_though_its_gpu_waits(
+    pocket_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    options = {"mixed_precision": "bf16", "optimizer": "adamw_bf16", "num_processes": 2, "report_to": "none"}
+    config, output = pocket_run(**options, max_train_steps=1_000_000), tmp_path / "out"
+    with started("train", "--config", config, cwd=tmp_path, CUDA_VISIBLE_DEVICES="0,1") as process:
+        until(lambda: has_recorded(output, 50), process)  # by graphs
+        children = psutil.Process(process.pid).children()
+        (one,) = [child for child in children if child.environ().get("RANK") == "1"]
+        one.kill()
+        began = time.monotonic()
+        said, _ = process.communicate(timeout=90)
+    assert time.monotonic() - began < 25, "torchrun ends by force after 30 s"
+    assert process.returncode == 1 and "process 1 of 2" in said, said

@@ -90,6 +90,8 @@ def encode_captions(
     ids, mask = tokenize(tokenizer, captions, settings, with_instruction)
     device = next(text_encoder.parameters()).device
     ids, mask = ids.to(device), mask.to(device)
-    embeds = text_encoder(ids, attention_mask=mask, use_cache=False)[0]  # keys and values are for a next token: none comes
+    embeds = text_encoder(ids, attention_mask=mask, use_cache=False)[
+        0
+    ]  # keys and values are for a next token: none comes
     kept = [0, *range(-settings.max_tokens + 1, 0)]
     return EncodedText(embeds=embeds[:, kept], mask=mask[:, kept])
