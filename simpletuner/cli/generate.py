@@ -72,6 +72,7 @@ def generate(model: str, debug: bool, **given: Any) -> None:
     folder). Weights of a run draw what its validation drew: same instruction, tokens, size, steps, guidance, seed and sampler.
     """
     prompts, strengths, notices = _prompts(given["prompts"], given["library"])
+    from simpletuner.config.prompts import passed_over
     from simpletuner.evaluation.pictures import ValidationSettings
     from simpletuner.reporting.progress import Reporter
     from simpletuner.training import subject
@@ -83,6 +84,9 @@ def generate(model: str, debug: bool, **given: Any) -> None:
         reporter.say(notice)
     found = subject.find(_by_name(model, "MODEL"), _by_name(given["base"], "--base"), given["which"])
     how = _drawing(found, given, reporter)
+    if strengths and not found.adapter:
+        reporter.say(passed_over(strengths, found.words))
+        strengths = {}
     settings = ValidationSettings(
         prompts=prompts,
         negative_prompt=how.negative,

@@ -31,6 +31,7 @@ def report(folder: Path, out: Path | None, debug: bool) -> None:
     try:
         file = write(root, with_defaults(defaults()), out.expanduser() if out else None)
     except OSError as error:
-        raise TunerError(f"cannot write {error.filename}: {error.strerror}. Choose another file with --out.") from error
+        place = error.filename2 or error.filename  # of a rename its aim, not what was written beside it
+        raise TunerError(f"cannot write {place}: {error.strerror}. Choose another file with --out.") from error
     size = file.stat().st_size / 2**20
     click.echo(printable(f"Report: {file} ({size:.1f} MiB, opens without a network)"))

@@ -51,9 +51,17 @@ def gather(options: Options, where: Mapping[str, str], read_file: Callable[[Path
     if not chosen.validation_disable_unconditional:
         prompts.texts.setdefault(EMPTY, "")
     if prompts.strengths and options.model.model_type == "full":
-        names = ", ".join(prompts.strengths)
-        findings.notices.append(f"{_STRENGTH} ({names}): it acts only on adapters (model_type lora)")
+        findings.notices.append(passed_over(prompts.strengths, "this run (model_type full)"))
     return prompts
+
+
+def passed_over(strengths: Mapping[str, float], what: str) -> str:
+    """The sentence about prompts with an adapter's strength, for ``what`` has no adapter.
+
+    It is no refusal, as an option would be: the same library may draw with an adapter and with the model under it.
+    """
+    names = ", ".join(strengths)
+    return f"{_STRENGTH} ({names}) changes nothing: it acts on an adapter, and {what} has none"
 
 
 def of_file(file: Path, read_file: Callable[[Path], Any]) -> tuple[Prompts, list[str]]:

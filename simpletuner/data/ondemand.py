@@ -121,7 +121,11 @@ class OnDemand:
         self._mend(samples, found, damaged)
         good = [latent for latent in found if latent is not None]
         if not good:
-            raise DataError(f"no picture of this batch can be decoded: {', '.join(s.name for s in samples)}")
+            names = ", ".join(dict.fromkeys(sample.name for sample in samples))
+            raise DataError(
+                f"no picture of this batch can be decoded: {names}. What to do: replace these files or take them out of the "
+                "dataset; `simpletuner check` names every picture that cannot be decoded, before anything is trained."
+            )
         return torch.stack([good[i % len(good)] if latent is None else latent for i, latent in enumerate(found)])
 
     def forget(self, store: TensorStore, keys: Set[str], wanted: Set[str]) -> None:

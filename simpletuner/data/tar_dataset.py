@@ -31,7 +31,7 @@ from simpletuner.errors import CacheError, DataError
 
 ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 STATE = ".tar.json"
-FORMAT = 2  # raise it when tar_reader takes other members or names files otherwise
+FORMAT = 3  # raise it when tar_reader takes other members or names files otherwise
 THREADS = 4
 LISTED = 5  # names in a message
 MOST = 100_000  # tars of one brace pattern

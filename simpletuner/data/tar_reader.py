@@ -127,7 +127,7 @@ class _Reading:
         self._folder, self._column = folder, caption_column
         self._record = TarRecord()
         self._pictures: dict[str, dict[str, Any]] = {}
-        self._texts: dict[str, dict[str, list[str]]] = {}
+        self._texts: dict[str, dict[str, tuple[str, list[str]]]] = {}  # by key and kind: name in the tar, captions
         self._others: list[tuple[str, str]] = []  # key and name of what may lie beside a picture and is not used
         self._taken: set[str] = set()  # names of members
         self._files: set[str] = set()  # file names here, in the form that any file system would confuse
@@ -196,7 +196,10 @@ class _Reading:
                 ) from error
 
     def _text(self, data: IO[bytes], member: tarfile.TarInfo, key: str, kind: str) -> None:
-        """A caption: all of a text file, or one value of a JSON object."""
+        """A caption: all of a text file, or one value of a JSON object.
+
+        The first of its key and kind; ``a.txt`` before ``a.TXT``, as the layout writes endings in small letters.
+        """
         if member.size > MAX_CAPTION_BYTES:
             self.problem(member.name, f"it is {member.size / 1e6:.1f} MB large: is that really a caption?")
             return
@@ -209,8 +212,16 @@ class _Reading:
         found = [" ".join(text.split())]
         if kind == "json":
             found = list(texts_of(content.get(self._column))) if isinstance(content, dict) else []
-        if found:
-            self._texts.setdefault(key, {})[kind] = found
+        if not found:
+            return
+        texts, small = self._texts.setdefault(key, {}), f".{kind}"
+        held, _ = texts.get(kind, ("", []))
+        if held and (held.endswith(small) or not member.name.endswith(small)):
+            self.problem(member.name, f"{held} is the caption of this sample")
+            return
+        if held:
+            self.problem(held, f"{member.name} is the caption of this sample")
+        texts[kind] = member.name, found
 
     def _free_name(self, key: str, ending: str) -> str:
         """A file name for this key that nothing else has: its base name, marked where that is not unique or too long."""
@@ -228,9 +239,11 @@ class _Reading:
         """Join pictures and captions; captions and other files without a picture are told."""
         for key, picture in self._pictures.items():
             del picture["plain"]
-            self._record.samples.append({**picture, "texts": self._texts.pop(key, {})})
-        for key, kinds in self._texts.items():
-            self.problem(f"{key}.{next(iter(kinds))}", ALONE)
+            texts = {kind: found for kind, (_, found) in self._texts.pop(key, {}).items()}
+            self._record.samples.append({**picture, "texts": texts})
+        for kinds in self._texts.values():
+            for name, _ in kinds.values():
+                self.problem(name, ALONE)
         for key, name in self._others:
             if key not in self._pictures:
                 self.problem(name, ALONE)

@@ -7,9 +7,11 @@ prompts, names and log lines are text only, and the page's own policy lets a bro
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import io
 import math
+import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from html import escape
@@ -336,7 +338,7 @@ def sentence(event: Mapping[str, Any]) -> str:
 
 
 def write(root: Path, groups: Sequence[Group], to: Path | None = None) -> Path:
-    """Write the page of a run.
+    """Write the page of a run, whole or not at all.
 
     Args:
         root: Its output folder.
@@ -351,8 +353,12 @@ def write(root: Path, groups: Sequence[Group], to: Path | None = None) -> Path:
     """
     file = to or root / NAME
     text = page(RunFolder(root), groups)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(file)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")  # data.cache writes so too, and would load torch here
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+        temporary.replace(file)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()  # there only where something went wrong
     return file

@@ -27,7 +27,7 @@ from simpletuner.models.families import FAMILIES
 from simpletuner.reporting.dataset_page import page
 from simpletuner.reporting.progress import Reporter
 from simpletuner.training import prepare, translate, translate_data, translate_precision
-from simpletuner.training.checking_memory import memory_lines
+from simpletuner.training.checking_memory import memory_lines, memory_problems
 from simpletuner.training.device import here
 from simpletuner.training.disk import free_bytes, latent_bytes
 from simpletuner.training.precision import choose
@@ -69,7 +69,7 @@ def check(config: RunConfig, reporter: Reporter, page_at: Path | None = None, re
     """
     for notice in config.notices:
         reporter.say(notice)
-    cannot = translate_precision.quantisation_problems(config, here())
+    cannot = [*translate_precision.quantisation_problems(config, here()), *memory_problems(config)]
     imports.libraries()
     precision = choose(config.options.precision.mixed_precision, low_precision_safe=False)
     family, source = FAMILIES[config.options.model.model_family], translate.load_source(config.options, precision)
@@ -93,7 +93,9 @@ def check(config: RunConfig, reporter: Reporter, page_at: Path | None = None, re
     steps = _plan(config, training, checked)
     room([item for item, _ in found], facts, precision.cache, checked)
     if facts is not None:
-        checked.lines += memory_lines(config, family, facts, [item for item, _ in found], steps)
+        lines, refused = memory_lines(config, family, facts, [item for item, _ in found], steps)
+        checked.lines += lines
+        checked.problems += map(str, refused)
     for line in describe(checked):
         reporter.say(line)
     file = page_at or Path(config.options.checkpoints.output_dir).expanduser() / PAGE

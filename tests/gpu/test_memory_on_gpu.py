@@ -15,6 +15,7 @@ from simpletuner.config.read import load
 from simpletuner.data.types import Batch
 from simpletuner.errors import ConfigError
 from simpletuner.reporting.progress import Reporter
+from simpletuner.training.check import check
 from simpletuner.training.prefetch import on_device
 
 pytestmark = [
@@ -50,8 +51,24 @@ def test_a_budget_is_chosen_for_and_kept(pocket_run: Callable[..., Path], tmp_pa
 
 
 def test_more_than_the_card_has_is_refused(pocket_run: Callable[..., Path]) -> None:
-    with pytest.raises(ConfigError, match="this card has"):
-        run(pocket_run(memory=4000))
+    file = pocket_run(memory=4000)
+    with pytest.raises(ConfigError, match="this card has") as refused:
+        run(file)
+    assert_check_refuses(file, str(refused.value.problems[0]))
+
+
+def test_check_refuses_a_budget_that_nothing_fits(pocket_run: Callable[..., Path]) -> None:
+    file = pocket_run(memory=0.4)
+    with pytest.raises(ConfigError, match="at least") as refused:
+        run(file)
+    assert_check_refuses(file, str(refused.value.problems[0]))
+
+
+def assert_check_refuses(file: Path, words: str) -> None:
+    """In the same words as training."""
+    said = StringIO()
+    assert not check(load(str(file), environ={}), Reporter(Console(file=said, width=2000)))
+    assert said.getvalue().count(words) == 1 and "would not start" in said.getvalue()
 
 
 def test_batches_come_as_they_are() -> None:

@@ -88,9 +88,11 @@ def test_a_folder_gives_the_pixels_of_plain_diffusers(pocket: Path, tmp_path: Pa
     from diffusers import SanaPipeline
 
     library = tmp_path / "library.json"
-    library.write_text(json.dumps({"cat_<token>": "a cat", "house": {"caption": "a house"}}))
+    library.write_text(json.dumps({"cat_<token>": "a cat", "house": {"caption": "a house", "adapter_strength": 0.5}}))
     words = ("--prompts", library, "--prompt", FOX, "--negative", "blurry", "--num", 2, "--guidance", 3)
-    call(pocket / "model", *words, "--out", tmp_path / "out", *SMALL, "--tokens", 32, "--scheduler", "unipc")
+    done = call(pocket / "model", *words, "--out", tmp_path / "out", *SMALL, "--tokens", 32, "--scheduler", "unipc")
+    told = f"adapter_strength (house) changes nothing: it acts on an adapter, and {pocket / 'model'} has none"
+    assert " ".join(done.output.split()).count(told) == 1
     from diffusers import UniPCMultistepScheduler
 
     pipe = SanaPipeline.from_pretrained(pocket / "model", dtype=torch.float32)
@@ -147,7 +149,8 @@ def test_a_run_its_checkpoint_and_its_adapter_give_its_validation_pictures(
 def test_strength_acts_and_zero_is_the_base_model(runs: Callable[[str], Path], pocket: Path, tmp_path: Path) -> None:
     out, library = runs("lora"), tmp_path / "library.json"
     library.write_text(json.dumps({"off": {"prompt": FOX, "adapter_strength": 0}, "half": FOX}))
-    call(out, "--prompts", library, *SMALL, "--strength", 0.5, "--out", tmp_path / "a")
+    done = call(out, "--prompts", library, *SMALL, "--strength", 0.5, "--out", tmp_path / "a")
+    assert "adapter_strength" not in done.output
     call(pocket / "model", "--prompt", FOX, *SMALL, "--no-instruction", "--tokens", 32, "--out", tmp_path / "b")
     off, half = (pixels(tmp_path / "a" / f"{name}_0_64x96.png") for name in ("off", "half"))
     assert np.array_equal(off, pixels(tmp_path / "b" / "a_blueprint_of_a_fox_0_64x96.png"))

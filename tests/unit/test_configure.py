@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from simpletuner.cli.configuring import content, drafting, fresh, pictures, writing
 from simpletuner.cli.configuring.answers import Answers, answers
-from simpletuner.cli.configuring.estimates import Model, lines, load_from, subject
+from simpletuner.cli.configuring.estimates import Model, budget, lines, load_from, subject
 from simpletuner.cli.configuring.pictures import Pictures, Seen
 from simpletuner.cli.configuring.proposal import (
     SETTINGS,
@@ -40,6 +40,10 @@ from simpletuner.errors import ConfigError, DataError, TunerError
 from simpletuner.models.base import LoadSource
 from simpletuner.models.families import FAMILIES
 from simpletuner.models.sana import published
+from simpletuner.training import memory_ways
+from simpletuner.training.memory_choice import Choice
+from simpletuner.training.memory_estimate import GIB
+from simpletuner.training.translate_memory import Subject
 
 ROOT = Path(__file__).resolve().parents[2]
 SANA = Shape(1024, 32)
@@ -190,6 +194,33 @@ def test_what_it_takes_is_estimated_for_the_card_that_is_named(tmp_path: Path) -
         assert memory.startswith("Memory: ") and memory.endswith(told)
         assert time.startswith("Time: ") and disk.startswith("Disk: about ")
     assert lines(asked, Machine(0.0))[0].startswith("Memory: on an NVIDIA card it would take ")
+
+
+def test_a_run_without_memory_auto_is_estimated_as_it_is_set(tmp_path: Path) -> None:
+    """Nothing is chosen for it, so no block is recomputed where the card is too small, either."""
+    folder = tmp_path / "model"
+    said = Answers(kind="style", method="lora", model="sana1.0-600m-512", train_batch_size=32)
+    found = replace(folder_of(*[(512, 512)] * 32), folder=tmp_path)
+    published.write("sana1.0-600m-512", folder)
+    model = Model(str(folder), FAMILIES["sana"].peek(LoadSource(str(folder))))
+    files = content.files(proposed(said, found, Machine(24.0), shape=model.shape), said, found, model.shape, tmp_path)
+
+    def asked(**memory: Any) -> Subject:
+        config = {key: value for key, value in files[content.CONFIG].items() if key != "memory"}
+        return subject(load_from({**files, content.CONFIG: config | memory}, tmp_path), model, found.sizes)
+
+    auto, as_set = asked(memory="auto"), asked(gradient_checkpointing=False)
+    way = memory_ways.quickest(auto, budget(Machine(24.0)))
+    most, least = (way.estimate(choice).peak / GIB for choice in (Choice(0, False, 4), way.smallest))
+    assert most > 1.2 * least
+    for gib, told in (
+        (24.0, "; 24 GiB are there"),
+        (most * 0.99, f": MORE than the {most * 0.99:g} GiB that are there"),
+    ):
+        memory = lines(as_set, Machine(gib))[0]
+        assert memory.startswith(f"Memory: about {most:.1f} GiB") and memory.endswith(told) and "at least" not in memory
+    small = lines(auto, Machine(most * 0.99))[0]
+    assert "MORE" not in small and not small.startswith(f"Memory: about {most:.1f} GiB")
 
 
 def test_how_long_validation_takes() -> None:

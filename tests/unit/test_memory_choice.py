@@ -14,8 +14,8 @@ from rich.console import Console
 from simpletuner.config.read import load
 from simpletuner.errors import ConfigError
 from simpletuner.reporting.progress import Reporter
-from simpletuner.training import fitting, memory_choice, memory_remedies, step_times, translate_memory
-from simpletuner.training.checking_memory import beside_free
+from simpletuner.training import fitting, memory_choice, memory_remedies, memory_ways, step_times, translate_memory
+from simpletuner.training.checking_memory import beside_free, refusals
 from simpletuner.training.memory_choice import Choice
 from simpletuner.training.memory_estimate import GIB, Estimate
 from simpletuner.training.session import Session, find_pictures, open_session
@@ -115,11 +115,11 @@ def test_a_choice_is_put_into_a_run_of_its_own(session: Callable[..., Session]) 
     made = session(vae_batch_size=4)
     subject = fitting.subject_of(made, find_pictures(made)[0])
     before = [item.source for item in subject.found]
-    changed = fitting.with_choice(subject, Choice(3, True, 2))
+    changed = memory_ways.with_choice(subject, Choice(3, True, 2))
     precision = changed.options.precision
     assert translate_memory.interval(changed.options) == 3 and precision.vae_enable_tiling and changed.source.vae_tiling
     assert changed.options.data.vae_batch_size == 2 and {item.source.encode_batch for item in changed.found} == {2}
-    assert not fitting.with_choice(changed, Choice(0, False, 2)).options.precision.gradient_checkpointing
+    assert not memory_ways.with_choice(changed, Choice(0, False, 2)).options.precision.gradient_checkpointing
     assert [item.source for item in subject.found] == before and subject.config is made.config
     assert not subject.source.vae_tiling and {source.encode_batch for source in before} == {4}
 
@@ -129,7 +129,7 @@ def test_a_refusal_changes_nothing_and_names_nothing_that_was_tried(session: Cal
     made = session(**drawn, gradient_checkpointing=True)
     found = find_pictures(made)[0]
     subject = fitting.subject_of(made, found)
-    least = translate_memory.estimate(fitting.with_choice(subject, Choice(1, True, 1)), 0.0).peak
+    least = translate_memory.estimate(memory_ways.with_choice(subject, Choice(1, True, 1)), 0.0).peak
     config, sources = made.config, [item.source for item in found]
     with pytest.raises(ConfigError, match=r"use .*model_type lora") as refused:
         fitting.choose(made, subject, 0.99 * least)
@@ -182,6 +182,25 @@ def test_check_says_what_memory_would_fit_a_run_to(
     made = session(memory=memory)
     subject = fitting.subject_of(made, find_pictures(made)[0])
     assert beside_free(subject, translate_memory.estimate(subject, 1e12), free * GIB) == said
+
+
+@pytest.mark.parametrize(("memory", "free"), [("auto", 0.4), ("0.4GiB", 20)])
+def test_check_refuses_what_training_refuses_to_fit(session: Callable[..., Session], memory: Any, free: float) -> None:
+    made = session(memory=memory)
+    subject = fitting.subject_of(made, find_pictures(made)[0])
+    with pytest.raises(ConfigError) as refused:
+        fitting.choose(made, subject, 0.4 * GIB)
+    assert refusals(subject, free * GIB) == list(refused.value.problems)
+    assert not refusals(fitting.subject_of(session(), subject.found), 20 * GIB)
+    assert not refusals(fitting.subject_of(session(memory="as_set"), subject.found), 0.4 * GIB), "a warning is enough"
+
+
+def test_more_than_a_card_has_is_a_problem_of_the_configuration(pocket_run: Callable[..., Path]) -> None:
+    file = pocket_run(memory=100)
+    problem = memory_ways.more_than_there_is(load(str(file), environ={}), 80 * 2**30)
+    assert str(problem) == f"{file}: memory = 100.0: this card has 80.0 GiB → use auto"
+    for memory, total in ((24, 23.6), (80, 80), ("auto", 1), ("as_set", 1)):
+        assert not memory_ways.more_than_there_is(load(str(pocket_run(memory=memory)), environ={}), int(total * 2**30))
 
 
 @pytest.mark.parametrize(("given", "expected"), [("auto", "auto"), ("as-set", "as_set"), ("16GiB", 16.0), (7.5, 7.5)])

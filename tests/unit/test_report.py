@@ -91,6 +91,18 @@ def test_a_report_that_cannot_be_written_is_told_and_costs_nothing(
     with reported(session):
         session.exported = True
     assert "The report could not be written: Is a directory; `simpletuner report` makes it." in said.getvalue()
+    assert not list((tmp_path / "out").glob(".*")), "nothing half done is left behind"
+
+
+def test_a_report_that_cannot_be_written_names_its_own_file(tmp_path: Path) -> None:
+    root = write_run(tmp_path / "run")
+    (root / "report.html").mkdir()
+    before = sorted(root.iterdir())
+    for words, named in (([], root / "report.html"), (["--out", str(root / "run.json" / "a.html")], root / "run.json")):
+        with pytest.raises(TunerError) as refused:
+            CliRunner().invoke(command, [str(root), *words], catch_exceptions=False, standalone_mode=False)
+        assert str(refused.value).startswith(f"cannot write {named}: ") and "--out" in str(refused.value)
+    assert sorted(root.iterdir()) == before
 
 
 def test_hostile_words_are_text(tmp_path: Path) -> None:

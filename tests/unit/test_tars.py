@@ -22,7 +22,7 @@ from simpletuner.data.discover import SIDECARS
 from simpletuner.data.mirror import Mirrored
 from simpletuner.data.tables import read_table
 from simpletuner.data.tar_dataset import TarSource, expand, unpack_all
-from simpletuner.data.tar_reader import unpack
+from simpletuner.data.tar_reader import ALONE, unpack
 from simpletuner.errors import DataError
 
 
@@ -112,6 +112,33 @@ def test_an_empty_caption_is_a_caption(tmp_path: Path) -> None:
     source = TarSource(str(tar))
     assert not unpack_all(source, tmp_path / "kept").skipped
     assert by_stem(captions(source, tmp_path / "kept")) == {"a": ("",), "b": ("",), "c": ("more",), "d": ()}
+
+
+@pytest.mark.parametrize(
+    ("names", "taken", "left"),
+    [
+        (("a.txt", "a.TXT"), "a.txt", "a.TXT"),
+        (("a.TXT", "a.txt"), "a.txt", "a.TXT"),
+        (("a.Txt", "a.TXT"), "a.Txt", "a.TXT"),
+        (("a.JSON", "a.json"), "a.json", "a.JSON"),
+    ],
+)
+def test_of_two_captions_of_one_kind_one_is_taken_and_the_other_is_told(
+    tmp_path: Path, names: tuple[str, str], taken: str, left: str
+) -> None:
+    texts = [
+        (name, json.dumps({"caption": name}).encode() if "son" in name.lower() else name.encode()) for name in names
+    ]
+    source = TarSource(str(make_tar(tmp_path / "a.tar", [*texts, ("a.png", picture())])))
+    done = unpack_all(source, tmp_path / "kept")
+    assert by_stem(captions(source, tmp_path / "kept")) == {"a": (taken,)}
+    assert reasons(done) == {left: f"{taken} is the caption of this sample"}
+
+
+def test_captions_without_a_picture_are_told_by_their_own_names(tmp_path: Path) -> None:
+    members = [("lonely.TXT", b"a"), ("lonely.caption", b"b"), ("a.png", picture())]
+    done = unpack_all(TarSource(str(make_tar(tmp_path / "a.tar", members))), tmp_path / "kept")
+    assert reasons(done) == dict.fromkeys(("lonely.TXT", "lonely.caption"), ALONE)
 
 
 def test_nothing_a_tar_says_about_names_is_trusted(tmp_path: Path) -> None:

@@ -406,7 +406,10 @@ def test_a_library_may_hold_objects(write: Load) -> None:
     assert config.prompts[0] == ("validation", "main") and config.strengths == {"object": 0.5}
     (told,) = [notice for notice in config.notices if "bbox_entities" in notice]
     assert "tags has bbox_entities, which means nothing here" in told
-    assert any("adapter_strength (object)" in notice for notice in write(library).notices), "no adapter to act on"
+    (told,) = [notice for notice in write(library).notices if "adapter_strength" in notice and "bbox" not in notice]
+    assert told == (
+        "adapter_strength (object) changes nothing: it acts on an adapter, and this run (model_type full) has none"
+    )
 
 
 @pytest.mark.parametrize(

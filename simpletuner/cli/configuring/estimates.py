@@ -30,8 +30,8 @@ from simpletuner.models.families import FAMILIES
 from simpletuner.models.sana import published
 from simpletuner.training import (
     fast_path,
-    fitting,
     memory_estimate,
+    memory_ways,
     prepare,
     step_times,
     translate,
@@ -141,31 +141,40 @@ def fits(asked: Subject, card: Machine) -> bool | None:
         return None
     if asked.options.precision.memory == "as_set":
         return translate_memory.estimate(asked, budget(card)).peak <= budget(card)
-    return fitting.quickest(asked, budget(card)).choice is not None
+    return memory_ways.quickest(asked, budget(card)).choice is not None
 
 
 def lines(asked: Subject, card: Machine) -> list[str]:
     """Memory, time and disk in sentences."""
     try:
-        plan, way = translate_memory.plan_of(asked), fitting.quickest(asked, budget(card)) if card.gib else None
-        if way:
+        plan, way = translate_memory.plan_of(asked), None
+        if card.gib and asked.options.precision.memory != "as_set":
+            way = memory_ways.quickest(asked, budget(card))
             plan = replace(plan, interval=(way.choice or way.smallest).interval)
         step = translate_memory.timed(asked, plan)
-        return [*_memory(asked, card, way, step), _time(asked, card, step), _disk(asked, plan)]
+        told = _memory(asked, card, plan, way) if card.gib else _memory_without(asked, step)
+        return [*told, _time(asked, card, step), _disk(asked, plan)]
     except ModelError as error:
         return [f"Nothing is estimated: {error}"]
 
 
-def _memory(asked: Subject, card: Machine, way: fitting.Way | None, step: step_times.Step) -> list[str]:
-    if way is None:
-        if step_times.on_two_cores(step) is not None:  # what a card would take tells its user nothing
-            return []
-        found = translate_memory.estimate(asked, budget(Machine(80.0)))
-        return [f"Memory: on an NVIDIA card it would take {memory_estimate.describe(found)}; here it is main memory"]
-    found = way.estimate(way.choice or way.smallest)
-    if way.choice:
-        return [f"Memory: {memory_estimate.describe(found)}; {card.gib:g} GiB are there"]
-    return [f"Memory: {memory_estimate.describe(found)} at least: MORE than the {card.gib:g} GiB that are there"]
+def _memory(asked: Subject, card: Machine, plan: memory_estimate.Plan, way: memory_ways.Way | None) -> list[str]:
+    """On a card: of the way that ``memory`` will take, or of the plan as it is set where it chooses none."""
+    if way:
+        found, fit, least = way.estimate(way.choice or way.smallest), way.choice is not None, " at least"
+    else:
+        found, least = translate_memory.within(asked, plan, budget(card)), ""
+        fit = found.peak <= budget(card)
+    there = f"; {card.gib:g} GiB are there" if fit else f"{least}: MORE than the {card.gib:g} GiB that are there"
+    return [f"Memory: {memory_estimate.describe(found)}{there}"]
+
+
+def _memory_without(asked: Subject, step: step_times.Step) -> list[str]:
+    """Without a card."""
+    if step_times.on_two_cores(step) is not None:  # what a card would take tells its user nothing
+        return []
+    found = translate_memory.estimate(asked, budget(Machine(80.0)))
+    return [f"Memory: on an NVIDIA card it would take {memory_estimate.describe(found)}; here it is main memory"]
 
 
 def _time(asked: Subject, card: Machine, step: step_times.Step) -> str:
