@@ -53,9 +53,11 @@ def main() -> None:
         options |= {"validation_disable": True, "report_to": "none", "gradient_checkpointing": False}
         print(HEAD, flush=True)
         for batch in arguments.batch:
-            for processes in arguments.processes:
+            for processes in sorted(arguments.processes):
                 own = {"num_processes": processes, "train_batch_size": batch, "max_train_steps": arguments.steps}
                 run = measure(work, f"{processes}x{batch}", {**options, **own})
+                if processes > 1:  # memory was looked at in the process that starts the others
+                    run = {key: value for key, value in run.items() if not key.startswith("GiB")}
                 run |= {"processes": processes, "batch": batch}
                 rows.append(run)
                 if processes == 1 and "failed" not in run:

@@ -1,4 +1,4 @@
-"""Processes that tests start. Each is ended with the block it belongs to, whatever happens there, and so are its own."""
+"""Processes that tests start. Each is ended with the block it belongs to, whatever happens there, and so are those it has then."""
 
 from __future__ import annotations
 

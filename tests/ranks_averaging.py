@@ -5,6 +5,7 @@ Started by unit/test_averaging.py.
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,16 @@ STEPS = 4
 RATE = 1e-2
 
 
+class Watched(Averaging):
+    """Notes how many gradients were under way when backward ended."""
+
+    sent: list[int]
+
+    def finish(self, gradients: Sequence[torch.Tensor]) -> None:
+        self.sent.append(len(self._sent))
+        super().finish(gradients)
+
+
 def crossing(turn: int) -> tuple[list[torch.nn.Parameter], torch.Tensor]:
     """Two large weights and a small one; which of the large ones backward reaches first depends on ``turn``."""
     generator = torch.Generator().manual_seed(5)
@@ -39,7 +50,6 @@ def crossing(turn: int) -> tuple[list[torch.nn.Parameter], torch.Tensor]:
 def crossed(ranks: Ranks) -> list[list[float]]:
     """A few numbers of every averaged gradient, of a second backward pass too."""
     found = []
-    averaging = None
     parameters, loss = crossing(ranks.rank)
     averaging = Averaging(ranks, parameters, early=True)
     for _ in range(2):
@@ -56,8 +66,10 @@ def toy_steps(ranks: Ranks, whole_step: bool) -> list[list[float]]:
     trainee = toy.trainee()
     trainee.optimizer = AdamWBF16(trainee.parameters, lr=RATE, weight_decay=0.0)
     trainee.ranks = ranks
+    sent: list[int] = []  # of each step, the gradients that went out within backward
     if ranks.several:
-        trainee.averaging = Averaging(ranks, trainee.parameters, early=True)
+        trainee.averaging = Watched(ranks, trainee.parameters, early=True, least=1)
+        trainee.averaging.sent = sent
     graphs: Any = lambda work, inputs: work(*inputs)  # noqa: E731
     trainee.graphs = graphs if whole_step else None
     recipe = toy.recipe(schedule=Schedule("constant", RATE, 0.0, 0, 99), clip_norm=0.1)
@@ -69,6 +81,7 @@ def toy_steps(ranks: Ranks, whole_step: bool) -> list[list[float]]:
         mine = replace(whole, latents=whole.latents[rows], text=whole.text[rows], mask=whole.mask[rows])
         outcome = one_step(trainee, recipe, iter([mine]), step, Guard())
         found.append([*outcome.losses.tolist(), *outcome.sigmas.tolist(), float(outcome.grad_norm)])
+    assert not ranks.several or sent == [len(trainee.parameters)] * STEPS
     return [*found, toy.flat(trainee.transformer).tolist()]
 
 
@@ -77,6 +90,7 @@ def main(rank: int, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
     ranks = Ranks(rank, 2, rank, 2)
     found = {"crossed": crossed(ranks), "whole": toy_steps(ranks, True), "parts": toy_steps(ranks, False)}
+    found["each in its own way"] = toy_steps(ranks, ranks.main)
     (folder / f"{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 

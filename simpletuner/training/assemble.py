@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+from rich.console import Console
 
 from simpletuner.data.ondemand import OnDemand
 from simpletuner.data.sampler import Plan
@@ -20,6 +21,7 @@ from simpletuner.flow.path import NoisedBatch
 from simpletuner.models.adapters import Adapter
 from simpletuner.models.base import Components, EncodedText
 from simpletuner.models.freezing import bias_and_norms_only
+from simpletuner.reporting.progress import Reporter
 from simpletuner.training import (
     adapting,
     fast_path,
@@ -176,28 +178,37 @@ def make_trainee(session: Session, parts: Components, adapter: Adapter | None) -
         sums=Float32Sums(parameters) if sums_in_float32(session) else None,
         ranks=session.ranks,
     )
+    accumulation = options.training.gradient_accumulation_steps
     if session.ranks.several:
-        plainly = not (trainee.sums or trainee.scaler or trainee.release)
-        early = plainly and options.training.gradient_accumulation_steps == 1
-        trainee.averaging = Averaging(session.ranks, parameters, early)
+        trainee.averaging = Averaging(session.ranks, parameters, may_average_early(trainee, accumulation))
     quantised = options.precision.base_model_precision != "no_change"
-    replays = fast_path.can_replay(ways, trainee, options.training.gradient_accumulation_steps, quantised)
-    if replays:
+    if fast_path.can_replay(ways, trainee, accumulation, quantised):
         trainee.graphs = make_graphs(session, trainee)
     return trainee
 
 
+def may_average_early(trainee: Trainee, accumulation: int) -> bool:
+    """Whether a gradient is whole when backward has it, and goes into the mean as it is."""
+    return accumulation == 1 and not (trainee.sums or trainee.scaler or trainee.release)
+
+
 def make_graphs(session: Session, trainee: Trainee) -> StepGraphs:
-    """Of the whole step, what the processes exchange included."""
+    """Of the whole step, what the processes exchange included. All wait for the slowest, so each tells of its obstacles."""
     guarded: Any = trainee.optimizer
+    ranks, say = session.ranks, session.reporter.say
 
     def clear() -> None:
         guarded.zero_grad()
         if trainee.averaging:
             trainee.averaging.forget()
 
-    alone = not session.ranks.several
-    return StepGraphs(guarded.after_capture, clear, session.reporter.say, guarded.make_states, repeatable=alone)
+    def warn(text: str) -> None:
+        if ranks.main:
+            say(text)
+        else:  # its own console is silent
+            Reporter(Console(stderr=True)).say(f"process {ranks.rank} of {ranks.world}: {text}")
+
+    return StepGraphs(guarded.after_capture, clear, say, guarded.make_states, not ranks.several, warn)
 
 
 def make_optimizer(session: Session, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:

@@ -20,16 +20,17 @@ class Averaging:
     Source: Li et al. 2020, PyTorch Distributed (arXiv 2006.15704), section 3.2.3.
     """
 
-    def __init__(self, ranks: Ranks, parameters: Sequence[torch.nn.Parameter], early: bool) -> None:
+    def __init__(self, ranks: Ranks, parameters: Sequence[torch.nn.Parameter], early: bool, least: int = SMALL) -> None:
         """Hooks are put on the large parameters if there is somebody to send to.
 
         Args:
             ranks: The processes.
             parameters: What is trained, in the same order everywhere.
             early: Gradients are whole after one backward pass, and nothing is done to them before the mean.
+            least: Elements of one that goes by itself.
         """
         self._ranks = ranks
-        self._order = [p for p in reversed(parameters) if p.numel() >= SMALL] if early and ranks.several else []
+        self._order = [p for p in reversed(parameters) if p.numel() >= least] if early and ranks.several else []
         self._whole: set[int] = set()  # parameters, by id
         self._sent: list[tuple[torch.Tensor, Callable[[], None]]] = []
         for parameter in self._order:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from datetime import timedelta
 
 import torch
 
 from simpletuner.errors import ModelError
-from simpletuner.training.ranks import Ranks
+from simpletuner.training.ranks import PATIENCE_DEVICES, Ranks
 
 CONTEXT = 2**29  # bytes of the driver and its libraries beside torch's, as on an H100
-PATIENCE = timedelta(hours=1)  # between devices: hosts are never more than a few steps apart
 
 
 def choose(disable_tf32: bool, ranks: Ranks | None = None) -> torch.device:
@@ -42,7 +40,7 @@ def choose(disable_tf32: bool, ranks: Ranks | None = None) -> torch.device:
     if several:
         # In a CUDA graph NCCL would agree on buffers with the other processes, which may be elsewhere: each captures by itself.
         os.environ.setdefault("NCCL_GRAPH_REGISTER", "0")
-    state = PartialState(cpu=not gpus, timeout=PATIENCE) if several else PartialState()
+    state = PartialState(cpu=not gpus, timeout=PATIENCE_DEVICES) if several else PartialState()
     device: torch.device = state.device
     if device.type == "cuda":
         if device.index is not None:

@@ -54,31 +54,32 @@ def fit(
         ConfigError: It fits in no way, or the budget is more than the card has.
     """
     wanted, say = session.config.options.precision.memory, session.reporter.say
-    given = list(training), list(held_out)
+    found = [*training, *held_out]
     on_gpu = session.device.type == "cuda"
     if not on_gpu:
         if wanted != "as_set":
             say(f"memory {as_written(wanted)}: it acts on NVIDIA GPUs alone, and there is none here")
-        return given
+        return found[: len(training)], found[len(training) :]
     card = memory(session.device)
     here = min(card.free + torch.cuda.memory_reserved(session.device) + CONTEXT, float(card.total))
     available = session.ranks.least(here)  # all choose the same
     budget = _budget(session, available, torch.cuda.get_device_properties(session.device).total_memory)
     try:
-        subject = subject_of(session, [*training, *held_out])
+        subject = subject_of(session, found)
         if wanted != "as_set":
             subject = choose(session, subject, budget)
+            found = list(subject.found)
         estimated = translate_memory.estimate(subject, budget)
     except ModelError as error:
         say(f"Memory is not estimated: {error}")
-        return given
+        return found[: len(training)], found[len(training) :]
     say(f"Memory: {memory_estimate.describe(estimated)}")
     session.aside = estimated.aside
     if session.aside:
         say("Memory: the transformer leaves the GPU while a validation picture is decoded")
     if estimated.peak > budget:
         say(memory_remedies.warning(subject, estimated, budget))
-    return list(subject.found[: len(training)]), list(subject.found[len(training) :])
+    return found[: len(training)], found[len(training) :]
 
 
 def _budget(session: Session, available: float, total: int) -> float:

@@ -19,6 +19,7 @@ import torch
 from simpletuner.data.types import Batch
 from simpletuner.errors import LostProcessError, NonFiniteError
 from simpletuner.training.guard import Guard
+from simpletuner.training.ranks import Ranks
 from simpletuner.training.step import Outcome, Recipe, Trainee, one_step
 
 LATE = 2
@@ -90,18 +91,20 @@ class Figures:
         else:
             self.numbers = together
 
-    def read(self, guard: Guard, since: float) -> StepResult:
+    def read(self, guard: Guard, since: float, ranks: Ranks) -> StepResult:
         """Wait for the figures, and judge the step where the host has not done so.
 
         Args:
             guard: Counts steps in a row that were skipped.
+            ranks: The processes of the run, which the device may wait for.
             since: When the step before was read: two steps on the device share no time.
 
         Raises:
             NonFiniteError: Too many steps in a row were skipped.
+            LostProcessError: Another process does not answer.
         """
         if self.ready:
-            self.ready.synchronize()
+            ranks.wait_for(self.ready)
         *both, grad_norm = self.numbers.tolist()
         losses, sigmas = both[: len(both) // 2], both[len(both) // 2 :]
         outcome = self.outcome
@@ -160,7 +163,7 @@ class Unread:
     def _tell(self) -> None:
         figures = self._waiting.popleft()
         try:
-            result = figures.read(self.guard, self._read_at)
+            result = figures.read(self.guard, self._read_at, self._trainee.ranks)
         finally:
             self._read_at = time.perf_counter()
         if result.skipped and self._trainee.ema:

@@ -4,7 +4,8 @@ In: what torchrun, or who works like it, has put into the environment. Out: Rank
 every method is then the plain thing. Knows no model.
 
 Gradients and figures go between the devices, by NCCL or gloo. What the hosts agree on goes by a gloo group of its own:
-waiting there takes no device, and one that has ended is noticed at once, before the devices wait for it for ever.
+waiting there takes no device, and one that has ended is noticed there at once. A host that waits for its device hears of it by
+torchrun, which ends all processes of the machine, by force after half a minute.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ import torch.distributed as dist
 
 from simpletuner.errors import DataError, LostProcessError, NonFiniteError, TunerError
 
+PATIENCE_DEVICES = timedelta(hours=1)  # hosts are never more than a few steps apart
+POLL_S = 2e-4  # between two looks at a device
 SMALL = 2**18  # elements: smaller tensors travel together
 PATIENCE_MAIN = timedelta(hours=2)  # the first process waits for others that do what it does
 PATIENCE = timedelta(hours=48)  # the others wait for the first: pictures, checkpoints
@@ -164,6 +167,21 @@ class Ranks:
         return items[start:end]
 
     # What the devices do together.
+
+    def wait_for(self, moment: torch.cuda.Event) -> None:
+        """Until the device has come to this moment; of several processes a signal is heard meanwhile.
+
+        Raises:
+            LostProcessError: It has not come there in an hour: nobody else watches what graphs exchange.
+        """
+        if not self.several:
+            moment.synchronize()
+            return
+        end = time.monotonic() + PATIENCE_DEVICES.total_seconds()
+        while not moment.query():
+            if time.monotonic() > end:
+                raise self._left_alone()
+            time.sleep(POLL_S)
 
     @torch.no_grad()
     def average(self, tensors: Sequence[torch.Tensor]) -> None:
@@ -311,13 +329,14 @@ class Ranks:
 
     @contextmanager
     def _exchange(self) -> Iterator[None]:
-        """Between devices: on CPUs every error is one of the connection."""
+        """Between devices: on CPUs every error is one of the connection. While a graph is captured nothing is exchanged yet."""
         try:
             yield
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            if isinstance(error, dist.DistBackendError) or dist.get_backend() == "gloo":
+            capturing = torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+            if not capturing and (isinstance(error, dist.DistBackendError) or dist.get_backend() == "gloo"):
                 raise self._left_alone() from error
             raise
 

@@ -198,8 +198,6 @@ def _leave(session: Session, trainee: Trainee) -> None:
             "WARNING: the processes do not hold the same weights any more, which means a fault of a card, of its memory or of "
             "this program: look at the pictures, and train again in one process to compare"
         )
-    if trainee.graphs:
-        trainee.graphs.release()  # they hold the devices' connection
     session.ranks.leave()
 
 
@@ -239,7 +237,11 @@ def run_steps(
             return session.asked.is_set() or (control is not None and control.stopping)
 
         agreed = session.ranks.any
-        done = train_loop(trainee, recipe, batches, start, total, [*progress, *hooks], should_stop, agreed)
+        try:
+            done = train_loop(trainee, recipe, batches, start, total, [*progress, *hooks], should_stop, agreed)
+        finally:
+            if trainee.graphs and session.ranks.several and not session.ranks.lost:
+                trainee.graphs.drop()  # they hold the devices' connection, whose end would wait for theirs
         _leave(session, trainee)
     if done < total and session.ranks.main:
         if done:

@@ -233,7 +233,10 @@ def one_step(trainee: Trainee, recipe: Recipe, batches: Iterator[Batch], step: i
 
 
 def gradients(trainee: Trainee, recipe: Recipe, batches: Iterator[Batch], step: int) -> Outcome:
-    """Forward and backward of every micro-batch of a step: the mean over its samples ends in ``.grad``."""
+    """Forward and backward of every micro-batch of a step: the mean over its samples, of all ranks, ends in ``.grad``.
+
+    What the ranks exchange comes in one order, whether a rank makes its step by a graph or not.
+    """
     losses: list[torch.Tensor] = []
     sigmas: list[torch.Tensor] = []
     names: list[Sequence[str]] = []
@@ -261,6 +264,7 @@ def gradients(trainee: Trainee, recipe: Recipe, batches: Iterator[Batch], step: 
             losses.append(per_sample.detach())
             sigmas.append(shown.sigmas)
     if not trainee.graphs:
+        average(trainee)
         every_loss, every_sigma = trainee.ranks.gathered(torch.cat(losses), torch.cat(sigmas))
     in_order = trainee.ranks.in_order
     return Outcome(every_loss, in_order(names), in_order(regularisation), norm, good, sigmas=every_sigma)
@@ -269,10 +273,8 @@ def gradients(trainee: Trainee, recipe: Recipe, batches: Iterator[Batch], step: 
 def finish(trainee: Trainee, recipe: Recipe, outcome: Outcome, step: int, guard: Guard) -> None:
     """From gradients to new weights; gradients are gone afterwards.
 
-    Slices are equally long, so the mean of the ranks' gradients is that of the global batch: every rank clips, judges and
-    steps with the same numbers.
+    Every rank clips, judges and steps with the same numbers.
     """
-    average(trainee)
     if trainee.guards_itself:
         rate = torch.full((), recipe.schedule.at(step), device=trainee.device)
         outcome.grad_norm, outcome.good = guarded_update(trainee, recipe, outcome.losses, rate)
@@ -324,7 +326,10 @@ def backward(trainee: Trainee, loss: torch.Tensor) -> None:
 
 
 def average(trainee: Trainee) -> None:
-    """The mean of all ranks' gradients, in their place; alone they stay as they are."""
+    """The mean of all ranks' gradients, in their place; alone they stay as they are.
+
+    Slices are equally long, so it is the gradient of the global batch.
+    """
     gradients = trainee.sums.totals() if trainee.sums else gradients_of(trainee)
     (trainee.averaging.finish if trainee.averaging else trainee.ranks.average)(gradients)
 

@@ -22,7 +22,7 @@ from simpletuner.training.device import memory
 WARM_UP = 3
 ROOM = 0.3  # of the device's memory must be free for pictures to be drawn beside the graphs
 LIMIT = 24  # shapes; each graph takes some megabytes on the host and shares its tensors' memory with the others
-FRESH_STARTS = 8  # how often all graphs make room for one that has none beside them, before it is left at that
+FRESH_STARTS = 8  # how often in a row all graphs make room for one that has none beside them, before it is left at that
 
 Work = Callable[..., tuple[torch.Tensor, ...]]
 Inputs = tuple[torch.Tensor | None, ...]
@@ -76,16 +76,19 @@ class StepGraphs:
         say: Callable[[str], None],
         before_first: Callable[[], None] = lambda: None,
         repeatable: bool = True,
+        warn: Callable[[str], None] | None = None,
     ) -> None:
         """Nothing is captured yet.
 
         Args:
             after_capture: Called when work was captured, before its graph runs.
             clear: Forgets what a piece of work that failed has left (gradients).
-            say: Hears of obstacles.
+            say: Hears how steps are launched.
             before_first: Called before the first step: makes what lasts, so that it does not lie between what comes and goes.
             repeatable: Work that ran out of memory may be made again: nothing of it has reached other processes.
+            warn: Hears of obstacles, in place of ``say``.
         """
+        self._warn = warn or say
         self._repeatable = repeatable
         self._after_capture, self._clear, self._say = after_capture, clear, say
         self._before_first = before_first
@@ -130,14 +133,19 @@ class StepGraphs:
         here = memory(torch.device("cuda"))
         if self._captured and here.free < ROOM * here.total:
             self.release()
+            self._fresh_starts = 0  # what follows is captured anew whatever its order
 
     def release(self) -> None:
         """Forget all graphs; each is captured anew at the next step of its shape."""
         torch.cuda.synchronize()
+        self.drop()
+        torch.cuda.empty_cache()
+
+    def drop(self) -> None:
+        """Forget all graphs without waiting for the device: at the end of a run, before what they use goes."""
         self._captured.clear()
         self._pool, self._size = None, 0
         gc.collect()
-        torch.cuda.empty_cache()
 
     def _plainly(self, work: Work, inputs: Inputs) -> tuple[torch.Tensor, ...]:
         """Without a graph; where the graphs leave too little memory for that, they give it back first.
@@ -164,7 +172,7 @@ class StepGraphs:
 
     def _give_up(self, why: str) -> None:
         self.obstacle = why
-        self._say(f"Note: steps are launched kernel by kernel from now on, without a CUDA graph: {why}")
+        self._warn(f"Note: steps are launched kernel by kernel from now on, without a CUDA graph: {why}")
 
     def _capture(self, work: Work, inputs: Inputs, shape: Shape) -> Captured | None:
         """Record the work, which does not run; None where that fails.
@@ -189,7 +197,10 @@ class StepGraphs:
         return None
 
     def _record(self, work: Work, places: Inputs, shape: Shape) -> Captured:
-        """One capture into the pool. Raises RuntimeError where it fails, with all that it has left undone."""
+        """One capture into the pool. Raises RuntimeError where it fails, with all that it has left undone.
+
+        Memory that is short is told as that, also where torch then finds the capture unfinished and says so.
+        """
         gc.collect()  # nothing of an earlier step may keep its gradients' nodes alive
         torch.cuda.synchronize()
         torch.cuda.empty_cache()  # the graph has memory of its own: give back what the plain steps had
@@ -199,10 +210,12 @@ class StepGraphs:
             # Only this thread's calls are watched: the loader's goes on pinning memory, and encoding, beside it.
             with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                 outputs = work(*places)
-        except RuntimeError:
+        except RuntimeError as error:
             self._clear()
             torch.cuda.set_stream(here)  # torch's own way back is cut off by the error
             undo_failed_capture(pool)
+            if isinstance(error.__context__, torch.OutOfMemoryError):
+                raise error.__context__ from None
             raise
         self._size += torch.cuda.memory_reserved() - before
         if not self._told:

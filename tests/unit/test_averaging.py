@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import ranks_averaging
 import torch
+import toy
 from processes import PATIENCE_S, ended
 
+from simpletuner.training.assemble import may_average_early
 from simpletuner.training.averaging import Averaging
 from simpletuner.training.ranks import Ranks
 
@@ -23,9 +25,8 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         commands = [[sys.executable, ranks_averaging.__file__, str(rank), str(folder)] for rank in range(2)]
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         running = [stack.enter_context(ended(subprocess.Popen(command, **pipes))) for command in commands]
-        for process in running:
-            said, _ = process.communicate(timeout=PATIENCE_S)
-            assert process.returncode == 0, said
+        said = [process.communicate(timeout=PATIENCE_S)[0] for process in running]
+        assert [process.returncode for process in running] == [0, 0], "\n".join(said)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
@@ -43,9 +44,9 @@ def test_gradients_that_come_in_different_orders_are_averaged_each_with_its_own(
     assert not torch.allclose(each[0][0], each[1][0])
 
 
-@pytest.mark.parametrize("way", ["whole", "parts"])
+@pytest.mark.parametrize("way", ["whole", "parts", "each in its own way"])
 def test_two_processes_take_the_steps_of_one(way: str, both: list[dict[str, Any]]) -> None:
-    alone = ranks_averaging.toy_steps(Ranks(), way == "whole")
+    alone = ranks_averaging.toy_steps(Ranks(), way == "whole")  # a graph's step and a plain one are the same, below
     assert both[0][way] == both[1][way], "the same bits everywhere"
     for one, two in zip(alone, both[0][way], strict=True):
         torch.testing.assert_close(torch.tensor(two), torch.tensor(one), rtol=1e-5, atol=1e-6)
@@ -62,3 +63,21 @@ def test_alone_nothing_is_sent_and_no_hook_is_put_on() -> None:
     assert weight.grad is not None and not averaging._sent
     averaging.finish([weight.grad])
     assert torch.equal(weight.grad, torch.ones_like(weight))
+
+
+WHOLE_AT_ONCE = {
+    "micro-batches": (2, {}),
+    "sums": (1, {"sums": True}),
+    "scaler": (1, {"scaler": True}),
+    "release": (1, {"release": True}),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE_AT_ONCE)
+def test_gradients_that_are_not_whole_after_backward_wait(name: str) -> None:
+    accumulation, held = WHOLE_AT_ONCE[name]
+    trainee = toy.trainee()
+    assert may_average_early(trainee, 1)
+    for field in held:
+        setattr(trainee, field, object())
+    assert not may_average_early(trainee, accumulation)

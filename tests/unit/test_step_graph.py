@@ -209,6 +209,53 @@ def test_a_graph_that_has_no_room_beside_others_gets_theirs_but_not_for_ever(cha
     assert work.step(8.0) == [16.0, 16.0]
 
 
+def test_what_has_reached_others_is_not_made_again() -> None:
+    full = [False]
+    work = Work(lambda work: torch.OutOfMemoryError("out of memory") if full[0] else None)
+    work.graphs._repeatable = False
+    for n in range(WARM_UP + 1):
+        work.step(float(n))
+    full[0] = True
+    with pytest.raises(torch.OutOfMemoryError):
+        work.step(5.0, rows=9)
+    assert work.graphs._captured and not work.graphs.obstacle
+
+
+def test_room_made_for_pictures_again_and_again_is_no_end_of_graphs() -> None:
+    """A larger shape that comes after a smaller one wants a fresh start, after every picture."""
+
+    def fails(work: Work) -> Exception | None:
+        return torch.OutOfMemoryError("out of memory") if RECORDER.capturing and work.graphs._captured else None
+
+    work = Work(fails)
+    for rows in (2, 3):
+        for n in range(WARM_UP):
+            work.step(float(n), rows=rows)
+    for _ in range(2 * step_graph.FRESH_STARTS):
+        work.step(1.0), work.step(1.0, rows=3)
+        RECORDER.free = 1
+        work.graphs.make_room()
+        RECORDER.free = 100
+    assert not work.graphs.obstacle
+
+
+def test_memory_that_was_short_is_told_as_that_though_the_capture_is_found_unfinished() -> None:
+    def fails(work: Work) -> Exception | None:
+        if RECORDER.capturing and work.graphs._captured:
+            try:
+                raise torch.OutOfMemoryError("out of memory")
+            except torch.OutOfMemoryError:
+                raise RuntimeError("capture of unjoined work")  # noqa: B904 - as torch's way out of a capture does
+        return None
+
+    work = Work(fails)
+    for rows in (2, 3):
+        for n in range(WARM_UP):
+            work.step(float(n), rows=rows)
+    assert work.step(1.0) == [2.0, 2.0] and work.step(1.0, rows=3) == [2.0] * 3
+    assert work.graphs._fresh_starts == 1 and not work.graphs.obstacle
+
+
 def test_without_graphs_too_little_memory_is_too_little() -> None:
     work = Work(lambda work: torch.OutOfMemoryError("out of memory"))
     with pytest.raises(torch.OutOfMemoryError):
