@@ -154,7 +154,7 @@ def test_compiled_for_a_gpu_rows_stay_in_registers_and_loads_are_ahead(
     types = {key: known.get(key, "*bf16") for key in kernel.arg_names} | dict.fromkeys(constants, "constexpr")
     aligned = {(i,): [["tt.divisibility", 16]] for i, key in enumerate(kernel.arg_names) if types[key][0] == "*"}
     source = triton.compiler.ASTSource(kernel, types, constants, aligned)
-    built = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=kernels._options(plan))
+    built = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=kernels.launch_options(plan))
     (loop,) = [line for line in built.asm["ttir"].splitlines() if "scf.for" in line]
     assert (loop.split("iter_args(")[1].split(") ->")[0].count("=") if "iter_args" in loop else 0) == carried
     (tmp_path / "built.cubin").write_bytes(built.asm["cubin"])

@@ -242,10 +242,10 @@ def test_compiled_for_a_gpu_nothing_spills_and_loops_carry_their_sums(
 
 @pytest.mark.skipif(not triton_found(), reason="triton is not installed")
 def test_a_row_is_cut_where_it_leaves_the_fewest_places_empty() -> None:
-    from simpletuner.models.sana.kernels.residual_triton import _pieces
+    from simpletuner.models.sana.kernels.residual_triton import row_pieces
 
     for channels in range(1, 5000):
-        _, main, rest = _pieces(channels).values()
+        _, main, rest = row_pieces(channels).values()
         assert main <= channels <= main + rest and rest <= main
         assert main + rest < 2 * channels or channels == 1
-    assert _pieces(2240) == ROW
+    assert row_pieces(2240) == ROW

@@ -23,3 +23,8 @@ def runs_in_triton(tensor: torch.Tensor) -> bool:
     """Whether an operation on this tensor takes the Triton kernels: CUDA, a dtype they know, Triton installed."""
     known = tensor.dtype in (torch.float32, torch.bfloat16, torch.float16)
     return tensor.is_cuda and known and triton_found()
+
+
+def widest_dtype(*tensors: torch.Tensor) -> torch.dtype:
+    """The dtype that holds what each of them holds."""
+    return functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors))

@@ -18,30 +18,30 @@ from simpletuner.models.sana.kernels.depthwise_programs import (
     ROWS,
     SIZES,
     SUMS,
-    _add_column,
-    _at,
-    _float,
-    _four,
-    _limit,
-    _limits,
-    _nine,
-    _pack,
-    _sigmoid,
-    _silu,
-    _six,
-    _six_float,
-    _three,
-    _through_silu,
-    _words,
+    add_column,
+    as_words,
+    column_at,
+    floats_of,
+    load_four,
+    load_six,
+    load_taps,
+    logistic,
+    packed,
+    row_limit,
+    row_limits,
+    silu_of,
+    six_floats,
+    three_taps,
+    through_silu,
 )
 
 
 @triton.jit
 def _eight(pointer, column, width, line, stride, word, words, limits):
     """The four rows of the strip and two more above and below; `line` is from one row to the next."""
-    at, here = _at(pointer, column, width, stride, word, words)
+    at, here = column_at(pointer, column, width, stride, word, words)
     above = tl.load(at, mask=here < limits[0], other=0)
-    six = _six(pointer + line, column, width, line, stride, word, words, limits[1])
+    six = load_six(pointer + line, column, width, line, stride, word, words, limits[1])
     below = tl.load(at + 7 * line, mask=here < limits[2], other=0)
     return above, six[0], six[1], six[2], six[3], six[4], six[5], below
 
@@ -49,10 +49,10 @@ def _eight(pointer, column, width, line, stride, word, words, limits):
 @triton.jit
 def _eight_silu(raw, TYPE: tl.constexpr):
     return (
-        _silu(_float(raw[0], TYPE, True), True), _silu(_float(raw[1], TYPE, True), True),
-        _silu(_float(raw[2], TYPE, True), True), _silu(_float(raw[3], TYPE, True), True),
-        _silu(_float(raw[4], TYPE, True), True), _silu(_float(raw[5], TYPE, True), True),
-        _silu(_float(raw[6], TYPE, True), True), _silu(_float(raw[7], TYPE, True), True),
+        silu_of(floats_of(raw[0], TYPE, True), True), silu_of(floats_of(raw[1], TYPE, True), True),
+        silu_of(floats_of(raw[2], TYPE, True), True), silu_of(floats_of(raw[3], TYPE, True), True),
+        silu_of(floats_of(raw[4], TYPE, True), True), silu_of(floats_of(raw[5], TYPE, True), True),
+        silu_of(floats_of(raw[6], TYPE, True), True), silu_of(floats_of(raw[7], TYPE, True), True),
     )  # fmt: skip
 
 
@@ -60,22 +60,22 @@ def _eight_silu(raw, TYPE: tl.constexpr):
 def _add_to_six(sums, s, w0, w1, w2):
     """Add to six rows' sums what one column of eight gives through one column of taps."""
     return (
-        _three(sums[0], s[0], s[1], s[2], w0, w1, w2),
-        _three(sums[1], s[1], s[2], s[3], w0, w1, w2),
-        _three(sums[2], s[2], s[3], s[4], w0, w1, w2),
-        _three(sums[3], s[3], s[4], s[5], w0, w1, w2),
-        _three(sums[4], s[4], s[5], s[6], w0, w1, w2),
-        _three(sums[5], s[5], s[6], s[7], w0, w1, w2),
+        three_taps(sums[0], s[0], s[1], s[2], w0, w1, w2),
+        three_taps(sums[1], s[1], s[2], s[3], w0, w1, w2),
+        three_taps(sums[2], s[2], s[3], s[4], w0, w1, w2),
+        three_taps(sums[3], s[3], s[4], s[5], w0, w1, w2),
+        three_taps(sums[4], s[4], s[5], s[6], w0, w1, w2),
+        three_taps(sums[5], s[5], s[6], s[7], w0, w1, w2),
     )
 
 
 @triton.jit
 def _through_gate(a, g, raw, TYPE: tl.constexpr):
     """The gradients of a and g, packed, from that of the result."""
-    d = _float(raw, TYPE, True)
-    sigma = _sigmoid(g, True)
+    d = floats_of(raw, TYPE, True)
+    sigma = logistic(g, True)
     silu = g * sigma
-    return _pack(d * silu, TYPE, True, True), _pack(d * a * tl.fma(silu, 1.0 - sigma, sigma), TYPE, True, True)
+    return packed(d * silu, TYPE, True, True), packed(d * a * tl.fma(silu, 1.0 - sigma, sigma), TYPE, True, True)
 
 
 @triton.jit
@@ -83,19 +83,19 @@ def _spread(
     total, left, m, right, v, k, at, line, here, owned, limits, TYPE: tl.constexpr
 ):  # fmt: skip
     """Write one column of dx of one half, and add to the eleven sums; `v` is x there, zero in columns not owned."""
-    l = _six_float(left, TYPE, True)  # noqa: E741
-    m = _six_float(m, TYPE, True)
-    r = _six_float(right, TYPE, True)
+    l = six_floats(left, TYPE, True)  # noqa: E741
+    m = six_floats(m, TYPE, True)
+    r = six_floats(right, TYPE, True)
     zero = tl.zeros_like(k[0])
     ds = (zero, zero, zero, zero)
-    ds = _add_column(ds, l, k[8], k[5], k[2])
-    ds = _add_column(ds, m, k[7], k[4], k[1])
-    ds = _add_column(ds, r, k[6], k[3], k[0])
+    ds = add_column(ds, l, k[8], k[5], k[2])
+    ds = add_column(ds, m, k[7], k[4], k[1])
+    ds = add_column(ds, r, k[6], k[3], k[0])
     w0, w1, w2, w3, w4, w5, w6, w7, w8, b, all_dx = total
     for i in tl.static_range(ROWS):
-        x = _float(v[i], TYPE, True)
-        s, through = _through_silu(x, ds[i], True)
-        tl.store(at + i * line, _pack(through, TYPE, True, True), mask=here < limits[i + 1])
+        x = floats_of(v[i], TYPE, True)
+        s, through = through_silu(x, ds[i], True)
+        tl.store(at + i * line, packed(through, TYPE, True, True), mask=here < limits[i + 1])
         w0 = tl.fma(s, r[i + 2], w0)
         w1 = tl.fma(s, m[i + 2], w1)
         w2 = tl.fma(s, l[i + 2], w2)
@@ -142,8 +142,8 @@ def whole_kernel(
     dx += 2 * start
     TYPE: tl.constexpr = x.dtype.element_ty
     word, words = tl.program_id(0) * (BLOCK // 2) + tl.arange(0, BLOCK // 2), groups * (UNIT // 2)
-    x, grad, dx = _words(x, True), _words(grad, True), _words(dx, True)
-    wa, wg = _nine(weight, channel, valid), _nine(weight + 9 * channels, channel, valid)
+    x, grad, dx = as_words(x, True), as_words(grad, True), as_words(dx, True)
+    wa, wg = load_taps(weight, channel, valid), load_taps(weight + 9 * channels, channel, valid)
     a = tl.load(bias + channel, mask=valid, other=0.0).to(tl.float32)
     g = tl.load(bias + channels + channel, mask=valid, other=0.0).to(tl.float32)
     ba, bg = (a, a, a, a, a, a), (g, g, g, g, g, g)
@@ -152,8 +152,8 @@ def whole_kernel(
     ta = (zero, zero, zero, zero, zero, zero, zero, zero, zero, zero, zero)
     tg = ta
     la, lg, ma, mg = _nothing(word), _nothing(word), _nothing(word), _nothing(word)
-    limits = _limits(row, height, words)
-    eight = _limit(row - 2, height, words), limits, _limit(row + 5, height, words)
+    limits = row_limits(row, height, words)
+    eight = row_limit(row - 2, height, words), limits, row_limit(row + 5, height, words)
     stride = 2 * words
     line, half = (width * stride).to(tl.int64), (width * words).to(tl.int64)
     x += (row - 2) * line
@@ -162,17 +162,17 @@ def whole_kernel(
     # What is not owned yet is not written: the gradients that these columns give are not complete.
     begin = tl.maximum(first - 2, 0)
     end = tl.minimum(first + columns, width)
-    va = _four(x + 2 * line, begin - 2, width, line, stride, word, words, limits)
-    vg = _four(x + 2 * line + words, begin - 2, width, line, stride, word, words, limits)
-    ua = _four(x + 2 * line, begin - 1, width, line, stride, word, words, limits)
-    ug = _four(x + 2 * line + words, begin - 1, width, line, stride, word, words, limits)
+    va = load_four(x + 2 * line, begin - 2, width, line, stride, word, words, limits)
+    vg = load_four(x + 2 * line + words, begin - 2, width, line, stride, word, words, limits)
+    ua = load_four(x + 2 * line, begin - 1, width, line, stride, word, words, limits)
+    ug = load_four(x + 2 * line + words, begin - 1, width, line, stride, word, words, limits)
     xa = _eight(x, begin, width, line, stride, word, words, eight)
     xg = _eight(x + words, begin, width, line, stride, word, words, eight)
-    d = _six(grad, begin - 1, width, half, words, word, words, limits)
+    d = load_six(grad, begin - 1, width, half, words, word, words, limits)
     for column in range(begin, end + 2):
         na = _eight(x, column + 1, width, line, stride, word, words, eight)
         ng = _eight(x + words, column + 1, width, line, stride, word, words, eight)
-        nd = _six(grad, column, width, half, words, word, words, limits)
+        nd = load_six(grad, column, width, half, words, word, words, limits)
         s = _eight_silu(xa, TYPE)
         al = _add_to_six(am, s, wa[2], wa[5], wa[8])
         am = _add_to_six(ar, s, wa[1], wa[4], wa[7])

@@ -52,7 +52,8 @@ def _tanh(x):
 
 
 @triton.jit
-def _sigmoid(x, FAST: tl.constexpr):
+def logistic(x, FAST: tl.constexpr):
+    """σ(x): FAST by the hardware's tanh."""
     if FAST:
         return tl.fma(_tanh(x * 0.5), 0.5, 0.5)
     else:
@@ -60,7 +61,8 @@ def _sigmoid(x, FAST: tl.constexpr):
 
 
 @triton.jit
-def _silu(x, FAST: tl.constexpr):
+def silu_of(x, FAST: tl.constexpr):
+    """SiLU(x) = x σ(x): FAST likewise."""
     if FAST:
         half = x * 0.5
         return tl.fma(half, _tanh(half), half)
@@ -69,33 +71,33 @@ def _silu(x, FAST: tl.constexpr):
 
 
 @triton.jit
-def _limit(row, height, words):
+def row_limit(row, height, words):
     """As many words as a token has, none in a row outside the picture: what masks compare with, made before the loop."""
     return tl.where((row >= 0) & (row < height), words, 0)
 
 
 @triton.jit
-def _limits(row, height, words):
+def row_limits(row, height, words):
     """Those of the four rows of the strip and of their neighbours above and below."""
     return (
-        _limit(row - 1, height, words), _limit(row, height, words), _limit(row + 1, height, words),
-        _limit(row + 2, height, words), _limit(row + 3, height, words), _limit(row + 4, height, words),
+        row_limit(row - 1, height, words), row_limit(row, height, words), row_limit(row + 1, height, words),
+        row_limit(row + 2, height, words), row_limit(row + 3, height, words), row_limit(row + 4, height, words),
     )  # fmt: skip
 
 
 @triton.jit
-def _at(pointer, column, width, stride, word, words):
+def column_at(pointer, column, width, stride, word, words):
     """A column's places, and their words as masks take them: past every limit in a column outside the picture."""
     return pointer + (column * stride + word), tl.where((column >= 0) & (column < width), word, words)
 
 
 @triton.jit
-def _six(pointer, column, width, line, stride, word, words, limits):
+def load_six(pointer, column, width, line, stride, word, words, limits):
     """Words of the four rows of the strip and their neighbours, zero outside the picture.
 
     `pointer` is to the row above the strip, `line` from one row to the next.
     """
-    at, here = _at(pointer, column, width, stride, word, words)
+    at, here = column_at(pointer, column, width, stride, word, words)
     return (
         tl.load(at, mask=here < limits[0], other=0),
         tl.load(at + line, mask=here < limits[1], other=0),
@@ -107,9 +109,9 @@ def _six(pointer, column, width, line, stride, word, words, limits):
 
 
 @triton.jit
-def _four(pointer, column, width, line, stride, word, words, limits):
+def load_four(pointer, column, width, line, stride, word, words, limits):
     """The four rows of the strip alone; `pointer` is to the first of them, `limits` those of six."""
-    at, here = _at(pointer, column, width, stride, word, words)
+    at, here = column_at(pointer, column, width, stride, word, words)
     return (
         tl.load(at, mask=here < limits[1], other=0),
         tl.load(at + line, mask=here < limits[2], other=0),
@@ -119,7 +121,7 @@ def _four(pointer, column, width, line, stride, word, words, limits):
 
 
 @triton.jit
-def _words(pointer, PAIRS: tl.constexpr):
+def as_words(pointer, PAIRS: tl.constexpr):
     """PAIRS: two neighbouring 16-bit channels as one number, so that what is loaded ahead takes half the registers."""
     if PAIRS:
         return pointer.to(tl.pointer_type(tl.int32))
@@ -128,7 +130,7 @@ def _words(pointer, PAIRS: tl.constexpr):
 
 
 @triton.jit
-def _float(raw, TYPE: tl.constexpr, PAIRS: tl.constexpr):
+def floats_of(raw, TYPE: tl.constexpr, PAIRS: tl.constexpr):
     """[BLOCK] float32 of what was loaded."""
     if PAIRS and tl.bfloat16 == TYPE:  # which is the upper half of a float32: one instruction each
         low, high = (raw << 16).to(tl.float32, bitcast=True), (raw & -65536).to(tl.float32, bitcast=True)
@@ -151,8 +153,8 @@ def _pair(low, high, TYPE: tl.constexpr):
 
 
 @triton.jit
-def _pack(x, TYPE: tl.constexpr, PAIRS: tl.constexpr, FAST: tl.constexpr):
-    """[BLOCK] float32 as they go to memory: the opposite of ``_float``."""
+def packed(x, TYPE: tl.constexpr, PAIRS: tl.constexpr, FAST: tl.constexpr):
+    """[BLOCK] float32 as they go to memory: the opposite of ``floats_of``."""
     if PAIRS:
         low, high = tl.split(tl.reshape(x, [x.shape[0] // 2, 2]))
         if FAST:
@@ -164,25 +166,26 @@ def _pack(x, TYPE: tl.constexpr, PAIRS: tl.constexpr, FAST: tl.constexpr):
 
 
 @triton.jit
-def _six_float(x, TYPE: tl.constexpr, PAIRS: tl.constexpr):
+def six_floats(x, TYPE: tl.constexpr, PAIRS: tl.constexpr):
+    """[BLOCK] float32 of six that were loaded."""
     return (
-        _float(x[0], TYPE, PAIRS), _float(x[1], TYPE, PAIRS), _float(x[2], TYPE, PAIRS),
-        _float(x[3], TYPE, PAIRS), _float(x[4], TYPE, PAIRS), _float(x[5], TYPE, PAIRS),
+        floats_of(x[0], TYPE, PAIRS), floats_of(x[1], TYPE, PAIRS), floats_of(x[2], TYPE, PAIRS),
+        floats_of(x[3], TYPE, PAIRS), floats_of(x[4], TYPE, PAIRS), floats_of(x[5], TYPE, PAIRS),
     )  # fmt: skip
 
 
 @triton.jit
 def _six_silu(raw, TYPE: tl.constexpr, PAIRS: tl.constexpr, FAST: tl.constexpr):
     """SiLU of them in float32; SiLU(0) = 0, so the zeros around the picture stay zeros."""
-    x = _six_float(raw, TYPE, PAIRS)
+    x = six_floats(raw, TYPE, PAIRS)
     return (
-        _silu(x[0], FAST), _silu(x[1], FAST), _silu(x[2], FAST),
-        _silu(x[3], FAST), _silu(x[4], FAST), _silu(x[5], FAST),
+        silu_of(x[0], FAST), silu_of(x[1], FAST), silu_of(x[2], FAST),
+        silu_of(x[3], FAST), silu_of(x[4], FAST), silu_of(x[5], FAST),
     )  # fmt: skip
 
 
 @triton.jit
-def _nine(weight, channel, valid):
+def load_taps(weight, channel, valid):
     """The nine taps of each channel, row by row, each [BLOCK] float32."""
     at = weight + channel * 9
     return (
@@ -199,18 +202,19 @@ def _nine(weight, channel, valid):
 
 
 @triton.jit
-def _three(start, s0, s1, s2, w0, w1, w2):
+def three_taps(start, s0, s1, s2, w0, w1, w2):
+    """Start + s0 w0 + s1 w1 + s2 w2, rounded once a tap."""
     return tl.fma(s2, w2, tl.fma(s1, w1, tl.fma(s0, w0, start)))
 
 
 @triton.jit
-def _add_column(sums, s, w0, w1, w2):
+def add_column(sums, s, w0, w1, w2):
     """Add to the four rows' sums what one column of six gives through one column of taps."""
     return (
-        _three(sums[0], s[0], s[1], s[2], w0, w1, w2),
-        _three(sums[1], s[1], s[2], s[3], w0, w1, w2),
-        _three(sums[2], s[2], s[3], s[4], w0, w1, w2),
-        _three(sums[3], s[3], s[4], s[5], w0, w1, w2),
+        three_taps(sums[0], s[0], s[1], s[2], w0, w1, w2),
+        three_taps(sums[1], s[1], s[2], s[3], w0, w1, w2),
+        three_taps(sums[2], s[2], s[3], s[4], w0, w1, w2),
+        three_taps(sums[3], s[3], s[4], s[5], w0, w1, w2),
     )
 
 
@@ -220,13 +224,13 @@ def _write_gate(
 ):
     """Write a · SiLU(g), or in backward the gradients of a and g side by side; d is that of the result."""
     if BACKWARD:
-        sigma = _sigmoid(g, FAST)
+        sigma = logistic(g, FAST)
         silu = g * sigma
-        tl.store(at, _pack(d * silu, TYPE, PAIRS, FAST), mask=mask)
+        tl.store(at, packed(d * silu, TYPE, PAIRS, FAST), mask=mask)
         dg = d * a * tl.fma(silu, 1.0 - sigma, sigma)
-        tl.store(at + words, _pack(dg, TYPE, PAIRS, FAST), mask=mask)
+        tl.store(at + words, packed(dg, TYPE, PAIRS, FAST), mask=mask)
     else:
-        tl.store(at, _pack(a * _silu(g, FAST), TYPE, PAIRS, FAST), mask=mask)
+        tl.store(at, packed(a * silu_of(g, FAST), TYPE, PAIRS, FAST), mask=mask)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -254,13 +258,13 @@ def gate_kernel(
     if PAIRS:
         word, words = tl.program_id(0) * (BLOCK // 2) + tl.arange(0, BLOCK // 2), groups * (UNIT // 2)
     TYPE: tl.constexpr = x.dtype.element_ty
-    x, grad, out = _words(x, PAIRS), _words(grad, PAIRS), _words(out, PAIRS)
-    wa, wg = _nine(weight, channel, valid), _nine(weight + 9 * channels, channel, valid)
+    x, grad, out = as_words(x, PAIRS), as_words(grad, PAIRS), as_words(out, PAIRS)
+    wa, wg = load_taps(weight, channel, valid), load_taps(weight + 9 * channels, channel, valid)
     a = tl.load(bias + channel, mask=valid, other=0.0).to(tl.float32)
     g = tl.load(bias + channels + channel, mask=valid, other=0.0).to(tl.float32)
     ba, bg = (a, a, a, a), (g, g, g, g)
     am, ar, gm, gr = ba, ba, bg, bg
-    here, there, rows = _limits(row, height, words), 2 * words, (width * words).to(tl.int64)
+    here, there, rows = row_limits(row, height, words), 2 * words, (width * words).to(tl.int64)
     stride, below = (there, 2 * rows) if BACKWARD else (words, rows)
     x += (row - 1) * 2 * rows
     grad += row * rows
@@ -268,34 +272,34 @@ def gate_kernel(
     # The first column has no results to complete, or another program's; these are not written.
     begin = tl.maximum(first - 1, 0)
     if AHEAD:
-        xa = _six(x, begin, width, 2 * rows, there, word, words, here)
-        xg = _six(x + words, begin, width, 2 * rows, there, word, words, here)
+        xa = load_six(x, begin, width, 2 * rows, there, word, words, here)
+        xg = load_six(x + words, begin, width, 2 * rows, there, word, words, here)
         if BACKWARD:
-            d = _four(grad, begin - 1, width, rows, words, word, words, here)
+            d = load_four(grad, begin - 1, width, rows, words, word, words, here)
     for column in range(begin, tl.minimum(first + columns, width) + 1):
         # All loads before the first store; the last step loads nothing ahead, being masked there.
         if AHEAD:
-            na = _six(x, column + 1, width, 2 * rows, there, word, words, here)
-            ng = _six(x + words, column + 1, width, 2 * rows, there, word, words, here)
+            na = load_six(x, column + 1, width, 2 * rows, there, word, words, here)
+            ng = load_six(x + words, column + 1, width, 2 * rows, there, word, words, here)
             if BACKWARD:
-                nd = _four(grad, column, width, rows, words, word, words, here)
+                nd = load_four(grad, column, width, rows, words, word, words, here)
         else:
-            xa = _six(x, column, width, 2 * rows, there, word, words, here)
-            xg = _six(x + words, column, width, 2 * rows, there, word, words, here)
+            xa = load_six(x, column, width, 2 * rows, there, word, words, here)
+            xg = load_six(x + words, column, width, 2 * rows, there, word, words, here)
             if BACKWARD:
-                d = _four(grad, column - 1, width, rows, words, word, words, here)
+                d = load_four(grad, column - 1, width, rows, words, word, words, here)
         s = _six_silu(xa, TYPE, PAIRS, FAST)
-        al = _add_column(am, s, wa[2], wa[5], wa[8])
-        am = _add_column(ar, s, wa[1], wa[4], wa[7])
-        ar = _add_column(ba, s, wa[0], wa[3], wa[6])
+        al = add_column(am, s, wa[2], wa[5], wa[8])
+        am = add_column(ar, s, wa[1], wa[4], wa[7])
+        ar = add_column(ba, s, wa[0], wa[3], wa[6])
         s = _six_silu(xg, TYPE, PAIRS, FAST)
-        gl = _add_column(gm, s, wg[2], wg[5], wg[8])
-        gm = _add_column(gr, s, wg[1], wg[4], wg[7])
-        gr = _add_column(bg, s, wg[0], wg[3], wg[6])
+        gl = add_column(gm, s, wg[2], wg[5], wg[8])
+        gm = add_column(gr, s, wg[1], wg[4], wg[7])
+        gr = add_column(bg, s, wg[0], wg[3], wg[6])
         at = out + ((column - 1) * stride + word)
         mine = tl.where(column > first, word, words)
         for i in tl.static_range(ROWS):
-            di = _float(d[i], TYPE, PAIRS) if BACKWARD else al[i]
+            di = floats_of(d[i], TYPE, PAIRS) if BACKWARD else al[i]
             mask = mine < here[i + 1]
             _write_gate(al[i], gl[i], di, at + i * below, mask, words, TYPE, PAIRS, BACKWARD, FAST)
         if AHEAD:
@@ -305,9 +309,9 @@ def gate_kernel(
 
 
 @triton.jit
-def _through_silu(x, ds, FAST: tl.constexpr):
+def through_silu(x, ds, FAST: tl.constexpr):
     """SiLU(x), and ds through it: dx."""
-    sigma = _sigmoid(x, FAST)
+    sigma = logistic(x, FAST)
     silu = x * sigma
     return silu, ds * tl.fma(silu, 1.0 - sigma, sigma)
 
@@ -339,37 +343,37 @@ def spread_kernel(
     if PAIRS:
         word, words = tl.program_id(0) * (BLOCK // 2) + tl.arange(0, BLOCK // 2), groups * (UNIT // 2)
     TYPE: tl.constexpr = x.dtype.element_ty
-    x, inner, dx = _words(x, PAIRS), _words(inner, PAIRS), _words(dx, PAIRS)
-    k = _nine(weight, channel, valid)
+    x, inner, dx = as_words(x, PAIRS), as_words(inner, PAIRS), as_words(dx, PAIRS)
+    k = load_taps(weight, channel, valid)
     zero = tl.zeros((BLOCK,), tl.float32)
     nothing = (zero, zero, zero, zero)
     w0, w1, w2, w3, w4, w5, w6, w7, w8, b, all_dx = zero, zero, zero, zero, zero, zero, zero, zero, zero, zero, zero
-    here, rows = _limits(row, height, words), (width * words).to(tl.int64)
+    here, rows = row_limits(row, height, words), (width * words).to(tl.int64)
     x += row * rows
     inner += (row - 1) * rows
     dx += row * rows
     # l and m must start from two loads: see the head of this module.
-    l = _six_float(_six(inner, first - 1, width, rows, words, word, words, here), TYPE, PAIRS)  # noqa: E741
-    m = _six_float(_six(inner, first, width, rows, words, word, words, here), TYPE, PAIRS)
+    l = six_floats(load_six(inner, first - 1, width, rows, words, word, words, here), TYPE, PAIRS)  # noqa: E741
+    m = six_floats(load_six(inner, first, width, rows, words, word, words, here), TYPE, PAIRS)
     if AHEAD:
-        xr = _six(inner, first + 1, width, rows, words, word, words, here)
-        v = _four(x, first, width, rows, words, word, words, here)
+        xr = load_six(inner, first + 1, width, rows, words, word, words, here)
+        v = load_four(x, first, width, rows, words, word, words, here)
     for column in range(first, tl.minimum(first + columns, width)):
         if AHEAD:
-            nr = _six(inner, column + 2, width, rows, words, word, words, here)
-            nv = _four(x, column + 1, width, rows, words, word, words, here)
+            nr = load_six(inner, column + 2, width, rows, words, word, words, here)
+            nv = load_four(x, column + 1, width, rows, words, word, words, here)
         else:
-            xr = _six(inner, column + 1, width, rows, words, word, words, here)
-            v = _four(x, column, width, rows, words, word, words, here)
-        r = _six_float(xr, TYPE, PAIRS)
-        ds = _add_column(nothing, l, k[8], k[5], k[2])
-        ds = _add_column(ds, m, k[7], k[4], k[1])
-        ds = _add_column(ds, r, k[6], k[3], k[0])
+            xr = load_six(inner, column + 1, width, rows, words, word, words, here)
+            v = load_four(x, column, width, rows, words, word, words, here)
+        r = six_floats(xr, TYPE, PAIRS)
+        ds = add_column(nothing, l, k[8], k[5], k[2])
+        ds = add_column(ds, m, k[7], k[4], k[1])
+        ds = add_column(ds, r, k[6], k[3], k[0])
         at = dx + (column * words + word)
         for i in tl.static_range(ROWS):
-            xi = _float(v[i], TYPE, PAIRS)
-            s, di = _through_silu(xi, ds[i], FAST)
-            tl.store(at + i * rows, _pack(di, TYPE, PAIRS, FAST), mask=word < here[i + 1])
+            xi = floats_of(v[i], TYPE, PAIRS)
+            s, di = through_silu(xi, ds[i], FAST)
+            tl.store(at + i * rows, packed(di, TYPE, PAIRS, FAST), mask=word < here[i + 1])
             w0 = tl.fma(s, r[i + 2], w0)
             w1 = tl.fma(s, m[i + 2], w1)
             w2 = tl.fma(s, l[i + 2], w2)

@@ -19,18 +19,17 @@ from typing import Any
 
 import torch
 
-from simpletuner.models.sana.kernels import runs_in_triton
+from simpletuner.models.sana.kernels import runs_in_triton, widest_dtype
 from simpletuner.models.sana.kernels.residual import (
     Wanted,
-    _check,
-    _chosen,
-    _none,
-    _wanted,
-    _widest,
+    absent,
+    check_shapes,
+    chosen_gradients,
     plain_gated,
     plain_gated_backward,
     plain_norm,
     plain_norm_backward,
+    wanted_gradients,
 )
 
 Three = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -77,7 +76,7 @@ def plain_backward(
     """
     d, dmodulation, _ = plain_norm_backward(grads, *kept, modulation, None, y is not None)
     _, dy, dgate, _ = plain_gated_backward(d, None, y, gate, None)
-    return d, dy, _none(d) if y is None else torch.cat([dmodulation, dgate], dim=1)
+    return d, dy, absent(d) if y is None else torch.cat([dmodulation, dgate], dim=1)
 
 
 @torch.library.custom_op("simpletuner::gated_norm", mutates_args=())
@@ -89,8 +88,8 @@ def gated_norm_forward(
     Raises:
         ValueError: the shapes do not belong together.
     """
-    _check([x, y], gate, 1, None)
-    _check([x], modulation, 2, None)
+    check_shapes([x, y], gate, 1, None)
+    check_shapes([x], modulation, 2, None)
     if all(runs_in_triton(tensor) for tensor in (x, y, gate, modulation)):
         from simpletuner.models.sana.kernels import gated_norm_triton
 
@@ -100,7 +99,7 @@ def gated_norm_forward(
 
 @gated_norm_forward.register_fake
 def _(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor, modulation: torch.Tensor, epsilon: float) -> Three:
-    s = x.new_empty(x.shape, dtype=_widest(x, y, gate))
+    s = x.new_empty(x.shape, dtype=widest_dtype(x, y, gate))
     exact = torch.float64 if s.dtype == torch.float64 else torch.float32
     return s, torch.empty_like(s), x.new_empty(*x.shape[:2], 2, dtype=exact)
 
@@ -137,7 +136,7 @@ def _(
 ) -> Three:
     dx, dy = s.new_empty(s.shape), s.new_empty(s.shape, dtype=(s if y is None else y).dtype)
     sums = (len(s), 3, s.shape[2]) if y is not None else (0,)
-    return dx, dy, s.new_empty(sums, dtype=s.dtype if y is None else _widest(gate, modulation))
+    return dx, dy, s.new_empty(sums, dtype=s.dtype if y is None else widest_dtype(gate, modulation))
 
 
 class GatedNorm(torch.autograd.Function):
@@ -159,7 +158,7 @@ class GatedNorm(torch.autograd.Function):
         dx, dy, sums = gated_norm_backward(grad_s, grad_n, *ctx.saved_tensors)
         dgate, dmodulation = (sums[:, 2:], sums[:, :2]) if sums.numel() else (sums, sums)
         found = (t.to(dtype) for t, dtype in zip((dx, dy, dgate, dmodulation), ctx.dtypes, strict=True))
-        return (*_chosen(ctx.wanted, *found), None, None)
+        return (*chosen_gradients(ctx.wanted, *found), None, None)
 
 
 def gated_norm(
@@ -177,7 +176,7 @@ def gated_norm(
     Raises:
         ValueError: the shapes do not belong together.
     """
-    _check([x, y], gate, 1, None)
-    _check([x], modulation, 2, None)
-    s, normed = GatedNorm.apply(x, y, gate, modulation, epsilon, _wanted(x, y, gate, modulation))
+    check_shapes([x, y], gate, 1, None)
+    check_shapes([x], modulation, 2, None)
+    s, normed = GatedNorm.apply(x, y, gate, modulation, epsilon, wanted_gradients(x, y, gate, modulation))
     return s, normed

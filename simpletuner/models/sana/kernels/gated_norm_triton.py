@@ -12,20 +12,20 @@ import torch
 import triton
 import triton.language as tl
 
+from simpletuner.models.sana.kernels import widest_dtype
 from simpletuner.models.sana.kernels.residual_triton import (
     Plan,
-    _contiguous,
-    _finish,
-    _floats,
-    _options,
-    _pieces,
-    _row,
-    _runs,
-    _sums,
-    _table,
-    _two_means,
-    _widest,
-    _write,
+    all_contiguous,
+    as_floats,
+    cut_into_runs,
+    empty_sums,
+    finish_sums,
+    launch_options,
+    load_row,
+    row_pieces,
+    store_row,
+    table_rows,
+    two_means,
 )
 
 # As many as an H100 holds at a time: backward three on a multiprocessor, with twelve registers a thread too few. With eight
@@ -48,24 +48,24 @@ def forward_kernel(
     n += start
     statistics += picture * tokens * 2
     modulation += picture * rows * C
-    factor = _floats(_row(gate + picture * gate_rows * C, C, MAIN, REST))
-    shift = _floats(_row(modulation, C, MAIN, REST))
-    scale = _floats(_row(modulation + C, C, MAIN, REST))
+    factor = as_floats(load_row(gate + picture * gate_rows * C, C, MAIN, REST))
+    shift = as_floats(load_row(modulation, C, MAIN, REST))
+    scale = as_floats(load_row(modulation + C, C, MAIN, REST))
     real = MAIN + tl.arange(0, REST) < C
     first = tl.program_id(0) * run
     for token in tl.range(first, tl.minimum(first + run, tokens), num_stages=STAGES):
-        a, b = _floats(_row(x + token * C, C, MAIN, REST))
-        c, d = _floats(_row(y + token * C, C, MAIN, REST))
+        a, b = as_floats(load_row(x + token * C, C, MAIN, REST))
+        c, d = as_floats(load_row(y + token * C, C, MAIN, REST))
         # The norm is of what is stored: backward has nothing else.
         a = tl.fma(c, factor[0], a).to(s.dtype.element_ty)
         b = tl.fma(d, factor[1], b).to(s.dtype.element_ty)
-        _write(s + token * C, a, b, C, MAIN, REST)
+        store_row(s + token * C, a, b, C, MAIN, REST)
         a, b = a.to(tl.float32), b.to(tl.float32)
         mean = (tl.sum(a, 0) + tl.sum(b, 0)) * (1.0 / C)
         a, b = a - mean, tl.where(real, b - mean, 0.0)
         r = tl.rsqrt((tl.sum(a * a, 0) + tl.sum(b * b, 0)) * (1.0 / C) + epsilon)
         a, b = tl.fma(a * r, 1.0 + scale[0], shift[0]), tl.fma(b * r, 1.0 + scale[1], shift[1])
-        _write(n + token * C, a, b, C, MAIN, REST)
+        store_row(n + token * C, a, b, C, MAIN, REST)
         tl.store(statistics + 2 * token, mean)
         tl.store(statistics + 2 * token + 1, r)
 
@@ -85,8 +85,8 @@ def backward_kernel(
     d += start
     dy += start
     statistics += picture * tokens * 2
-    factor = _floats(_row(gate + picture * gate_rows * C, C, MAIN, REST))
-    scale = _floats(_row(modulation + picture * rows * C + C, C, MAIN, REST))
+    factor = as_floats(load_row(gate + picture * gate_rows * C, C, MAIN, REST))
+    scale = as_floats(load_row(modulation + picture * rows * C + C, C, MAIN, REST))
     real = MAIN + tl.arange(0, REST) < C
     zero, little = tl.zeros((MAIN,), tl.float32), tl.zeros((REST,), tl.float32)
     shift0, shift1, scale0, scale1, gate0, gate1 = zero, little, zero, little, zero, little
@@ -98,9 +98,9 @@ def backward_kernel(
         following = statistics + 2 * (token + 1)
         next_mean = tl.load(following, mask=token + 1 < last, other=0.0)
         next_r = tl.load(following + 1, mask=token + 1 < last, other=0.0)
-        a, b = _floats(_row(s + token * C, C, MAIN, REST))
-        g, h = _floats(_row(dn + token * C, C, MAIN, REST))
-        e, f = _floats(_row(ds + token * C, C, MAIN, REST))
+        a, b = as_floats(load_row(s + token * C, C, MAIN, REST))
+        g, h = as_floats(load_row(dn + token * C, C, MAIN, REST))
+        e, f = as_floats(load_row(ds + token * C, C, MAIN, REST))
         a, b = (a - mean) * r, tl.where(real, (b - mean) * r, 0.0)
         if PICTURE:
             shift0 += g
@@ -108,24 +108,24 @@ def backward_kernel(
             scale0 = tl.fma(g, a, scale0)
             scale1 = tl.fma(h, b, scale1)
         g, h = tl.fma(g, scale[0], g), tl.fma(h, scale[1], h)
-        plain, along = _two_means((g, h), (g * a, h * b), C)
+        plain, along = two_means((g, h), (g * a, h * b), C)
         e, f = tl.fma(r, g - plain - a * along, e), tl.where(real, tl.fma(r, h - plain - b * along, f), 0.0)
         if PICTURE:
-            k, m = _floats(_row(y + token * C, C, MAIN, REST))
+            k, m = as_floats(load_row(y + token * C, C, MAIN, REST))
             gate0 = tl.fma(e, k, gate0)
             gate1 = tl.fma(f, m, gate1)
-        _write(d + token * C, e, f, C, MAIN, REST)
-        _write(dy + token * C, e * factor[0], f * factor[1], C, MAIN, REST)
+        store_row(d + token * C, e, f, C, MAIN, REST)
+        store_row(dy + token * C, e * factor[0], f * factor[1], C, MAIN, REST)
         mean, r = next_mean, next_r
     if PICTURE:
         sums += (picture * tl.num_programs(0) + tl.program_id(0)) * 3 * C
-        _write(sums, shift0, shift1, C, MAIN, REST)
-        _write(sums + C, scale0, scale1, C, MAIN, REST)
-        _write(sums + 2 * C, gate0, gate1, C, MAIN, REST)
+        store_row(sums, shift0, shift1, C, MAIN, REST)
+        store_row(sums + C, scale0, scale1, C, MAIN, REST)
+        store_row(sums + 2 * C, gate0, gate1, C, MAIN, REST)
 
 
 def _rows_of(gate: torch.Tensor, modulation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int, int]:
-    (gate, gate_rows), (modulation, rows) = _table(gate), _table(modulation)
+    (gate, gate_rows), (modulation, rows) = table_rows(gate), table_rows(modulation)
     return gate, modulation, gate_rows, rows
 
 
@@ -133,13 +133,13 @@ def forward(
     x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor, modulation: torch.Tensor, epsilon: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """As ``gated_norm.plain_forward``, on the device of x."""
-    s = torch.empty_like(x, dtype=_widest(x, y, gate), memory_format=torch.contiguous_format)
+    s = torch.empty_like(x, dtype=widest_dtype(x, y, gate), memory_format=torch.contiguous_format)
     n, statistics = torch.empty_like(s), x.new_empty(*x.shape[:2], 2, dtype=torch.float32)
-    x, y = _contiguous(x, y)
+    x, y = all_contiguous(x, y)
     gate, modulation, *lines = _rows_of(gate, modulation)
     if x.numel():
-        runs, run = _runs(FORWARD, x)
-        constants: dict[str, Any] = {"STAGES": FORWARD.stages} | _pieces(x.shape[2]) | _options(FORWARD)
+        runs, run = cut_into_runs(FORWARD, x)
+        constants: dict[str, Any] = {"STAGES": FORWARD.stages} | row_pieces(x.shape[2]) | launch_options(FORWARD)
         forward_kernel[(runs, len(x))](
             *(x, y, gate, modulation, s, n, statistics, x.shape[1], *lines, run, epsilon), **constants
         )
@@ -155,16 +155,16 @@ def backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """As ``gated_norm.plain_backward``, on the device of s."""
     summed = y is not None
-    ds, dn, s, statistics, factor = _contiguous(*grads, *kept, kept[0] if y is None else y)
+    ds, dn, s, statistics, factor = all_contiguous(*grads, *kept, kept[0] if y is None else y)
     gate, modulation, *lines = _rows_of(gate, modulation)
     d, dy = torch.empty_like(s), torch.empty_like(factor)
-    runs, run = _runs(BACKWARD, s)
-    sums = _sums(s, runs, 3 * summed, None)
+    runs, run = cut_into_runs(BACKWARD, s)
+    sums = empty_sums(s, runs, 3 * summed, None)
     if s.numel():
         constants: dict[str, Any] = {"PICTURE": summed, "STAGES": BACKWARD.stages}
-        constants |= _pieces(s.shape[2]) | _options(BACKWARD)
+        constants |= row_pieces(s.shape[2]) | launch_options(BACKWARD)
         backward_kernel[(runs, len(s))](
             *(ds, dn, s, factor, statistics, gate, modulation, d, dy, sums, s.shape[1], *lines, run), **constants
         )
-    table = gate.new_empty(1, dtype=_widest(gate, modulation) if summed else s.dtype)
-    return d, dy, _finish(sums, table.expand(len(s), 3, s.shape[2]), None, summed)[0]  # of whose shape and dtype
+    table = gate.new_empty(1, dtype=widest_dtype(gate, modulation) if summed else s.dtype)
+    return d, dy, finish_sums(sums, table.expand(len(s), 3, s.shape[2]), None, summed)[0]  # of whose shape and dtype

@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 
-from simpletuner.models.sana.kernels import runs_in_triton
+from simpletuner.models.sana.kernels import runs_in_triton, widest_dtype
 
 
 def _exact(tensor: torch.Tensor) -> torch.Tensor:
@@ -35,26 +35,19 @@ def _exact(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def _widest(*tensors: torch.Tensor) -> torch.dtype:
-    dtype = tensors[0].dtype
-    for tensor in tensors[1:]:
-        dtype = torch.promote_types(dtype, tensor.dtype)
-    return dtype
-
-
-def _none(tensor: torch.Tensor) -> torch.Tensor:
+def absent(tensor: torch.Tensor) -> torch.Tensor:
     """What stands for a result that is not wanted, since an operator cannot return None."""
     return tensor.new_empty(0)
 
 
 def _like(tensor: torch.Tensor | None, wanted: bool, other: torch.Tensor) -> torch.Tensor:
     """Room for the gradient of `tensor`, on the device of `other`."""
-    return tensor.new_empty(tensor.shape) if tensor is not None and wanted else _none(other)
+    return tensor.new_empty(tensor.shape) if tensor is not None and wanted else absent(other)
 
 
 def plain_gated(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
     """The gated sum in plain PyTorch: [B, N, C] twice and [B, 1, C] → [B, N, C]."""
-    return (_exact(x) + _exact(gate) * _exact(y)).to(_widest(x, y, gate)).contiguous()
+    return (_exact(x) + _exact(gate) * _exact(y)).to(widest_dtype(x, y, gate)).contiguous()
 
 
 def plain_gated_backward(
@@ -77,10 +70,10 @@ def plain_gated_backward(
         Each in shape and dtype of its tensor; dy in the dtype of `grad` where y is not known.
     """
     g = _exact(grad) if other is None else _exact(grad) + _exact(other)
-    dx = _none(grad) if other is None else g.to(grad.dtype).contiguous()
+    dx = absent(grad) if other is None else g.to(grad.dtype).contiguous()
     dy = g * _exact(gate)
-    dgate = _none(gate) if y is None else (g * _exact(y)).sum(1, keepdim=True).to(gate.dtype)
-    dbias = _none(gate) if bias is None else dy.sum((0, 1)).to(bias.dtype)
+    dgate = absent(gate) if y is None else (g * _exact(y)).sum(1, keepdim=True).to(gate.dtype)
+    dbias = absent(gate) if bias is None else dy.sum((0, 1)).to(bias.dtype)
     return dx, dy.to(grad.dtype if y is None else y.dtype).contiguous(), dgate, dbias
 
 
@@ -99,13 +92,13 @@ def plain_norm(
         s [B, N, C]; n [B, N, C], in the dtype of x where there is no y; mean and 1 / deviation of every token [B, N, 2] in
         the dtype of the sums.
     """
-    s = x if y is None else (_exact(x) + _exact(y)).to(_widest(x, y)).contiguous()
+    s = x if y is None else (_exact(x) + _exact(y)).to(widest_dtype(x, y)).contiguous()
     exact = _exact(s)
     mean = exact.mean(-1, keepdim=True)
     r = ((exact - mean).square().mean(-1, keepdim=True) + epsilon).rsqrt()
     shift, scale = _exact(modulation).chunk(2, dim=1)
     n = (exact - mean) * r * (1 + scale) + shift
-    return s, n.to(x.dtype if y is None else _widest(s, modulation)).contiguous(), torch.cat([mean, r], dim=-1)
+    return s, n.to(x.dtype if y is None else widest_dtype(s, modulation)).contiguous(), torch.cat([mean, r], dim=-1)
 
 
 def plain_norm_backward(
@@ -131,14 +124,14 @@ def plain_norm_backward(
     w = dn * (1 + _exact(modulation[:, 1:]))
     d = w - w.mean(-1, keepdim=True) - normed * (w * normed).mean(-1, keepdim=True)
     d = _exact(grads[0]) + r * d
-    dmodulation = _none(s)
+    dmodulation = absent(s)
     if summed:
         dmodulation = torch.stack([dn.sum(1), (dn * normed).sum(1)], dim=1).to(modulation.dtype)
-    dbias = _none(s) if bias is None else d.sum((0, 1)).to(bias.dtype)
+    dbias = absent(s) if bias is None else d.sum((0, 1)).to(bias.dtype)
     return d.to(s.dtype).contiguous(), dmodulation, dbias
 
 
-def _check(tokens: list[torch.Tensor], table: torch.Tensor, rows: int, bias: torch.Tensor | None) -> None:
+def check_shapes(tokens: list[torch.Tensor], table: torch.Tensor, rows: int, bias: torch.Tensor | None) -> None:
     """Raise ValueError where the shapes do not belong together: a kernel would read past the end."""
     batch, _, channels = shape = tokens[0].shape
     if any(other.shape != shape for other in tokens) or table.shape != (batch, rows, channels):
@@ -157,7 +150,7 @@ def gated_add_forward(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor) -> t
     Raises:
         ValueError: the shapes do not belong together.
     """
-    _check([x, y], gate, 1, None)
+    check_shapes([x, y], gate, 1, None)
     if all(runs_in_triton(tensor) for tensor in (x, y, gate)):
         from simpletuner.models.sana.kernels import residual_triton
 
@@ -167,7 +160,7 @@ def gated_add_forward(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor) -> t
 
 @gated_add_forward.register_fake
 def _(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
-    return x.new_empty(x.shape, dtype=_widest(x, y, gate))
+    return x.new_empty(x.shape, dtype=widest_dtype(x, y, gate))
 
 
 @torch.library.custom_op("simpletuner::gated_add_backward", mutates_args=())
@@ -194,7 +187,7 @@ def _(
     gate: torch.Tensor,
     bias: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    dx = _none(grad) if other is None else grad.new_empty(grad.shape)
+    dx = absent(grad) if other is None else grad.new_empty(grad.shape)
     dy = torch.empty_like(grad if y is None else y, memory_format=torch.contiguous_format)
     return dx, dy, _like(gate, y is not None, gate), _like(bias, True, gate)
 
@@ -208,21 +201,21 @@ def norm_forward(
     Raises:
         ValueError: the shapes do not belong together.
     """
-    _check([x] if y is None else [x, y], modulation, 2, None)
+    check_shapes([x] if y is None else [x, y], modulation, 2, None)
     if runs_in_triton(x) and runs_in_triton(modulation) and (y is None or runs_in_triton(y)):
         from simpletuner.models.sana.kernels import residual_triton
 
         return residual_triton.norm(x, y, modulation, epsilon)
     s, n, statistics = plain_norm(x, y, modulation, epsilon)
-    return _none(x) if y is None else s, n, statistics
+    return absent(x) if y is None else s, n, statistics
 
 
 @norm_forward.register_fake
 def _(
     x: torch.Tensor, y: torch.Tensor | None, modulation: torch.Tensor, epsilon: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    s = _none(x) if y is None else x.new_empty(x.shape, dtype=_widest(x, y))
-    n = x.new_empty(x.shape, dtype=x.dtype if y is None else _widest(s, modulation))
+    s = absent(x) if y is None else x.new_empty(x.shape, dtype=widest_dtype(x, y))
+    n = x.new_empty(x.shape, dtype=x.dtype if y is None else widest_dtype(s, modulation))
     exact = torch.float64 if s.dtype == torch.float64 else torch.float32
     return s, n, x.new_empty(*x.shape[:2], 2, dtype=exact)
 
@@ -261,12 +254,13 @@ def _(
 Wanted = tuple[bool, ...]
 
 
-def _wanted(*tensors: torch.Tensor | None) -> Wanted:
+def wanted_gradients(*tensors: torch.Tensor | None) -> Wanted:
     """Which of them are to get a gradient."""
     return tuple(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
-def _chosen(wanted: Wanted, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+def chosen_gradients(wanted: Wanted, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    """What autograd is given: None in place of a gradient that is not wanted."""
     return tuple(gradient if asked else None for gradient, asked in zip(gradients, wanted, strict=True))
 
 
@@ -288,7 +282,7 @@ class GatedAdd(torch.autograd.Function):
         dx, dy, dgate, dbias = gated_add_backward(grad, other, *ctx.saved_tensors)
         dx = grad if other is None else dx
         dx, dy = dx.to(ctx.dtypes[0]), dy.to(ctx.dtypes[1])
-        return (*_chosen(ctx.wanted, dx, dy, dgate, dbias), None, None)
+        return (*chosen_gradients(ctx.wanted, dx, dy, dgate, dbias), None, None)
 
 
 class Norm(torch.autograd.Function):
@@ -306,7 +300,7 @@ class Norm(torch.autograd.Function):
     def backward(ctx: Any, grad_s: Any, grad_n: Any) -> tuple[Any, ...]:
         """Both gradients in one pass."""
         d, dmodulation, _ = norm_backward(grad_s, grad_n, *ctx.saved_tensors, None, ctx.wanted[1])
-        return (*_chosen(ctx.wanted, d, dmodulation), None, None)
+        return (*chosen_gradients(ctx.wanted, d, dmodulation), None, None)
 
 
 class AddNorm(torch.autograd.Function):
@@ -327,7 +321,7 @@ class AddNorm(torch.autograd.Function):
         """The gradients of x and y are one tensor where their dtypes are one."""
         d, dmodulation, dbias = norm_backward(grad_s, grad_n, *ctx.saved_tensors, ctx.wanted[2])
         dx, dy = (d.to(dtype) for dtype in ctx.dtypes)
-        return (*_chosen(ctx.wanted, dx, dy, dmodulation, dbias), None, None)
+        return (*chosen_gradients(ctx.wanted, dx, dy, dmodulation, dbias), None, None)
 
 
 def gated_add(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -354,8 +348,8 @@ def gated_add_twice(
 
 
 def _gated_add(x: Any, y: Any, gate: Any, bias: Any, readers: int) -> tuple[torch.Tensor, ...]:
-    _check([x, y], gate, 1, bias)
-    wanted = _wanted(x, y, gate, bias)
+    check_shapes([x, y], gate, 1, bias)
+    wanted = wanted_gradients(x, y, gate, bias)
     result: tuple[torch.Tensor, ...] = GatedAdd.apply(x, y, gate, bias, wanted, readers)
     return result
 
@@ -371,8 +365,8 @@ def norm(x: torch.Tensor, modulation: torch.Tensor, epsilon: float) -> tuple[tor
     Raises:
         ValueError: the shapes do not belong together.
     """
-    _check([x], modulation, 2, None)
-    kept, normed = Norm.apply(x, modulation, epsilon, _wanted(x, modulation))
+    check_shapes([x], modulation, 2, None)
+    kept, normed = Norm.apply(x, modulation, epsilon, wanted_gradients(x, modulation))
     return kept, normed
 
 
@@ -391,6 +385,6 @@ def add_norm(
     Raises:
         ValueError: the shapes do not belong together.
     """
-    _check([x, y], modulation, 2, bias)
-    s, normed = AddNorm.apply(x, y, modulation, bias, epsilon, _wanted(x, y, modulation, bias))
+    check_shapes([x, y], modulation, 2, bias)
+    s, normed = AddNorm.apply(x, y, modulation, bias, epsilon, wanted_gradients(x, y, modulation, bias))
     return s, normed

@@ -24,6 +24,8 @@ import torch
 import triton
 import triton.language as tl
 
+from simpletuner.models.sana.kernels import widest_dtype
+
 LARGEST = 2**31 - 1
 FINISH_ROWS, FINISH_COLUMNS, FINISH_WARPS = 128, 32, 8
 
@@ -52,19 +54,21 @@ GATE_COLUMNS = 64
 
 
 @triton.jit
-def _row(pointer, C: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr):
+def load_row(pointer, C: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr):
     """One row of C in its two pieces, as they lie in memory, zero past the end."""
     rest = MAIN + tl.arange(0, REST)
     return tl.load(pointer + tl.arange(0, MAIN)), tl.load(pointer + rest, mask=rest < C, other=0.0)
 
 
 @triton.jit
-def _floats(row):
+def as_floats(row):
+    """Both pieces of a row in float32."""
     return row[0].to(tl.float32), row[1].to(tl.float32)
 
 
 @triton.jit
-def _write(pointer, a, b, C: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr):
+def store_row(pointer, a, b, C: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr):
+    """Write the two pieces of a row of C, in the dtype that lies there."""
     rest = MAIN + tl.arange(0, REST)
     tl.store(pointer + tl.arange(0, MAIN), a.to(pointer.dtype.element_ty))
     tl.store(pointer + rest, b.to(pointer.dtype.element_ty), mask=rest < C)
@@ -76,7 +80,7 @@ def _add(a, b, c, d):
 
 
 @triton.jit
-def _two_means(a, b, C: tl.constexpr):
+def two_means(a, b, C: tl.constexpr):
     """The means of a row and of another one, each in two pieces, by two reductions instead of four."""
     first, second = tl.reduce((a[0], b[0]), 0, _add)
     third, fourth = tl.reduce((a[1], b[1]), 0, _add)
@@ -97,23 +101,23 @@ def norm_kernel(
     n += start
     statistics += picture * tokens * 2
     modulation += picture * rows * C
-    shift = _floats(_row(modulation, C, MAIN, REST))
-    scale = _floats(_row(modulation + C, C, MAIN, REST))
+    shift = as_floats(load_row(modulation, C, MAIN, REST))
+    scale = as_floats(load_row(modulation + C, C, MAIN, REST))
     real = MAIN + tl.arange(0, REST) < C
     first = tl.program_id(0) * run
     for token in tl.range(first, tl.minimum(first + run, tokens), num_stages=STAGES):
-        a, b = _floats(_row(x + token * C, C, MAIN, REST))
+        a, b = as_floats(load_row(x + token * C, C, MAIN, REST))
         if ADD:
-            c, d = _floats(_row(y + token * C, C, MAIN, REST))
+            c, d = as_floats(load_row(y + token * C, C, MAIN, REST))
             # The norm is of what is stored: backward has nothing else.
             a, b = (a + c).to(s.dtype.element_ty), (b + d).to(s.dtype.element_ty)
-            _write(s + token * C, a, b, C, MAIN, REST)
+            store_row(s + token * C, a, b, C, MAIN, REST)
             a, b = a.to(tl.float32), b.to(tl.float32)
         mean = (tl.sum(a, 0) + tl.sum(b, 0)) * (1.0 / C)
         a, b = a - mean, tl.where(real, b - mean, 0.0)
         r = tl.rsqrt((tl.sum(a * a, 0) + tl.sum(b * b, 0)) * (1.0 / C) + epsilon)
         a, b = tl.fma(a * r, 1.0 + scale[0], shift[0]), tl.fma(b * r, 1.0 + scale[1], shift[1])
-        _write(n + token * C, a, b, C, MAIN, REST)
+        store_row(n + token * C, a, b, C, MAIN, REST)
         tl.store(statistics + 2 * token, mean)
         tl.store(statistics + 2 * token + 1, r)
 
@@ -132,7 +136,7 @@ def norm_backward_kernel(
     s += start
     d += start
     statistics += picture * tokens * 2
-    scale = _floats(_row(modulation + picture * rows * C + C, C, MAIN, REST))
+    scale = as_floats(load_row(modulation + picture * rows * C + C, C, MAIN, REST))
     real = MAIN + tl.arange(0, REST) < C
     zero, little = tl.zeros((MAIN,), tl.float32), tl.zeros((REST,), tl.float32)
     shift0, shift1, scale0, scale1, total0, total1 = zero, little, zero, little, zero, little
@@ -144,9 +148,9 @@ def norm_backward_kernel(
         following = statistics + 2 * (token + 1)
         next_mean = tl.load(following, mask=token + 1 < last, other=0.0)
         next_r = tl.load(following + 1, mask=token + 1 < last, other=0.0)
-        a, b = _floats(_row(s + token * C, C, MAIN, REST))
-        g, h = _floats(_row(dn + token * C, C, MAIN, REST))
-        e, f = _floats(_row(ds + token * C, C, MAIN, REST))
+        a, b = as_floats(load_row(s + token * C, C, MAIN, REST))
+        g, h = as_floats(load_row(dn + token * C, C, MAIN, REST))
+        e, f = as_floats(load_row(ds + token * C, C, MAIN, REST))
         a, b = (a - mean) * r, tl.where(real, (b - mean) * r, 0.0)
         if PICTURE:
             shift0 += g
@@ -154,20 +158,20 @@ def norm_backward_kernel(
             scale0 = tl.fma(g, a, scale0)
             scale1 = tl.fma(h, b, scale1)
         g, h = tl.fma(g, scale[0], g), tl.fma(h, scale[1], h)
-        plain, along = _two_means((g, h), (g * a, h * b), C)
+        plain, along = two_means((g, h), (g * a, h * b), C)
         e, f = tl.fma(r, g - plain - a * along, e), tl.where(real, tl.fma(r, h - plain - b * along, f), 0.0)
         if TOTAL:
             total0 += e
             total1 += f
-        _write(d + token * C, e, f, C, MAIN, REST)
+        store_row(d + token * C, e, f, C, MAIN, REST)
         mean, r = next_mean, next_r
     SUMS: tl.constexpr = 2 * PICTURE + TOTAL
     sums += (picture * tl.num_programs(0) + tl.program_id(0)) * SUMS * C
     if PICTURE:
-        _write(sums, shift0, shift1, C, MAIN, REST)
-        _write(sums + C, scale0, scale1, C, MAIN, REST)
+        store_row(sums, shift0, shift1, C, MAIN, REST)
+        store_row(sums + C, scale0, scale1, C, MAIN, REST)
     if TOTAL:
-        _write(sums + 2 * PICTURE * C, total0, total1, C, MAIN, REST)
+        store_row(sums + 2 * PICTURE * C, total0, total1, C, MAIN, REST)
 
 
 @triton.jit
@@ -256,18 +260,19 @@ def finish_kernel(
         tl.store(total + column, result.to(total.dtype.element_ty), mask=(column < C) & every)
 
 
-def _pieces(channels: int) -> dict[str, int]:
+def row_pieces(channels: int) -> dict[str, int]:
     """MAIN, the largest power of two below C, and REST, the least that holds what is left."""
     main = max(triton.next_power_of_2(channels) // 2, 1)
     return {"C": channels, "MAIN": main, "REST": triton.next_power_of_2(max(channels - main, 1))}
 
 
-def _options(plan: Plan) -> dict[str, int]:
+def launch_options(plan: Plan) -> dict[str, int]:
+    """What Triton's compiler is told of a plan."""
     registers = plan.registers if torch.version.hip is None else 0  # AMD's compiler has no such option
     return {"num_warps": plan.warps} | ({"maxnreg": registers} if registers else {})
 
 
-def _runs(plan: Plan, tokens: torch.Tensor, columns: int = 1) -> tuple[int, int]:
+def cut_into_runs(plan: Plan, tokens: torch.Tensor, columns: int = 1) -> tuple[int, int]:
     """(runs of a picture, tokens of a run), by the number of programs that is enough; `columns` of them share a run."""
     batch, count, _ = tokens.shape
     runs = max(1, plan.programs // (batch * columns))
@@ -277,7 +282,7 @@ def _runs(plan: Plan, tokens: torch.Tensor, columns: int = 1) -> tuple[int, int]
     return triton.cdiv(count, run), run
 
 
-def _table(table: torch.Tensor) -> tuple[torch.Tensor, int]:
+def table_rows(table: torch.Tensor) -> tuple[torch.Tensor, int]:
     """Rows of a larger table as they lie there, and how many lie between two pictures."""
     channels = table.shape[2]
     if table.stride(2) != 1 or table.stride(1) != channels or table.stride(0) % channels:
@@ -285,20 +290,14 @@ def _table(table: torch.Tensor) -> tuple[torch.Tensor, int]:
     return table, table.stride(0) // channels
 
 
-def _contiguous(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def all_contiguous(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The tensors, contiguous; the first is [B, N, C]. Raises ValueError where 32-bit offsets do not reach."""
     if tensors[0].shape[1] * tensors[0].shape[2] > LARGEST:
         raise ValueError(f"one picture has {tensors[0][0].numel()} values, more than 32-bit offsets reach")
     return tuple(tensor.contiguous() for tensor in tensors)
 
 
-def _widest(*tensors: torch.Tensor) -> torch.dtype:
-    dtype = tensors[0].dtype
-    for tensor in tensors[1:]:
-        dtype = torch.promote_types(dtype, tensor.dtype)
-    return dtype
-
-
-def _finish(
+def finish_sums(
     sums: torch.Tensor, table: torch.Tensor, bias: torch.Tensor | None, summed: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """From sums [B, runs, sums, C]: the gradient of the table's rows and that of the bias, each empty if not wanted."""
@@ -318,20 +317,23 @@ def _finish(
     return of_table.zero_(), of_bias.zero_()
 
 
-def _sums(x: torch.Tensor, runs: int, each: int, bias: torch.Tensor | None) -> torch.Tensor:
+def empty_sums(x: torch.Tensor, runs: int, each: int, bias: torch.Tensor | None) -> torch.Tensor:
+    """What programs write the sums of their runs to: [B, runs, sums, C] float32, `each` of every picture and one for a bias."""
     count = each + (bias is not None)
     return x.new_empty(len(x), runs if count else 0, count, x.shape[2], dtype=torch.float32)
 
 
 def gated(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
     """As ``residual.plain_gated``, on the device of x."""
-    (x, y), (gate, rows) = _contiguous(x, y), _table(gate)
-    out = torch.empty_like(x, dtype=_widest(x, y, gate))
+    (x, y), (gate, rows) = all_contiguous(x, y), table_rows(gate)
+    out = torch.empty_like(x, dtype=widest_dtype(x, y, gate))
     if out.numel():
         constants = {"C": x.shape[2], "ROWS": GATE.fewest, "COLUMNS": GATE_COLUMNS}
         columns = triton.cdiv(x.shape[2], GATE_COLUMNS)
-        runs, run = _runs(GATE, x, columns)
-        gate_kernel[(columns, runs, len(x))](x, y, gate, out, x.shape[1], rows, run, **constants, **_options(GATE))
+        runs, run = cut_into_runs(GATE, x, columns)
+        gate_kernel[(columns, runs, len(x))](
+            x, y, gate, out, x.shape[1], rows, run, **constants, **launch_options(GATE)
+        )
     return out
 
 
@@ -343,32 +345,32 @@ def gated_backward(
     bias: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """As ``residual.plain_gated_backward``, on the device of the gradient."""
-    grad, second, factor = _contiguous(grad, grad if other is None else other, grad if y is None else y)
-    gate, rows = _table(gate)
+    grad, second, factor = all_contiguous(grad, grad if other is None else other, grad if y is None else y)
+    gate, rows = table_rows(gate)
     dx, dy = grad.new_empty(0 if other is None else grad.shape), torch.empty_like(factor)
     columns, plan = triton.cdiv(grad.shape[2], GATE_COLUMNS), GATE_BACKWARD
-    runs, run = _runs(plan, grad, columns)
-    sums = _sums(grad, runs, int(y is not None), bias)
+    runs, run = cut_into_runs(plan, grad, columns)
+    sums = empty_sums(grad, runs, int(y is not None), bias)
     if grad.numel():
         constants: dict[str, Any] = {"C": grad.shape[2], "ROWS": plan.fewest, "COLUMNS": GATE_COLUMNS}
         constants |= {"TWO": other is not None, "PICTURE": y is not None, "TOTAL": bias is not None}
         gate_backward_kernel[(columns, runs, len(grad))](
-            *(grad, second, factor, gate, dx, dy, sums, grad.shape[1], rows, run), **constants, **_options(plan)
+            *(grad, second, factor, gate, dx, dy, sums, grad.shape[1], rows, run), **constants, **launch_options(plan)
         )
-    return dx, dy, *_finish(sums, gate, bias, y is not None)
+    return dx, dy, *finish_sums(sums, gate, bias, y is not None)
 
 
 def norm(
     x: torch.Tensor, y: torch.Tensor | None, modulation: torch.Tensor, epsilon: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """As ``residual.norm_forward``, on the device of x."""
-    (x, second), (modulation, rows) = _contiguous(x, x if y is None else y), _table(modulation)
-    s = x.new_empty(0) if y is None else torch.empty_like(x, dtype=_widest(x, y))
-    n = torch.empty_like(x, dtype=x.dtype if y is None else _widest(s, modulation))
+    (x, second), (modulation, rows) = all_contiguous(x, x if y is None else y), table_rows(modulation)
+    s = x.new_empty(0) if y is None else torch.empty_like(x, dtype=widest_dtype(x, y))
+    n = torch.empty_like(x, dtype=x.dtype if y is None else widest_dtype(s, modulation))
     statistics = x.new_empty(*x.shape[:2], 2, dtype=torch.float32)
     if x.numel():
-        runs, run = _runs(NORM, x)
-        constants = {"ADD": y is not None, "STAGES": NORM.stages} | _pieces(x.shape[2]) | _options(NORM)
+        runs, run = cut_into_runs(NORM, x)
+        constants = {"ADD": y is not None, "STAGES": NORM.stages} | row_pieces(x.shape[2]) | launch_options(NORM)
         norm_kernel[(runs, len(x))](
             *(x, second, modulation, s, n, statistics, x.shape[1], rows, run, epsilon), **constants
         )
@@ -384,14 +386,14 @@ def norm_backward(
     summed: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """As ``residual.plain_norm_backward``, on the device of s."""
-    (ds, dn, s, statistics), (modulation, rows) = _contiguous(*grads, s, statistics), _table(modulation)
+    (ds, dn, s, statistics), (modulation, rows) = all_contiguous(*grads, s, statistics), table_rows(modulation)
     d = torch.empty_like(s)
-    runs, run = _runs(NORM_BACKWARD, s)
-    sums = _sums(s, runs, 2 * summed, bias)
+    runs, run = cut_into_runs(NORM_BACKWARD, s)
+    sums = empty_sums(s, runs, 2 * summed, bias)
     if s.numel():
         constants: dict[str, Any] = {"PICTURE": summed, "TOTAL": bias is not None, "STAGES": NORM_BACKWARD.stages}
-        constants |= _pieces(s.shape[2]) | _options(NORM_BACKWARD)
+        constants |= row_pieces(s.shape[2]) | launch_options(NORM_BACKWARD)
         norm_backward_kernel[(runs, len(s))](
             *(ds, dn, s, statistics, modulation, d, sums, s.shape[1], rows, run), **constants
         )
-    return d, *_finish(sums, modulation, bias, summed)
+    return d, *finish_sums(sums, modulation, bias, summed)
