@@ -267,8 +267,13 @@ class Family(Protocol):
     def use_fast_forward(self, transformer: Any, compiled: bool) -> str | None:
         """As ``use_plain_forward``, with hand-written kernels on a GPU, and blocks compiled if asked for."""
 
-    def compile_ahead(self, source: LoadSource, dtype: torch.dtype, device: torch.device) -> Callable[[], None]:
-        """Start compiling the kernels of the fast forward beside other work; returns what waits for them."""
+    def compile_ahead(
+        self, source: LoadSource, dtype: torch.dtype, device: torch.device, adapter: bool
+    ) -> Callable[[], None]:
+        """Start compiling the kernels of the fast forward beside other work; returns what waits for them.
+
+        ``adapter`` says that the weights are frozen, so that other gradients are made.
+        """
 
     def checkpoint_blocks(self, transformer: Any, interval: int, random: bool = True) -> int:
         """Recompute every ``interval``-th block in backward; returns how many.

@@ -114,7 +114,7 @@ def kernels_ahead(
     """
     if wanted not in ("auto", "fast") or obstacle(device, precision):
         return lambda: None
-    return family.compile_ahead(source, torch.bfloat16, device)
+    return family.compile_ahead(source, torch.bfloat16, device, adapter=precision.base is not None)
 
 
 def put_on(family: Family, transformer: Any, wanted: Forward, full_rank: bool, here: str | None) -> Ways:

@@ -11,13 +11,15 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from simpletuner.models import adapters
+from simpletuner.models.adapters import LoraSettings
 from simpletuner.models.sana import transformer
 from simpletuner.models.sana.kernels import ahead
-from tests.small_sana import CAPTION, CHANNELS, base
+from tests.small_sana import base, velocity
 
 
 class Seen(TorchDispatchMode):
-    """Writes down our operators, with the dimensions of their tensors and which may be left out."""
+    """Writes down our operators, with the dimensions of their tensors, which may be left out, and what is a yes or a no."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -25,34 +27,44 @@ class Seen(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace == "simpletuner" and "joined" not in func.name():
-            given = tuple(a.dim() if isinstance(a, torch.Tensor) else a is None for a in args)
-            self.calls.add((func.name(), given))
+            kept = (a.dim() if isinstance(a, torch.Tensor) else repr(a) for a in args if not isinstance(a, float))
+            self.calls.add((func.name(), *kept))
         return func(*args, **(kwargs or {}))
 
 
-def test_every_operator_of_a_training_step_is_called_ahead() -> None:
-    """Also with what may be left out: each is another kernel."""
-    model = base().train().requires_grad_(True)
-    assert transformer.use_plain(model, transformer.KERNELS) is None
-    with Seen() as in_a_step:
-        answer = model(
-            torch.randn(2, CHANNELS, 4, 4),
-            encoder_hidden_states=torch.randn(2, 5, CAPTION),
-            encoder_attention_mask=torch.ones(2, 5),
-            timestep=torch.tensor([100.0, 800.0]),
-            return_dict=False,
-        )[0]
-        answer.sum().backward()
-    with Seen() as before, torch.no_grad():
-        for job in ahead.jobs(model.config, torch.float32, torch.device("cpu")):
+def in_a_step(model: Any) -> set[tuple[Any, ...]]:
+    assert transformer.use_plain(model.train(), transformer.KERNELS) is None
+    with Seen() as seen:
+        velocity(model).sum().backward()
+    return seen.calls
+
+
+def called_ahead(config: Any, adapter: bool) -> set[tuple[Any, ...]]:
+    with Seen() as seen, torch.no_grad():
+        for job in ahead.jobs(config, torch.float32, torch.device("cpu"), adapter):
             job()
-    names = {name for name, _ in in_a_step.calls}
-    assert len(names) == 12, (
-        names
-    )  # two of depthwise, linear attention, cross-attention and the seam each, four of the residual stream
-    assert names == {name for name, _ in before.calls}
-    residual = {call for call in in_a_step.calls if "norm" in call[0] or "gated_add" in call[0]}
-    assert residual <= before.calls, residual - before.calls
+    return seen.calls
+
+
+def of_the_stream(calls: set[tuple[Any, ...]]) -> set[tuple[Any, ...]]:
+    """Those whose kernels differ by what may be left out."""
+    return {call for call in calls if "norm" in call[0] or "gated_add" in call[0]}
+
+
+@pytest.mark.parametrize("adapted", [None, ("to_q", "to_out.0"), ("all",), ("to_v", "time_embed.linear")], ids=str)
+def test_every_operator_of_a_training_step_is_called_ahead(adapted: tuple[str, ...] | None) -> None:
+    """Also with what may be left out: each is another kernel, and a frozen table or bias leaves much out."""
+    model = base().requires_grad_(True)
+    if adapted:
+        adapters.put_on(model, LoraSettings(rank=2, targets=adapted), 0)
+    step, before = in_a_step(model), called_ahead(model.config, adapted is not None)
+    names = {name for name, *_ in step}
+    # Two of depthwise, linear attention, cross-attention and the seam each, four of the residual stream.
+    assert len(names) == 12, names
+    assert names == {name for name, *_ in before}
+    assert of_the_stream(step) <= before, of_the_stream(step) - before
+    if not adapted:
+        assert of_the_stream(before) == of_the_stream(step), "a run waits for what it does not use"
 
 
 def test_it_is_done_in_processes_that_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -202,9 +202,11 @@ class Sana:
         run = blocks_in_training.compiled_block() if compiled else blocks_in_training.run_block
         return blocks_in_training.use_plain(transformer, blocks_in_training.KERNELS, run)
 
-    def compile_ahead(self, source: LoadSource, dtype: torch.dtype, device: torch.device) -> Callable[[], None]:
+    def compile_ahead(
+        self, source: LoadSource, dtype: torch.dtype, device: torch.device, adapter: bool
+    ) -> Callable[[], None]:
         """Start compiling the kernels of the fast forward in processes of their own; returns what waits for them."""
-        return ahead.begin(load.config(source, source.transformer_subfolder), dtype, device)
+        return ahead.begin(load.config(source, source.transformer_subfolder), dtype, device, adapter)
 
     def checkpoint_blocks(self, transformer: Any, interval: int, random: bool = True) -> int:
         """Recompute every ``interval``-th transformer block in backward; returns how many."""

@@ -36,13 +36,17 @@ WIDTHS = [
 Job = Callable[[], object]
 
 
-def jobs(config: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> list[Job]:
+def jobs(config: Mapping[str, Any], dtype: torch.dtype, device: torch.device, adapter: bool = False) -> list[Job]:
     """One call of every operator of a block, forward and backward, the longest to compile first.
+
+    What gets no gradient in a run is another kernel. Where all weights are trained, the table and the biases get theirs; with
+    an adapter no bias does, and the table only where a layer that reads the time is adapted.
 
     Args:
         config: Of the SanaTransformer2DModel.
         dtype: Of weights and activations.
         device: CUDA; elsewhere the plain twins run.
+        adapter: The weights are frozen.
     """
 
     def some(*shape: int) -> torch.Tensor:
@@ -62,38 +66,51 @@ def jobs(config: Mapping[str, Any], dtype: torch.dtype, device: torch.device) ->
     gate, rows = table[:, :1], table[:, 1:3]
     statistics = torch.ones(1, tokens, 2, device=device)
     grid = (SIDE, SIDE)
+    trained: list[Job] = [
+        lambda: residual.norm_backward(stream, stream, stream, statistics, rows, shift, True),
+        lambda: residual.gated_add_backward(stream, stream, stream, gate, shift),
+    ]
+    frozen: list[Job] = [
+        lambda: residual.norm_backward(stream, stream, stream, statistics, rows, None, False),
+        lambda: gated_norm.gated_norm_backward(stream, stream, stream, statistics, None, gate, rows),
+        lambda: residual.gated_add_backward(stream, stream, stream, gate, None),
+        lambda: residual.gated_add_backward(stream, stream, None, gate, None),
+        lambda: residual.gated_add_backward(stream, None, None, gate, None),
+    ]
     return [
         lambda: depthwise.gated_depthwise_backward(some(1, tokens, wide // 2), x, kernel, bias, *grid),
         lambda: depthwise.gated_depthwise(x, kernel, bias, *grid),
         lambda: cross_attention.cross_attention_backward(query, query, keys, scores, query, sums),
         lambda: linear_attention.linear_attention_backward(result, qkv, state),
         lambda: cross_attention.cross_attention(query, keys, scores),
-        lambda: residual.norm_backward(stream, stream, stream, statistics, rows, shift, True),
         lambda: residual.norm_backward(stream, stream, stream, statistics, rows, None, True),
         lambda: gated_norm.gated_norm_backward(stream, stream, stream, statistics, stream, gate, rows),
         lambda: gated_norm.gated_norm_forward(stream, stream, gate, rows, 1e-6),
         lambda: linear_attention.linear_attention(qkv),
-        lambda: residual.gated_add_backward(stream, stream, stream, gate, shift),
         lambda: residual.gated_add_backward(stream, None, stream, gate, None),
         lambda: residual.norm_forward(stream, stream, rows, 1e-6),
         lambda: residual.norm_forward(stream, None, rows, 1e-6),
         lambda: residual.gated_add_forward(stream, stream, gate),
+        *(frozen if adapter else trained),
     ]
 
 
-def begin(config: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> Callable[[], None]:
+def begin(
+    config: Mapping[str, Any], dtype: torch.dtype, device: torch.device, adapter: bool = False
+) -> Callable[[], None]:
     """Start compiling in processes, unless that was done here before; returns what waits for the end.
 
     Args:
         config: Of the SanaTransformer2DModel.
         dtype: Of weights and activations.
         device: CUDA.
+        adapter: The weights are frozen.
     """
     widths = {name: config[name] for name in WIDTHS}
-    done = _mark(widths, dtype, device)
+    done = _mark((widths, str(dtype), adapter), device)
     if done and done.exists():
         return lambda: None
-    asked = {"config": widths, "dtype": str(dtype).removeprefix("torch."), "device": str(device)}
+    asked = {"config": widths, "dtype": str(dtype).removeprefix("torch."), "device": str(device), "adapter": adapter}
     running = [_start({**asked, "part": part}) for part in range(PROCESSES)]
 
     def finished() -> None:
@@ -106,14 +123,14 @@ def begin(config: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -
     return finished
 
 
-def _mark(widths: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> Path | None:
-    """A file that says that these very kernels lie in Triton's cache; None where nothing is compiled."""
+def _mark(jobs_of: tuple[Any, ...], device: torch.device) -> Path | None:
+    """A file that says that the kernels of these very jobs lie in Triton's cache; None where nothing is compiled."""
     if device.type != "cuda":
         return None
     import triton  # its distribution has other names elsewhere: pytorch-triton, pytorch-triton-rocm
 
     sources = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
-    about = (widths, str(dtype), torch.cuda.get_device_capability(device), triton.__version__)
+    about = (*jobs_of, torch.cuda.get_device_capability(device), triton.__version__)
     digest = hashlib.sha256(sources + repr(about).encode()).hexdigest()[:16]
     folder = os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "cache"
     return Path(folder) / f"simpletuner-kernels-{digest}"
@@ -147,7 +164,7 @@ def main(asked: dict[str, Any]) -> None:
     device = torch.device(asked["device"])
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    todo = jobs(asked["config"], getattr(torch, asked["dtype"]), device)
+    todo = jobs(asked["config"], getattr(torch, asked["dtype"]), device, asked["adapter"])
     with torch.no_grad():
         for job in todo[:1] if asked["part"] == 0 else todo[1:]:
             job()
