@@ -69,7 +69,10 @@ def errors(found: Tensors, exact: Tensors) -> list[float]:
 
 
 def check(ours: Operation, given: Tensors) -> None:
-    """Output and every gradient against float64: float32 to 1e-5, else no worse than PyTorch's operations."""
+    """Output and every gradient against float64: float32 to 1e-5, else PyTorch's error, a quarter of it and a few roundings.
+
+    These are 8e-3 where tensors are small, so that few numbers make an error, and 1e-3 elsewhere.
+    """
     grads = [torch.randn(given[0].shape, device=DEVICE) for _ in range(4)]
     exact = results(chain, [t.detach().double().requires_grad_() for t in given], [g.double() for g in grads])
     found, usual = results(ours, given, grads), results(chain, given, grads)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
+from seam import EPSILON, chain, operation
 from small_sana import base, velocity
 
 from simpletuner.models import checkpointing
@@ -17,7 +17,6 @@ from simpletuner.models.sana import transformer
 from simpletuner.models.sana.kernels import gated_norm, triton_found
 
 SIZES = [(2, 5, 7), (1, 1, 4), (3, 4, 2)]  # pictures, tokens, channels
-EPSILON = 1e-6
 Tensors = list[torch.Tensor]
 
 
@@ -27,15 +26,6 @@ def inputs(batch: int, tokens: int, channels: int, dtype: torch.dtype = torch.fl
     shapes = [(batch, tokens, channels)] * 2 + [(batch, 6, channels)]
     made = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
     return [tensor.to(dtype).requires_grad_() for tensor in made]
-
-
-def operation(x: torch.Tensor, y: torch.Tensor, table: torch.Tensor) -> Tensors:
-    return list(gated_norm.gated_norm(x, y, table[:, 5:], table[:, :2], EPSILON))
-
-
-def chain(x: torch.Tensor, y: torch.Tensor, table: torch.Tensor) -> Tensors:
-    s = x + table[:, 5:] * y
-    return [s, F.layer_norm(s, s.shape[-1:], eps=EPSILON) * (1 + table[:, 1:2]) + table[:, :1]]
 
 
 def gradients(outs: Tensors, tensors: Tensors) -> tuple[torch.Tensor, ...]:
