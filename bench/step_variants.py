@@ -77,9 +77,10 @@ def build(size: str, layers: int = 0, device: str = "cpu") -> Any:
 
 def arrange(model: Any, variant: Variant) -> None:
     """Let the model's blocks run this way."""
+    from simpletuner.models.sana import block_forward
     from simpletuner.models.sana import transformer as ours
 
-    ours.use_diffusers(model)
+    block_forward.use_diffusers(model)
     for block in model.transformer_blocks:
         block._compiled_call_impl = None
     if variant.compiled:
@@ -91,8 +92,8 @@ def arrange(model: Any, variant: Variant) -> None:
         ways = {"cpu": ours.CPU, "accelerator": ours.ACCELERATOR, "apart": replace(ours.ACCELERATOR, joined=False)}
         ways["fast"] = ours.KERNELS
         run = torch.compile(ours.run_block, dynamic=False) if variant.compiled else ours.run_block
-        run = ours.compiled_block() if variant.fast and variant.compiled else run
-        obstacle = ours.use_plain(model, ways.get("fast" if variant.fast else variant.ways), run)
+        run = block_forward.compiled_block() if variant.fast and variant.compiled else run
+        obstacle = block_forward.use_plain(model, ways.get("fast" if variant.fast else variant.ways), run)
         assert obstacle is None, obstacle
     elif variant.compiled:
         for block in model.transformer_blocks:

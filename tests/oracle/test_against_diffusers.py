@@ -17,9 +17,9 @@ from simpletuner.data.types import Batch, Size
 from simpletuner.flow.path import add_noise
 from simpletuner.flow.schedules import Density
 from simpletuner.models.base import Components, LoadSource, TextSettings
+from simpletuner.models.sana.block_forward import use_diffusers
 from simpletuner.models.sana.family import Sana
 from simpletuner.models.sana.prompts import default_instruction
-from simpletuner.models.sana.transformer import use_diffusers
 from simpletuner.training.learning_rate import Schedule
 from simpletuner.training.precision import choose
 from simpletuner.training.step import Recipe, Trainee, score

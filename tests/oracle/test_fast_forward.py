@@ -28,7 +28,7 @@ from simpletuner.evaluation.validation import Validator
 from simpletuner.models import adapters, checkpointing, quantize
 from simpletuner.models.adapters import LoraSettings, LycorisSettings
 from simpletuner.models.base import LoadSource, TextSettings
-from simpletuner.models.sana import attention, joined
+from simpletuner.models.sana import attention, block_forward, joined
 from simpletuner.models.sana import transformer as ours
 from simpletuner.models.sana.family import Sana
 
@@ -168,12 +168,12 @@ def test_output_and_every_gradient_in_float32(name: str, case: str, ways: str) -
     expected = answer(model, asked)
     assert len(expected[1]) == len(list(model.parameters())) + 2
     own = None if name == "real" else errors(expected[1], answer(in_float64(model), asked)[1])
-    assert ours.use_plain(model, WAYS[ways]) is None and ours.in_use(model)
+    assert block_forward.use_plain(model, WAYS[ways]) is None and block_forward.in_use(model)
     found = answer(model, asked)
     assert not torch.equal(found[0], expected[0]), "the sums are in another order"
     agree(found, expected, zero_by_algebra(model), own)
-    ours.use_diffusers(model)
-    assert not ours.in_use(model) and torch.equal(answer(model, asked)[0], expected[0])
+    block_forward.use_diffusers(model)
+    assert not block_forward.in_use(model) and torch.equal(answer(model, asked)[0], expected[0])
 
 
 def beside_diffusers(
@@ -185,9 +185,9 @@ def beside_diffusers(
         asked = question(model, "ragged", seed)
         exact = answer(truth, asked)
         with context():
-            ours.use_diffusers(low)
+            block_forward.use_diffusers(low)
             theirs = answer(low, asked)
-            ours.use_plain(low, WAYS[ways])
+            block_forward.use_plain(low, WAYS[ways])
             found = answer(low, asked)
         mine, own = errors(found[1], exact[1]), errors(theirs[1], exact[1])
         mine["output"], own["output"] = (float((a[0] - exact[0]).norm()) for a in (found, theirs))
@@ -228,11 +228,11 @@ def test_bfloat16_is_no_less_exact_than_diffusers(weights: torch.dtype, ways: st
 def test_compiled_whole_the_block_with_kernels_has_the_same_gradients(name: str) -> None:
     torch._dynamo.reset()
     model = MODELS[name]().train()
-    assert ours.use_plain(model, ours.KERNELS) is None
+    assert block_forward.use_plain(model, ours.KERNELS) is None
     asked = question(model, "ragged")
     expected = answer(model, asked)
     run = torch.compile(ours.run_block, backend="aot_eager", fullgraph=True)
-    assert ours.use_plain(model, ours.KERNELS, run) is None
+    assert block_forward.use_plain(model, ours.KERNELS, run) is None
     agree(answer(model, asked), expected, zero_by_algebra(model))
     torch._dynamo.reset()
 
@@ -259,7 +259,7 @@ def test_where_only_some_weights_are_trained_their_gradients_are_diffusers(chose
         parameter.requires_grad_(re.search(chosen, name) is not None)
     asked = question(model, "ragged")
     expected = answer(model, asked)
-    ours.use_plain(model, ours.KERNELS)
+    block_forward.use_plain(model, ours.KERNELS)
     agree(answer(model, asked), expected, zero_by_algebra(model) & expected[1].keys())
 
 
@@ -270,9 +270,9 @@ def test_one_compilation_serves_every_block_and_a_second_every_shape() -> None:
     model, count = real_shape().train(), CompileCounterWithBackend("aot_eager")
     for case, graphs in (("ragged", 1), ("all-but-one", 2), ("row", 2)):
         asked = question(model, case)
-        ours.use_plain(model, ours.KERNELS)
+        block_forward.use_plain(model, ours.KERNELS)
         expected = answer(model, asked)
-        ours.use_plain(model, ours.KERNELS, torch.compile(ours.run_block, backend=count, fullgraph=True))
+        block_forward.use_plain(model, ours.KERNELS, torch.compile(ours.run_block, backend=count, fullgraph=True))
         agree(answer(model, asked), expected, zero_by_algebra(model))
         assert count.frame_count == graphs
     torch._dynamo.reset()
@@ -281,7 +281,7 @@ def test_one_compilation_serves_every_block_and_a_second_every_shape() -> None:
 @pytest.mark.parametrize("interval", [1, 2])
 def test_recomputed_blocks_give_the_same_bits(interval: int) -> None:
     model = real_shape().train()
-    ours.use_plain(model)
+    block_forward.use_plain(model)
     asked = question(model, "ragged")
     plain = answer(model, asked)
     checkpointing.enable(model, model.transformer_blocks, interval)
@@ -297,7 +297,7 @@ def test_recomputed_blocks_with_kernels_compiled_give_the_same_bits(interval: in
     torch._dynamo.reset()
     model = real_shape().train()
     run = torch.compile(ours.run_block, backend="aot_eager")
-    assert ours.use_plain(model, ours.KERNELS, run) is None
+    assert block_forward.use_plain(model, ours.KERNELS, run) is None
     asked = question(model, "ragged")
     plain = answer(model, asked)
     if interval:
@@ -343,7 +343,7 @@ def test_adapters_act_as_in_diffusers_forward(kind: str, quantised: str, ways: s
     asked = question(model, "ragged")
     expected = answer(model, asked)
     assert len(expected[1]) == len(adapter.parameters) + 2
-    assert ours.use_plain(model, WAYS[ways]) is None
+    assert block_forward.use_plain(model, WAYS[ways]) is None
     agree(answer(model, asked), expected, set())
     with adapter.disabled():
         without = answer(model, asked)[0]
@@ -356,7 +356,7 @@ def test_state_dict_files_and_copies_are_diffusers(ways: ours.Ways | None, tmp_p
     model = real_shape()
     names, layers = list(model.state_dict()), [name for name, _ in model.named_modules()]
     model.save_pretrained(tmp_path / "theirs")
-    assert ours.use_plain(model, ways) is None and ours.use_plain(model, ways) is None
+    assert block_forward.use_plain(model, ways) is None and block_forward.use_plain(model, ways) is None
     query, key = model.transformer_blocks[1].attn1.to_q.weight, model.transformer_blocks[1].attn1.to_k.weight
     assert joined.lie_together([query, key]) == (ways is not None)
     assert list(model.state_dict()) == names and [name for name, _ in model.named_modules()] == layers
@@ -364,7 +364,7 @@ def test_state_dict_files_and_copies_are_diffusers(ways: ours.Ways | None, tmp_p
     for file in sorted((tmp_path / "theirs").iterdir()):
         assert (tmp_path / "ours" / file.name).read_bytes() == file.read_bytes()
     twin = copy.deepcopy(model).train()
-    assert ours.in_use(twin)
+    assert block_forward.in_use(twin)
     with torch.no_grad():  # the copy runs its own weights, not those of the model it was made of
         for parameter in twin.parameters():
             parameter.zero_()
@@ -377,14 +377,14 @@ def test_state_dict_files_and_copies_are_diffusers(ways: ours.Ways | None, tmp_p
 def test_what_is_hooked_or_of_another_kind_keeps_diffusers_forward() -> None:
     model = made()
     hook = model.transformer_blocks[1].attn2.register_forward_hook(lambda *_: None)
-    assert "hooked" in str(ours.use_plain(model)) and not ours.in_use(model.train())
+    assert "hooked" in str(block_forward.use_plain(model)) and not block_forward.in_use(model.train())
     hook.remove()
-    assert ours.use_plain(model) is None
+    assert block_forward.use_plain(model) is None
     model.transformer_blocks[0].attn1.processor = Exact()
-    assert "attn1 of block 0" in str(ours.use_plain(model)) and not ours.in_use(model)
+    assert "attn1 of block 0" in str(block_forward.use_plain(model)) and not block_forward.in_use(model)
     model = made()
     model.transformer_blocks[0].ff.residual_connection = True
-    assert "feed-forward of block 0" in str(ours.use_plain(model))
+    assert "feed-forward of block 0" in str(block_forward.use_plain(model))
 
 
 def test_a_mask_that_hides_nothing_is_left_out_and_one_that_hides_is_not(pocket: Path) -> None:
@@ -426,5 +426,5 @@ def test_validation_draws_diffusers_own_pixels(pocket: Path, tmp_path: Path) -> 
         )
         (picture,) = validator.render(validator.expected(1), lambda *_: None).drawn
         pictures.append(picture.path.read_bytes())
-        assert ours.in_use(parts.transformer) == (name == "plain")
+        assert block_forward.in_use(parts.transformer) == (name == "plain")
     assert pictures[0] == pictures[1]

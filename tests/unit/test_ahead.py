@@ -13,8 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from simpletuner.models import adapters
 from simpletuner.models.adapters import LoraSettings
-from simpletuner.models.sana import transformer
+from simpletuner.models.sana import block_forward
 from simpletuner.models.sana.kernels import ahead
+from simpletuner.models.sana.transformer import KERNELS
 from tests.small_sana import base, velocity
 
 
@@ -33,7 +34,7 @@ class Seen(TorchDispatchMode):
 
 
 def in_a_step(model: Any) -> set[tuple[Any, ...]]:
-    assert transformer.use_plain(model.train(), transformer.KERNELS) is None
+    assert block_forward.use_plain(model.train(), KERNELS) is None
     with Seen() as seen:
         velocity(model).sum().backward()
     return seen.calls

@@ -13,8 +13,9 @@ from seam import EPSILON, chain, operation
 from small_sana import base, velocity
 
 from simpletuner.models import checkpointing
-from simpletuner.models.sana import transformer
+from simpletuner.models.sana import block_forward
 from simpletuner.models.sana.kernels import gated_norm, triton_found
+from simpletuner.models.sana.transformer import KERNELS
 
 SIZES = [(2, 5, 7), (1, 1, 4), (3, 4, 2)]  # pictures, tokens, channels
 Tensors = list[torch.Tensor]
@@ -104,7 +105,7 @@ def test_blocks_meet_in_it_unless_the_second_is_recomputed(monkeypatch: pytest.M
     model, calls = base().train(), []
     whole = gated_norm.gated_norm
     monkeypatch.setattr(gated_norm, "gated_norm", lambda *given: calls.append(1) or whole(*given))
-    assert transformer.use_plain(model, transformer.KERNELS) is None
+    assert block_forward.use_plain(model, KERNELS) is None
     at_once = velocity(model)
     assert len(calls) == 1
     checkpointing.enable(model, model.transformer_blocks, 2)

@@ -18,7 +18,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from simpletuner.models.base import Activations, Footprint, Forward, LoadSource, StepShape
 from simpletuner.models.families import FAMILIES
 from simpletuner.models.metering import metered, without_numbers
-from simpletuner.models.sana import transformer as blocks
+from simpletuner.models.sana import block_forward
+from simpletuner.models.sana.transformer import ACCELERATOR
 from simpletuner.training import memory_estimate, optimizers
 from simpletuner.training.memory_estimate import CONTEXT, GIB, Caching, Learning, Plan
 from simpletuner.training.optimizer_memory import state_bytes
@@ -50,7 +51,7 @@ def test_the_meter_sees_what_autograd_keeps(way: str) -> None:
 
     model = base().train()
     if way == "plain":
-        assert blocks.use_plain(model, blocks.ACCELERATOR) is None
+        assert block_forward.use_plain(model, ACCELERATOR) is None
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
 

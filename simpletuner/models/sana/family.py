@@ -21,9 +21,18 @@ from simpletuner.models.base import (
     StepShape,
     TextSettings,
 )
-from simpletuner.models.sana import attention, encoder, footprint, preview_decoder, prompts, samplers, tiling
-from simpletuner.models.sana import transformer as blocks_in_training
+from simpletuner.models.sana import (
+    attention,
+    block_forward,
+    encoder,
+    footprint,
+    preview_decoder,
+    prompts,
+    samplers,
+    tiling,
+)
 from simpletuner.models.sana.kernels import ahead
+from simpletuner.models.sana.transformer import KERNELS, run_block
 
 # The official recipe's shift for a scheduler that names none (facts: NVlabs/Sana trains at 3.0).
 OFFICIAL_SHIFT = 3.0
@@ -181,7 +190,7 @@ class Sana:
         """
         config = transformer.config
         dtype = transformer.dtype
-        shown = blocks_in_training.needed_mask(mask) if blocks_in_training.in_use(transformer) else mask
+        shown = block_forward.needed_mask(mask) if block_forward.in_use(transformer) else mask
         output = transformer(
             noisy_latents.to(dtype),
             encoder_hidden_states=text.to(dtype),
@@ -195,12 +204,12 @@ class Sana:
 
     def use_plain_forward(self, transformer: Any) -> str | None:
         """In training mode, our forward of the blocks over the same weights; returns the obstacle, if there is one."""
-        return blocks_in_training.use_plain(transformer)
+        return block_forward.use_plain(transformer)
 
     def use_fast_forward(self, transformer: Any, compiled: bool) -> str | None:
         """As ``use_plain_forward``, with hand-written kernels, and blocks compiled if asked for."""
-        run = blocks_in_training.compiled_block() if compiled else blocks_in_training.run_block
-        return blocks_in_training.use_plain(transformer, blocks_in_training.KERNELS, run)
+        run = block_forward.compiled_block() if compiled else run_block
+        return block_forward.use_plain(transformer, KERNELS, run)
 
     def compile_ahead(
         self, source: LoadSource, dtype: torch.dtype, device: torch.device, adapter: bool

@@ -16,8 +16,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from simpletuner.models import load
 from simpletuner.models.base import Activations, Adapt, Footprint, LoadSource, StepShape
 from simpletuner.models.metering import metered, without_numbers
-from simpletuner.models.sana import attention, encoder, tiling
-from simpletuner.models.sana import transformer as blocks_in_training
+from simpletuner.models.sana import attention, block_forward, encoder, tiling
+from simpletuner.models.sana.transformer import ACCELERATOR, KERNELS
 
 # Compiled blocks keep 6 % more than the same operations one by one: 26.8 GiB at batch 8 and 43.8 at 16 on an H100 (1.6B).
 COMPILED = 1.06
@@ -82,8 +82,8 @@ def _walk(source: LoadSource, shape: StepShape, adapt: Adapt | None, layers: int
         adapter = adapt(model)
         trained = adapter.parameters
     if shape.forward != "diffusers":
-        ways = blocks_in_training.KERNELS if shape.forward == "fast" else blocks_in_training.ACCELERATOR
-        blocks_in_training.use_plain(model, ways)
+        ways = KERNELS if shape.forward == "fast" else ACCELERATOR
+        block_forward.use_plain(model, ways)
     count = sum(p.numel() for p in trained)
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     without_numbers(model, fake)

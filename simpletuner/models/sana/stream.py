@@ -5,8 +5,8 @@ Either way the sums are diffusers'; ``kernels`` asks for the operations of ``ker
 PyTorch's. A bias given beside a result has been added to it already, detached: what is done here gives it its gradient.
 
 Between two blocks stands one operation, the last sum of the one with the first norm of the other: a block hands on
-``Between`` in place of tokens, where both are run here and the second is not recomputed in backward (its memory would have
-to hold tokens and norm).
+``Between`` in place of tokens, where both are run here. Where blocks are recomputed in backward, however few of them, every
+block hands on tokens alone: a recomputed one keeps what it was given, and that would be tokens and norm.
 """
 
 from __future__ import annotations
