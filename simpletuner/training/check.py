@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,12 +18,13 @@ from simpletuner.config.read import RunConfig
 from simpletuner.data.cache import TensorStore, write_atomic
 from simpletuner.data.images import cut
 from simpletuner.data.sampler import shortfalls
-from simpletuner.data.survey import Picture, Survey, look_at, picture_of
+from simpletuner.data.survey import Survey, look_at, picture_of
 from simpletuner.data.types import Skipped
 from simpletuner.errors import DataError, ModelError, UnreachableError
 from simpletuner.models import imports
 from simpletuner.models.base import Facts, Family, LoadSource, TextSettings
 from simpletuner.models.families import FAMILIES
+from simpletuner.reporting.dataset_lines import once_more, short, sizes
 from simpletuner.reporting.dataset_page import page
 from simpletuner.reporting.progress import Reporter
 from simpletuner.training import prepare, translate, translate_data, translate_precision
@@ -91,7 +92,7 @@ def check(config: RunConfig, reporter: Reporter, page_at: Path | None = None, re
                 f"[{item.source.id}] places are drawn anew in each epoch; the page shows those of the first"
             )
     steps = _plan(config, training, checked)
-    room([item for item, _ in found], facts, precision.cache, checked)
+    disk_room([item for item, _ in found], facts, precision.cache, checked)
     if facts is not None:
         lines, refused = memory_lines(config, family, facts, [item for item, _ in found], steps)
         checked.lines += lines
@@ -156,108 +157,10 @@ def describe(checked: Checked) -> list[str]:
     for number, survey in enumerate(checked.surveys):
         lines += short(survey, listed=10, told=told)
         same = [b for b in checked.surveys[:number] if survey.looks and b.looks.keys() == survey.looks.keys()]
-        lines += _once_more(survey, [other for other in same if other.role == survey.role == "image"])
+        lines += once_more(survey, [other for other in same if other.role == survey.role == "image"])
         lines += sizes(survey, looked_at=bool(same))
         told |= survey.looks.keys()
     return [*lines, *checked.lines, *checked.problems]
-
-
-def _once_more(survey: Survey, same: Sequence[Survey]) -> list[str]:
-    """What sets a training dataset apart from those before it with the same pictures; nothing where there is none."""
-    if not same:
-        return []
-    nearest = next((other for other in same if other.resolution == survey.resolution), same[0])
-    captions = [{picture.path: picture.captions for picture in one.pictures} for one in (nearest, survey)]
-    others = "the same captions" if captions[0] == captions[1] else "other captions"
-    if nearest.resolution == survey.resolution:
-        apart = f"at {survey.resolution} too, with {others}"
-    else:
-        apart = f"at {survey.resolution}, there at {nearest.resolution}"
-    return [f"[{survey.id}] these are the pictures of [{nearest.id}] once more: {apart}"]
-
-
-def short(survey: Survey, listed: int = 3, told: Set[Path] = frozenset()) -> list[str]:
-    """What a person should know of one dataset, a line each; nothing where all is well.
-
-    Args:
-        survey: The dataset.
-        listed: Examples named in each line.
-        told: Pictures of other datasets whose pixels have been spoken of.
-    """
-    head = f"[{survey.id}]"
-    lines: list[str] = []
-
-    def tell(pictures: Sequence[Picture], one: str, many: str) -> None:
-        if pictures:
-            names = ", ".join(p.path.name for p in pictures[:listed])
-            more = " …" if len(pictures) > listed else ""
-            lines.append(f"{head} {counted(len(pictures), one, many)}: {names}{more}")
-
-    enlarged = survey.enlarged
-    if enlarged:
-        most = f"{enlarged[0].enlarged:.2f} times"
-        tell(
-            enlarged,
-            f"picture is smaller than its bucket and enlarged {most}",
-            f"pictures are smaller than their bucket and enlarged, up to {most}",
-        )
-    tell(survey.without_caption, "picture has an empty caption", "pictures have an empty caption")
-    tell(
-        survey.cut_captions,
-        "caption is too long, so the model does not see its end",
-        "captions are too long, so the model does not see their end",
-    )
-    lines += [f"{head}   {p.path.name}: not seen: …{p.cut[:200]}" for p in survey.cut_captions[:listed]]
-    repeated = survey.repeated_captions
-    if repeated and len({c for p in survey.pictures for c in p.captions}) > 1:
-        caption, count = repeated[0]
-        lines.append(
-            f"{head} {counted(len(repeated), 'caption belongs', 'captions belong')} to several pictures, most often {caption[:80]!r} ({count})"
-        )
-    lines += _copies(survey, listed, told)
-    doubtful = {path: found for path, found in survey.doubtful.items() if path not in told}
-    if doubtful:
-        lines.append(
-            f"{head} {counted(len(doubtful), 'picture looks', 'pictures look')} doubtful; the page shows each:"
-        )
-    lines += [f"{head}   {path.name}: {' '.join(found)}" for path, found in list(doubtful.items())[:listed]]
-    return lines
-
-
-def _copies(survey: Survey, listed: int, told: Set[Path]) -> list[str]:
-    """Pictures that are there more than once: they are trained more often than the others."""
-    lines = []
-    copies = survey.copies
-    keep = "keep one of each, or it is trained more often"
-    look = "of copies keep one; other pictures of one place may stay"
-    kinds = (
-        (copies.exact, "are exact copies of one another", "=", keep),
-        (copies.near, "look nearly the same", "≈", look),
-    )
-    for all_groups, what, sign, remedy in kinds:
-        groups = [group for group in all_groups if not told >= set(group)]
-        if groups:
-            count = sum(map(len, groups))
-            groups_of = counted(len(groups), "group")
-            lines.append(f"[{survey.id}] {counted(count, 'picture')} {what}, in {groups_of} ({remedy}):")
-            lines += [
-                f"[{survey.id}]   {f' {sign} '.join(path.name for path in group[:6])}" for group in groups[:listed]
-            ]
-    return lines
-
-
-def sizes(survey: Survey, looked_at: bool = False) -> list[str]:
-    """Smallest and largest picture, unless another dataset told of them, and what the cache holds."""
-    head = f"[{survey.id}]"
-    lines: list[str] = []
-    if survey.pictures and not looked_at:
-        ordered = sorted(survey.pictures, key=lambda p: p.size.width * p.size.height)
-        low, high = ordered[0], ordered[-1]
-        lines.append(f"{head} smallest {low.size} ({low.path.name}), largest {high.size} ({high.path.name})")
-    if survey.pictures and survey.cache_bytes:
-        state = f"{survey.cached} of {counted(len(survey.pictures), 'latent is', 'latents are')} in the cache"
-        lines.append(f"{head} {state} ({survey.cache_bytes / 2**20:.1f} MiB)")
-    return lines
 
 
 def _facts(family: Family, source: LoadSource, checked: Checked) -> Facts | None:
@@ -354,7 +257,7 @@ def _plan(config: RunConfig, training: list[prepare.Found], checked: Checked) ->
     return total
 
 
-def room(found: Sequence[prepare.Found], facts: Facts | None, dtype: torch.dtype, checked: Checked) -> None:
+def disk_room(found: Sequence[prepare.Found], facts: Facts | None, dtype: torch.dtype, checked: Checked) -> None:
     """Room on the disk against what the caches, in this dtype, will need."""
     kept = [item for item in found if item.source.caching != "never"]
     missing = {p.key: p.placement.bucket for item in kept for p in item.placed}

@@ -14,7 +14,7 @@ import torch
 
 from simpletuner.data import undecodable
 from simpletuner.data.cache import TensorStore
-from simpletuner.data.encode import encode_latents, encode_texts, keep_masks, missing_latents, text_key
+from simpletuner.data.encode import PlacedSample, encode_latents, encode_texts, keep_masks, missing_latents, text_key
 from simpletuner.data.healing import MASKS_ANEW, Healing
 from simpletuner.data.linear_rgb import Gathered
 from simpletuner.data.loader import LatentRef
@@ -65,27 +65,14 @@ def keep_latents(
         if folder not in stores:
             stores[folder] = open_store(folder, item.source.latent_remote, caches, ranks)
         store = stores[folder]
-        for shard in store.dropped:
-            reporter.say(f"{shard} was damaged and is encoded anew")
-        store.dropped.clear()
+        distinct = _tell_store(item, store, reporter)
         missing = missing_latents(item.placed, store)
-        distinct = len({p.key for p in item.placed})
-        if copies := len(item.placed) - distinct:
-            reporter.say(
-                f"[{item.source.id}] {counted(copies, 'picture is a copy and shares', 'pictures are copies and share')} the latents of another"
-            )
         if item.source.redraw:
             reporter.say(f"[{item.source.id}] places are drawn anew in each epoch; latents are encoded when needed")
         elif missing and item.source.caching == "ondemand":
             reporter.say(f"[{item.source.id}] {counted(len(missing), 'latent')} will be encoded when first needed")
         elif item.source.caching == "ahead" and ranks.any(bool(missing)):
-            colours = Gathered()  # for previews, should they be wanted
-            part = ranks.part(missing)
-            with reporter.bar(f"Encoding pictures [{item.source.id}]{_shared(ranks)}", len(part)) as bar:
-                skipped = encode_latents(part, store, encode, dtype, item.source.encode_batch, bar.advance, colours)
-            if not ranks.local:
-                colours.keep(folder)
-            skipped = list(chain(*ranks.of_all(skipped)))
+            skipped = _encode_missing(item, missing, store, encode, dtype, reporter, ranks)
             if ranks.several:  # what the others have written
                 store = stores[folder] = open_store(folder, item.source.latent_remote, caches, ranks)
             _leave_out(item, skipped, reporter)
@@ -104,6 +91,38 @@ def open_store(folder: Path, remote: RemoteSource | None, caches: RemoteCaches |
     """A store that all processes see alike; the first of each machine drops what is damaged, and knows the URL."""
     with ranks.first():
         return caches.open(folder, None if ranks.local else remote) if caches else TensorStore(folder)
+
+
+def _tell_store(item: prepare.Found, store: TensorStore, reporter: Reporter) -> int:
+    """Say what of the cache was damaged, once, and how many pictures are copies; returns how many are not."""
+    for shard in store.dropped:
+        reporter.say(f"{shard} was damaged and is encoded anew")
+    store.dropped.clear()
+    distinct = len({p.key for p in item.placed})
+    if copies := len(item.placed) - distinct:
+        reporter.say(
+            f"[{item.source.id}] {counted(copies, 'picture is a copy and shares', 'pictures are copies and share')} the latents of another"
+        )
+    return distinct
+
+
+def _encode_missing(
+    item: prepare.Found,
+    missing: Sequence[PlacedSample],
+    store: TensorStore,
+    encode: Callable[[torch.Tensor], torch.Tensor],
+    dtype: torch.dtype,
+    reporter: Reporter,
+    ranks: Ranks,
+) -> list[Skipped]:
+    """Encode a part in each process of a machine; returns what could not be decoded, in whichever process."""
+    colours = Gathered()  # for previews, should they be wanted
+    part = ranks.part(missing)
+    with reporter.bar(f"Encoding pictures [{item.source.id}]{_shared(ranks)}", len(part)) as bar:
+        skipped = encode_latents(part, store, encode, dtype, item.source.encode_batch, bar.advance, colours)
+    if not ranks.local:
+        colours.keep(store.folder)
+    return list(chain(*ranks.of_all(skipped)))
 
 
 def _shared(ranks: Ranks) -> str:

@@ -19,6 +19,7 @@ from simpletuner.models import imports, load
 from simpletuner.models.base import Components, Facts, Family, LoadSource, TextSettings
 from simpletuner.models.families import FAMILIES
 from simpletuner.reporting import dataset_sheet
+from simpletuner.reporting.dataset_lines import short
 from simpletuner.reporting.metrics import MetricsFile
 from simpletuner.reporting.progress import Reporter
 from simpletuner.reporting.stages import RunFile, Stages
@@ -31,7 +32,6 @@ from simpletuner.training import (
     translate_memory,
     translate_precision,
 )
-from simpletuner.training.check import short
 from simpletuner.training.interrupt import GivenUp
 from simpletuner.training.precision import Precision
 from simpletuner.training.publishing import Publisher

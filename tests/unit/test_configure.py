@@ -170,6 +170,13 @@ def test_one_decision_says_at_which_sizes_pictures_are_taught(kind: Any, edge: i
     assert ("trained at 512 as well" in why) is (len(taught) == 2)
 
 
+def test_no_size_is_lost_that_a_preset_has_no_dataset_for() -> None:
+    said, found = Answers(kind="domain"), folder_of(*[(1000, 1000)] * 8)
+    proposal = proposed(said, found, Machine(24.0))
+    with pytest.raises(ValueError, match=r"1 datasets of pictures for the sizes \(1024, 512\)"):
+        content.files(replace(proposal, edges=(1024, 512)), said, found, SANA, Path("config"))
+
+
 def test_repeats_follow_the_datasets_that_are_written() -> None:
     said = Answers(kind="style", resolution=512, train_batch_size=8, model="sana1.0-1.6b-1024")
     found = folder_of(*[(836, 1000)] * 7, (884, 1000))

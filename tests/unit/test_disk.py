@@ -91,11 +91,11 @@ def test_check_says_what_to_do_where_nothing_can_be_decoded(pocket_run: Callable
 def test_check_says_how_much_room_is_lacking(cut: Path) -> None:
     item = prepare.find([source(cut)], quiet())[0]
     checked = check.Checked([], [], [])
-    check.room([item], None, torch.bfloat16, checked)
+    check.disk_room([item], None, torch.bfloat16, checked)
     assert not checked.problems and "The latents need about 0.0 MiB" in checked.lines[0]
     vast = Size(2**27, 2**27)
     item.placed = [PlacedSample(item.placed[0].sample, Placement(vast, vast, (0, 0, *vast)), "vast")]
-    check.room([item], None, torch.bfloat16, checked)
+    check.disk_room([item], None, torch.bfloat16, checked)
     assert (
         "no room for the latents. What to do: free " in checked.problems[0] and "cache_dir_vae" in checked.problems[0]
     )

@@ -137,8 +137,11 @@ def datasets(proposal: Proposal, answers: Answers, pictures: Pictures, named: st
     caches = "cache/pocket" if proposal.value("model") == POCKET else "cache/sana"
     strategy = proposal.value("captions")
     entries: list[dict[str, Any]] = []
+    pictured = [entry for entry in there if entry not in texts]
+    if len(proposal.edges) > len(pictured):
+        raise ValueError(f"the preset has {len(pictured)} datasets of pictures for the sizes {proposal.edges}")
     # A preset has an entry for each size that is ever taught: where the model does not know the smaller, it is left out.
-    for entry, edge in zip((entry for entry in there if entry not in texts), proposal.edges, strict=False):
+    for entry, edge in zip(pictured[: len(proposal.edges)], proposal.edges, strict=True):
         name = f"{answers.kind}-{edge}" if entries else answers.kind
         made = {**entry, "id": name, "instance_data_dir": str(pictures.folder), "resolution": edge}
         made["cache_dir_vae"] = f"{caches}/vae/{name}"
