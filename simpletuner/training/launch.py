@@ -22,6 +22,7 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from simpletuner import own_process
 from simpletuner.errors import TunerError, printable
 from simpletuner.signals import handled
 
@@ -93,7 +94,8 @@ def launch(asked: Launch, words: Sequence[str]) -> int:
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it is told in plain words here
     try:
         with handled(_pass_on, signal.SIGINT, signal.SIGTERM):
-            elastic_launch(asked.config(), sys.executable)("-m", "simpletuner", *words)
+            program, *start = own_process.command("simpletuner", *words)
+            elastic_launch(asked.config(), program)(*start)
     except ChildFailedError as error:
         return _told(error, asked.processes)
     return 0

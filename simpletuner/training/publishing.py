@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from simpletuner import own_process
 from simpletuner.reporting.events import Notification, Status
 from simpletuner.reporting.hub import PAUSES_S, Upload, encode
 from simpletuner.reporting.stages import Stages
@@ -191,7 +192,7 @@ class Publisher:
     def _in_process(self, upload: Upload) -> dict[str, str]:
         """The last word of a process that uploads; Ctrl-C in this terminal does not reach it."""
         process = subprocess.Popen(
-            [sys.executable, "-m", "simpletuner.reporting.hub"],
+            own_process.command("simpletuner.reporting.hub"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -219,7 +219,7 @@ def run_steps(
     if start >= total:
         session.reporter.say(
             f"Nothing left to train: the checkpoint is at step {start} and the run has {counted(total, 'step')}. "
-            f"To train on, set max_train_steps above {start}. The model is exported as it is."
+            f"To train on, set max_train_steps above {start}; to train anew, give another output_dir. The model is exported as it is."
         )
         session.ranks.leave()
         return start

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from simpletuner import own_process
 from simpletuner.models.sana.kernels import cross_attention, depthwise, gated_norm, linear_attention, residual
 
 SIDE, KEYS = 16, 64  # cells along a side of the picture, tokens of text
@@ -138,7 +139,7 @@ def _mark(jobs_of: tuple[Any, ...], device: torch.device) -> Path | None:
 
 def _start(asked: dict[str, Any]) -> subprocess.Popen[bytes]:
     quiet = subprocess.DEVNULL
-    command = [sys.executable, "-m", __name__, json.dumps(asked)]
+    command = own_process.command(__name__, json.dumps(asked))
     process = subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet)
     atexit.register(_end, process)  # a run that fails before its first step leaves nobody on the GPU
     return process
