@@ -24,6 +24,7 @@ def grid(
     title: str = "",
     largest: int = CELL,
     notes: Sequence[str] = (),
+    title_lines: int = 1,
 ) -> Path:
     """Draw rows of pictures under a common line of captions.
 
@@ -31,9 +32,10 @@ def grid(
         rows: (row label, one picture file per column); a missing file leaves an empty cell.
         captions: One per column, in at most ``MOST_LINES``.
         out: PNG to write, atomically.
-        title: A line above everything, cut at the sheet's width; none if empty.
+        title: Above everything, in lines of the sheet's width; none if empty.
         largest: Largest side of a cell in pixels.
         notes: A line below each caption, where there are any.
+        title_lines: The most of the title; what is longer is cut.
 
     Returns:
         ``out``.
@@ -41,16 +43,16 @@ def grid(
     sides = [max(_size(path)) for _, paths in rows for path in paths]
     cell = min(max(max(sides, default=0), _CELL_MIN), largest)
     heights = [_height(paths, cell) for _, paths in rows]
-    above = _TITLE if title else 0
+    width = _LABEL + len(captions) * (cell + _PAD) + _PAD
+    titled = lines(title, width - 12, title_lines)
+    above = _TITLE + (len(titled) - 1) * LINE if titled else 0
     heads = [lines(caption, cell, MOST_LINES) for caption in captions]
     for head, note in zip(heads, notes, strict=False):
         head += lines(note, cell, 1)
     top = above + max(map(len, heads), default=0) * LINE + _PAD
-    width = _LABEL + len(captions) * (cell + _PAD) + _PAD
     sheet = Image.new("RGB", (width, top + sum(heights) + len(rows) * _PAD), _BACKGROUND)
     draw = ImageDraw.Draw(sheet)
-    if title:
-        _write(draw, (6, 4), lines(title, width - 12, 1))
+    _write(draw, (6, 4), titled)
     for column, head in enumerate(heads):
         _write(draw, (_LABEL + column * (cell + _PAD), above + 3), head)
     for number, (label, paths) in enumerate(rows):

@@ -7,6 +7,7 @@ is, pixel for pixel, what diffusers' SanaPipeline draws from the same folder wit
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -35,7 +36,8 @@ from simpletuner.wording import counted
 
 PUBLISHED_TOKENS = 300  # SanaPipeline's own max_sequence_length
 SHEET, RECORD = "grid.png", "pictures.json"
-_WIDE = 6  # prompts that stand side by side; more stand one below the other
+_WIDE = 6  # prompts, or seeds of one prompt, that stand side by side; more stand one below the other, or near a square
+_TITLE_LINES = 4  # of the prompt above its seeds
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,16 +288,42 @@ def _record(
 
 
 def sheet(drawn: list[Picture], out: Path) -> Path:
-    """The contact sheet: a few prompts side by side, many one below the other."""
+    """The contact sheet: seeds of one prompt in a row, a few prompts side by side, many one below the other."""
     by_key = {picture.key: picture.path for picture in drawn}
     prompts = list(dict.fromkeys((picture.nickname, picture.prompt) for picture in drawn))
+    if len(prompts) == 1:
+        return _seeds(drawn, out)
     takes = list(dict.fromkeys((*picture.key[1:], picture.seed) for picture in drawn))
-    said = [f"{width}x{height} seed {seed}" for width, height, _, seed in takes]
+    sizes = list(dict.fromkeys(str(picture.size) for picture in drawn))
+    title = sizes[0] if len(sizes) == 1 else ""
+    said = [f"seed {seed}" if title else f"{width}x{height} seed {seed}" for width, height, _, seed in takes]
     if len(prompts) <= _WIDE:
         rows = [
             (label, [by_key.get((nick, *take[:3])) for nick, _ in prompts])
             for label, take in zip(said, takes, strict=True)
         ]
-        return grid(rows, [prompt or "no prompt" for _, prompt in prompts], out)
+        return grid(rows, [prompt or "no prompt" for _, prompt in prompts], out, title)
     rows = [(nick, [by_key.get((nick, *take[:3])) for take in takes]) for nick, _ in prompts]
-    return grid(rows, said, out)
+    return grid(rows, said, out, title)
+
+
+def _seeds(drawn: list[Picture], out: Path) -> Path:
+    """The sheet of one prompt: for each size its seeds in a row, or near a square where there are many."""
+    paths = {(picture.size, picture.seed): picture.path for picture in drawn}
+    seeds = sorted({seed for _, seed in paths})
+    across = len(seeds) if len(seeds) <= _WIDE else math.ceil(math.sqrt(len(seeds)))
+    parts = [seeds[start : start + across] for start in range(0, len(seeds), across)]
+    rows = [
+        (
+            str(size) if len(parts) == 1 else f"{size} {_from_to(part)}",
+            [paths.get((size, seed)) for seed in part],
+        )
+        for size in dict.fromkeys(picture.size for picture in drawn)
+        for part in parts
+    ]
+    heads = [f"seed {seed}" if len(parts) == 1 else "" for seed in seeds[:across]]
+    return grid(rows, heads, out, drawn[0].prompt or "no prompt", title_lines=_TITLE_LINES)
+
+
+def _from_to(seeds: list[int]) -> str:
+    return f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"

@@ -474,6 +474,8 @@ def test_what_is_drawn_is_told_and_a_guess_is_named() -> None:
     guess = drafting._of_names(said, found)
     assert "name ('my fox') is a guess" in guess and 'words="sks toy"' in guess
     assert "what=toy" in drafting._of_names(Answers(words="sks pipo"), found)
+    hint = drafting._of_names(Answers(words="sks pipo"), found, dialogue=True)
+    assert "what=" not in hint and "`what` under Change something" in hint
     assert not drafting._of_names(Answers(words="sks dog"), found)
     assert not drafting._of_names(Answers(kind="style"), found)
 

@@ -26,6 +26,8 @@ _CAPTIONS = {
     "style": "a picture in the style of {}",
     "domain": "{}",
 }  # one for all pictures
+# What stands for a name that a person was asked for and left out: rare words, or none.
+_NAMELESS = {"subject": "sks thing", "style": "sks", "domain": "a picture"}
 # What people teach most; a name that ends in one of these says what its subject is.
 _KINDS = (
     "dog cat puppy kitten animal horse bird parrot rabbit hamster fox turtle fish lizard person man woman boy girl child baby "
@@ -49,6 +51,11 @@ def words(answers: Answers, pictures: Pictures) -> str:
     else:
         said = answers.words or pictures.folder.resolve().name.replace("-", " ").replace("_", " ")
     return " ".join(said.split()) or "the pictures"
+
+
+def nameless(kind: str, what: str) -> str:
+    """Words for pictures that nobody named: of a subject with what it is, where that was said."""
+    return f"sks {what}" if what else _NAMELESS[kind]
 
 
 def kind_of_thing(answers: Answers) -> str:

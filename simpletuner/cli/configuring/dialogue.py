@@ -36,15 +36,14 @@ def converse(config: Path, aside: Path, say: Say) -> Draft:
     """The whole dialogue, up to a draft that a person takes. Raises KeyboardInterrupt on Ctrl-C."""
     said: dict[str, Any] = {"kind": _kind()}
     found = _pictures(said, say)
-    if said["kind"] == "subject":
-        said["what"] = _text("What kind of thing is it, in a word or two (dog, person, toy)?", "")
-    said["words"] = _text(_about(said["kind"]), content.words(answers(said, SOURCE), found))
+    said |= _names(said["kind"], say)
     machine = _machine(say)
     taken: tuple[dict[str, Any], Draft] | None = None
     while True:
         say("")
         try:
-            taken = said, drafting.draft(answers(said, SOURCE), found, machine, config.parent, aside, SOURCE)
+            made = drafting.draft(answers(said, SOURCE), found, machine, config.parent, aside, SOURCE, dialogue=True)
+            taken = said, made
         except (ConfigError, ModelError) as error:
             say(str(error))
             if taken is None:
@@ -68,27 +67,48 @@ def _kind() -> str:
     )
 
 
-def _about(kind: str) -> str:
-    names = {
-        "subject": "What is it called in prompts? A rare word that is to mean yours alone, and what it is:",
-        "style": "Name the style in a few words:",
-    }
-    return names.get(kind, "What do the pictures show, in a few words?")
+def _names(kind: str, say: Say) -> dict[str, str]:
+    """What the pictures show. The folder's name never stands for it here: nobody chose that for captions."""
+    if kind != "subject":
+        style = "Name the style in a few words:"
+        words = _insisted(style if kind == "style" else "What do the pictures show, in a few words?", say)
+        if not words:
+            words = content.nameless(kind, "")
+            say(f"Left empty, so prompts say {words!r}.")
+        return {"words": words}
+    what = _insisted("What kind of thing is it, in a word or two (dog, person, toy)?", say)
+    usual = content.nameless(kind, what)
+    called = _text("What is it called in prompts? A rare word that is to mean yours alone, and what it is:", usual)
+    return {"what": what, "words": called or usual}
+
+
+def _insisted(question: str, say: Say) -> str:
+    """An answer, asked for once more where it is left empty; it may stay so."""
+    answer = _text(question, "")
+    if not answer:
+        say("Prompts are made of this answer, and captions where no file has one: a word is enough.")
+        answer = _text(question, "")
+    return answer
 
 
 def _pictures(said: dict[str, Any], say: Say) -> Pictures:
     """The folder, asked for until there is one with pictures."""
-    folder = "datasets/"
+    default = pictures.only_folder(Path("datasets"))
     while True:
-        folder = questionary.path("Folder with the pictures:", default=folder, only_directories=True).unsafe_ask()
+        typed = questionary.path("Folder with the pictures:", default=default, only_directories=True).unsafe_ask()
+        folder = pictures.meant(typed.strip(), default)
+        if not folder:
+            say("Name a folder with pictures: its path, such as datasets/fox.")
+            continue
         try:
-            found = pictures.look(Path(folder.strip() or "."))
+            found = pictures.look(Path(folder))
         except DataError as error:
+            default = ""  # what was wrong would only have to be deleted
             say(f"{error}. Name a folder with pictures.")
             continue
         for line in pictures.saw(found):
             say(line)
-        said["pictures"] = folder.strip()
+        said["pictures"] = folder
         return found
 
 
@@ -125,6 +145,9 @@ def _one_change(said: Mapping[str, Any], values: Mapping[str, Any], say: Say) ->
     name = questionary.select("What?", names).unsafe_ask()
     while True:
         value = _value(name, values.get(name))
+        if name == "words" and not value:
+            value = content.nameless(said["kind"], str(said.get("what") or ""))
+            say(f"Left empty, so prompts say {value!r}.")
         if name in values and value == drafting.shown(values[name]):
             return {}  # a plain Enter: it stays proposed, and follows other changes
         try:

@@ -37,7 +37,15 @@ class Draft:
     estimate: tuple[str, ...]
 
 
-def draft(answers: Answers, pictures: Pictures, machine: Machine, folder: Path, aside: Path, source: str) -> Draft:
+def draft(
+    answers: Answers,
+    pictures: Pictures,
+    machine: Machine,
+    folder: Path,
+    aside: Path,
+    source: str,
+    dialogue: bool = False,
+) -> Draft:
     """A draft that training accepts.
 
     Args:
@@ -47,6 +55,7 @@ def draft(answers: Answers, pictures: Pictures, machine: Machine, folder: Path, 
         folder: Where the files will lie.
         aside: A temporary folder.
         source: Where the answers came from, for messages.
+        dialogue: Whether a person answers in a terminal: hints name the answer to change, else what a script writes.
 
     Raises:
         ConfigError: With everything that must not be.
@@ -77,7 +86,7 @@ def draft(answers: Answers, pictures: Pictures, machine: Machine, folder: Path, 
         content.told(files[content.DATASETS][0]),
         chosen.note,
         _left_out(pictures, used),
-        _of_names(answers, used),
+        _of_names(answers, used, dialogue),
         _untold(proposal, answers, used, files[content.CONFIG]),
         fresh.note(proposal, config),
         *_of_size(proposal, answers, used, machine),
@@ -130,7 +139,7 @@ def _left_out(every: Pictures, used: Pictures) -> str:
     return f"{counted(number, 'picture has', 'pictures have')} no caption file and will be skipped." if number else ""
 
 
-def _of_names(answers: Answers, pictures: Pictures) -> str:
+def _of_names(answers: Answers, pictures: Pictures, dialogue: bool = False) -> str:
     """What a person may say where a name or a kind was guessed or left out; "" where neither was."""
     if answers.kind != "subject" or (answers.words and content.kind_of_thing(answers)):
         return ""
@@ -138,7 +147,13 @@ def _of_names(answers: Answers, pictures: Pictures) -> str:
     if not answers.words:
         name = content.words(answers, pictures)
         return f'The subject\'s name ({name!r}) is a guess: words="sks {kind}" names it, with a rare word that is to mean yours.'
-    return f"What kind of thing it is cannot be told from {answers.words!r}: what={kind}, for example, adds a prompt that shows whether others of its kind stay as they were."
+    how = f"what={kind}, for example, adds"
+    if dialogue:
+        how = f"`what` under Change something says it ({kind}, for example), which adds"
+    return (
+        f"What kind of thing it is cannot be told from {answers.words!r}: {how} a prompt that shows whether others of its "
+        "kind stay as they were."
+    )
 
 
 def _checked(

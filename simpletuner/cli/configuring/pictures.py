@@ -94,6 +94,28 @@ class Pictures:
         return "filename" if not subject and 2 * telling >= self.count else "instanceprompt"
 
 
+def only_folder(above: Path) -> str:
+    """The one folder just below ``above``, or itself, that has pictures in it; "" where there is none, or several."""
+    try:
+        inside = sorted(path for path in above.iterdir() if path.is_dir())
+        found = [folder for folder in (above, *inside) if _has_pictures(folder)]
+    except OSError:
+        return ""
+    return str(found[0]) if len(found) == 1 else ""
+
+
+def _has_pictures(folder: Path) -> bool:
+    return any(path.suffix.lower() in PICTURES and path.is_file() for path in folder.iterdir())
+
+
+def meant(typed: str, default: str) -> str:
+    """The folder that a person means who was shown ``default``: a whole path typed after it stands alone."""
+    rest = typed.removeprefix(default)
+    if default and rest != typed and not Path(typed).expanduser().is_dir() and Path(rest).expanduser().is_absolute():
+        return rest
+    return typed
+
+
 def look(folder: Path) -> Pictures:
     """Look at a folder and all its subfolders.
 
@@ -141,17 +163,24 @@ def saw(found: Pictures) -> list[str]:
     ordered = sorted(found.sizes, key=lambda size: size.width * size.height)
     wide = sum(size.width > size.height for size in found.sizes)
     tall = sum(size.width < size.height for size in found.sizes)
-    captions = found.captions
     lines = [
         f"{counted(found.count, 'picture')} in {found.folder}: {wide} wide, {tall} tall, {found.count - wide - tall} square; "
         f"smallest {ordered[0]}, largest {ordered[-1]}",
-        f"{counted(len(captions), 'has', 'have')} a caption file beside it"
-        + (f", such as {captions[0][:80]!r}" if captions else ""),
+        _captioned(found),
     ]
     left = [item for item in found.skipped if item.picture]
     if left:
         lines.append(f"{counted(len(left), 'picture')} cannot be used: {_reasons(left)}")
     return lines
+
+
+def _captioned(found: Pictures) -> str:
+    """How many have a caption file, and what is in one."""
+    captions = found.captions
+    if not captions:
+        return "None has a caption file beside it"
+    has = counted(len(captions), "has a caption file beside it", "have a caption file beside them")
+    return f"{has}, such as {captions[0][:80]!r}"
 
 
 def _reasons(skipped: Sequence[Skipped]) -> str:
