@@ -14,7 +14,11 @@ from simpletuner.cli.train import parse_overrides
 @click.option("--config", "-c", metavar="PATH", help="Configuration file or folder  [config/config.json]")
 @click.option("--env", metavar="NAME", help="Use config/NAME/config.json.")
 @click.option("--example", metavar="NAME", help="Check a packaged example (simpletuner examples list).")
-@click.option("--page", type=click.Path(dir_okay=False, path_type=Path), help="HTML file  [OUTPUT_DIR/dataset.html]")
+@click.option(
+    "--page",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="HTML file  [OUTPUT_DIR/dataset.html; dataset-refused.html where training would not start]",
+)
 @click.option("--reconstruct", is_flag=True, help="Load the VAE and measure how well it reproduces each picture.")
 @click.option("--debug", is_flag=True, help="Show a traceback with errors.")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[--KEY VALUE | KEY=VALUE]...")

@@ -145,11 +145,20 @@ def _shortfall(name: str, small: Sequence[Bucket], drawing: Drawing) -> str:
     draws = min(len(bucket.members) * (bucket.repeats + 1) for bucket in small)
     fitting = draws // (drawing.accumulation * drawing.world_size)
     remedy = f"set repeats ≥ {repeats}" + (f", or train_batch_size ≤ {fitting}" if fitting else "")
+    times = small[0].repeats + 1
+    why = f"; each picture counts {times} times, as repeats is {times - 1}" if times > 1 else ""
     if len(small) == 1:
-        return f"[{name}] bucket {small[0].size} has {len(small[0].members)}, needs {needed}: {remedy}"
-    few = ", ".join(f"{bucket.size} has {len(bucket.members)}" for bucket in small[:_NAMED])
+        return f"[{name}] bucket {_held(small[0])}, needs {needed}{why}: {remedy}"
+    few = ", ".join(map(_held, small[:_NAMED]))
     more = f" and {len(small) - _NAMED} more" if small[_NAMED:] else ""
-    return f"[{name}] {len(small)} buckets are too small, each needs {needed} ({few}{more}): {remedy}"
+    return f"[{name}] {len(small)} buckets are too small, each needs {needed} ({few}{more}{why}): {remedy}"
+
+
+def _held(bucket: Bucket) -> str:
+    """What a bucket has: its pictures, and its draws where they are more."""
+    times = bucket.repeats + 1
+    draws = f" × {times} = {len(bucket.members) * times}" if times > 1 else ""
+    return f"{bucket.size} has {len(bucket.members)}{draws}"
 
 
 class Plan:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -189,25 +189,36 @@ def summaries(scores: Sequence[Score]) -> dict[str, dict[str, float]]:
     }
 
 
-def sentence(scores: Sequence[Score], reference: Reference | None) -> str:
-    """All of it in one line, with what would be good or bad."""
+def sentence(scores: Sequence[Score], reference: Reference | None, explained: Set[str] = frozenset()) -> str:
+    """All of it in one line, with what would be good or bad.
+
+    Args:
+        scores: Of the pictures of one step.
+        reference: The training pictures.
+        explained: Kinds of scores of which that was said before.
+    """
     found, parts = summaries(scores), []
+
+    def meaning(name: str, words: str) -> str:
+        return "" if name in explained else words
+
     if clip := found.get("clip"):
-        parts.append(
-            f"CLIP {clip['value']:.1f} of 100 ({clip['min']:.1f} to {clip['max']:.1f}); higher is nearer to the words"
-        )
+        nearer = meaning("clip", "; higher is nearer to the words")
+        parts.append(f"CLIP {clip['value']:.1f} of 100 ({clip['min']:.1f} to {clip['max']:.1f}){nearer}")
     if shared := found.get("palette"):
-        parts.append(f"{shared['value']:.0%} of the training pictures' palette (100% is the same colours)")
+        same = meaning("palette", " (100% is the same colours)")
+        parts.append(f"{shared['value']:.0%} of the training pictures' palette{same}")
     if apart := found.get("colour_distance"):
-        parts.append(f"mean colours {apart['value']:.0f} of 255 levels apart (0 is the same)")
+        same = meaning("colour_distance", " (0 is the same)")
+        parts.append(f"mean colours {apart['value']:.0f} of 255 levels apart{same}")
     near = [score for score in scores if score.name == "nearest_distance"]
     if near:
         nearest = min(near, key=lambda score: score.value)
         looked = len(reference.thumbnails) if reference else 0
-        usual = "0 is a copy, 0.4 and more another picture"
+        usual = meaning("nearest_distance", " (0 is a copy, 0.4 and more another picture)")
         some = f" of {looked} looked at" if reference and looked < reference.of else ""
         parts.append(
-            f"nearest to a training picture{some}: {nearest.nickname!r}, {nearest.value:.2f} from {nearest.more['nearest']} ({usual})"
+            f"nearest to a training picture{some}: {nearest.nickname!r}, {nearest.value:.2f} from {nearest.more['nearest']}{usual}"
         )
     return "; ".join(parts)
 

@@ -40,7 +40,7 @@ def short(survey: Survey, listed: int = 3, told: Set[Path] = frozenset()) -> lis
     def tell(pictures: Sequence[Picture], one: str, many: str) -> None:
         if pictures:
             names = ", ".join(p.path.name for p in pictures[:listed])
-            more = " …" if len(pictures) > listed else ""
+            more = f" and {len(pictures) - listed} more" if len(pictures) > listed else ""
             lines.append(f"{head} {counted(len(pictures), one, many)}: {names}{more}")
 
     enlarged = survey.enlarged
@@ -58,6 +58,7 @@ def short(survey: Survey, listed: int = 3, told: Set[Path] = frozenset()) -> lis
         "captions are too long, so the model does not see their end",
     )
     lines += [f"{head}   {p.path.name}: not seen: …{p.cut[:200]}" for p in survey.cut_captions[:listed]]
+    lines += _and_more(head, len(survey.cut_captions) - listed)
     repeated = survey.repeated_captions
     if repeated and len({c for p in survey.pictures for c in p.captions}) > 1:
         caption, count = repeated[0]
@@ -71,7 +72,12 @@ def short(survey: Survey, listed: int = 3, told: Set[Path] = frozenset()) -> lis
             f"{head} {counted(len(doubtful), 'picture looks', 'pictures look')} doubtful; the page shows each:"
         )
     lines += [f"{head}   {path.name}: {' '.join(found)}" for path, found in list(doubtful.items())[:listed]]
-    return lines
+    return [*lines, *_and_more(head, len(doubtful) - listed)]
+
+
+def _and_more(head: str, number: int) -> list[str]:
+    """A line on what is not listed; nothing where all is."""
+    return [f"{head}   … and {number} more"] if number > 0 else []
 
 
 def _copies(survey: Survey, listed: int, told: Set[Path]) -> list[str]:
@@ -91,8 +97,10 @@ def _copies(survey: Survey, listed: int, told: Set[Path]) -> list[str]:
             groups_of = counted(len(groups), "group")
             lines.append(f"[{survey.id}] {counted(count, 'picture')} {what}, in {groups_of} ({remedy}):")
             lines += [
-                f"[{survey.id}]   {f' {sign} '.join(path.name for path in group[:6])}" for group in groups[:listed]
+                f"[{survey.id}]   {f' {sign} '.join(path.name for path in group[:6])}{' …' if len(group) > 6 else ''}"
+                for group in groups[:listed]
             ]
+            lines += _and_more(f"[{survey.id}]", len(groups) - listed)
     return lines
 
 

@@ -63,7 +63,7 @@ def page(folder: RunFolder, groups: Sequence[Group]) -> str:
         curves(folder.series, state["best"]),
         _scores(folder.series),
         _dataset(folder.dataset()),
-        _settings(config, groups),
+        _settings(folder.acted(), groups),
         _log(folder),
     ]
     moment = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M")

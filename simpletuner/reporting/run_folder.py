@@ -21,6 +21,7 @@ from typing import Any
 from simpletuner.reporting.json_lines import JsonLines
 from simpletuner.reporting.masking import masked
 from simpletuner.reporting.series import Series, number, smoothed
+from simpletuner.reporting.settings import acted
 
 PICTURE_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
 MOST_EVENTS = 5000
@@ -78,6 +79,15 @@ def read_object(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def _list_in(path: Path) -> list[Any]:
+    """A JSON list from a file; [] if there is none."""
+    try:
+        value = masked(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError):
+        return []
+    return value if isinstance(value, list) else []
 
 
 class RunFolder:
@@ -206,6 +216,10 @@ class RunFolder:
         """The effective options, without secrets."""
         shown = masked(read_object(self.root / "config.resolved.json"))
         return shown if isinstance(shown, dict) else {}
+
+    def acted(self) -> dict[str, Any]:
+        """The options as ``config`` has them, with the datasets' own values where these acted."""
+        return acted(self.config(), _list_in(self.root / "datasets.resolved.json"))
 
     def dataset(self) -> dict[str, Any]:
         """The sheet of the training pictures that the run wrote at its start."""

@@ -25,8 +25,30 @@ class Group:
     rows: tuple[tuple[str, str, bool], ...]
 
 
+# Options that fill in what an entry of the dataloader file leaves out: what acts is what each dataset has.
+OF_DATASETS = frozenset(
+    [
+        "resolution",
+        "resolution_type",
+        "minimum_image_size",
+        "maximum_image_size",
+        "target_downsample_size",
+        "caption_strategy",
+        "instance_prompt",
+        "prepend_instance_prompt",
+        "only_instance_prompt",
+        "vae_batch_size",
+        "max_upscale_threshold",
+        "vae_cache_ondemand",
+        "vae_cache_disable",
+    ]
+)
+
+
 def text_of(value: Any) -> str:
-    """A value as a person writes it in config.json; a string without its quotes."""
+    """A value as a person writes it in config.json; a string without its quotes, a whole number without its .0."""
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        value = int(value)
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
@@ -35,6 +57,25 @@ def with_defaults(sections: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Gro
     return [
         Group(title, tuple((key, text_of(value), False) for key, value in rows.items())) for title, rows in sections
     ]
+
+
+def acted(raw: Mapping[str, Any], datasets: Sequence[Any]) -> dict[str, Any]:
+    """A run's options, each with the value that acted where the datasets have their own.
+
+    Args:
+        raw: config.resolved.json.
+        datasets: datasets.resolved.json: every dataset with all it is set to; what is no object is passed over.
+    """
+    entries = [entry for entry in datasets if isinstance(entry, dict)]
+    shown = dict(raw)
+    for key in OF_DATASETS & raw.keys():
+        values = {str(entry.get("id", "")): text_of(entry[key]) for entry in entries if key in entry}
+        different = set(values.values())
+        if len(different) == 1:
+            shown[key] = different.pop()
+        elif different:
+            shown[key] = ", ".join(f"{value} ({name})" for name, value in values.items())
+    return shown
 
 
 def changed_settings(raw: Mapping[str, Any], groups: Sequence[Group]) -> list[Group]:

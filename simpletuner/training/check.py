@@ -5,6 +5,7 @@ The same rooms, rules and plan as ``run.train``, so that what is said here is wh
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from pathlib import Path
 import torch
 
 from simpletuner.config.read import RunConfig
+from simpletuner.data import undecodable
 from simpletuner.data.cache import TensorStore, write_atomic
 from simpletuner.data.images import cut
 from simpletuner.data.sampler import shortfalls
@@ -36,7 +38,7 @@ from simpletuner.training.redraw import Samples
 from simpletuner.wording import counted
 
 PROCESSES = max(1, os.cpu_count() or 1)
-PAGE = "dataset.html"
+PAGE, REFUSED_PAGE = "dataset.html", "dataset-refused.html"
 
 
 @dataclass(slots=True)
@@ -62,7 +64,8 @@ def check(config: RunConfig, reporter: Reporter, page_at: Path | None = None, re
     Args:
         config: What ``config.read.load`` gave.
         reporter: Where to print.
-        page_at: The HTML file; ``dataset.html`` in the output folder by default.
+        page_at: The HTML file; by default ``dataset.html`` in the output folder, or ``dataset-refused.html`` where
+            training would not start.
         reconstruct: Load the VAE and measure how well it reproduces each picture.
 
     Returns:
@@ -91,19 +94,31 @@ def check(config: RunConfig, reporter: Reporter, page_at: Path | None = None, re
             checked.lines.append(
                 f"[{item.source.id}] places are drawn anew in each epoch; the page shows those of the first"
             )
-    steps = _plan(config, training, checked)
     disk_room([item for item, _ in found], facts, precision.cache, checked)
+    steps, course = _plan(config, training, checked)
+    place = len(checked.lines)
     if facts is not None:
         lines, refused = memory_lines(config, family, facts, [item for item, _ in found], steps)
         checked.lines += lines
         checked.problems += map(str, refused)
+    if not checked.problems:  # what cannot start has no steps, and no picture is seen
+        checked.lines[place:place] = course
     for line in describe(checked):
         reporter.say(line)
-    file = page_at or Path(config.options.checkpoints.output_dir).expanduser() / PAGE
+    file = page_at or _page_place(Path(config.options.checkpoints.output_dir).expanduser(), bool(checked.problems))
     _write_page(file, f"Data of {config.config_file}", checked)
     reporter.say(f"Page with every picture: {file}")
     reporter.say(_verdict(checked))
     return not checked.problems
+
+
+def _page_place(folder: Path, refused: bool) -> Path:
+    """Where the page goes: what is refused leaves the page of a run that is there as it is; one that is right ends that."""
+    if refused:
+        return folder / REFUSED_PAGE
+    with contextlib.suppress(OSError):
+        (folder / REFUSED_PAGE).unlink(missing_ok=True)
+    return folder / PAGE
 
 
 def _write_page(file: Path, title: str, checked: Checked) -> None:
@@ -137,6 +152,11 @@ def _look_over(item: prepare.Found, role: str, cut_off: Callable[[str], str], re
 def _leave_out_broken(item: prepare.Found, survey: Survey) -> None:
     """Pictures that cannot be decoded are skipped, as training skips them once it caches."""
     broken = {path: seen.problem for path, seen in survey.looks.items() if seen.problem}
+    if (
+        item.source.caching == "ahead" and not item.source.redraw
+    ):  # so that the run counts it at once, as a second one does
+        failures = [(p.sample.path, p.digest, broken[p.sample.path]) for p in item.placed if p.sample.path in broken]
+        undecodable.remember(item.source.latent_dir, failures)
     item.skipped = [*(Skipped(path, reason) for path, reason in broken.items()), *item.skipped]
     item.placed = [p for p in item.placed if p.sample.path not in broken]
     survey.skipped = item.skipped
@@ -223,10 +243,10 @@ def _cache(item: prepare.Found) -> tuple[int, int]:
     return cached, sum(shard.stat().st_size for shard in shards)
 
 
-def _plan(config: RunConfig, training: list[prepare.Found], checked: Checked) -> int:
-    """Steps per epoch, or why there can be none; returns the steps of the whole run, 0 where there can be none."""
+def _plan(config: RunConfig, training: list[prepare.Found], checked: Checked) -> tuple[int, list[str]]:
+    """The steps of the whole run, and sentences on its course; 0 where it cannot start, and why goes to the problems."""
     if not training:
-        return 0
+        return 0, []
     samples = Samples(training, {})
     buckets = samples.buckets(0)
     if not buckets:
@@ -234,7 +254,7 @@ def _plan(config: RunConfig, training: list[prepare.Found], checked: Checked) ->
             "no picture of any training dataset can be decoded. What to do: see above why each was skipped, and replace the "
             "files or name another instance_data_dir in the dataloader file."
         )
-        return 0
+        return 0, []
     drawing = translate_data.drawing(config)
     sentences = shortfalls(buckets, drawing)
     if sentences and not config.options.data.allow_dataset_oversubscription:
@@ -243,18 +263,18 @@ def _plan(config: RunConfig, training: list[prepare.Found], checked: Checked) ->
         plan = samples.plan(drawing, config.options.training.seed)
     except DataError as error:
         checked.problems.append(str(error))
-        return 0
+    if checked.problems:
+        return 0, []
     steps = math.ceil(plan.batches_per_epoch / drawing.accumulation)
     total = translate.total_steps(config, plan)
     draws = sum(len(b.members) * (b.repeats + 1) for b in buckets)
     files = len({p.sample.path for item in training for p in item.placed})
     each = total * drawing.batch_size * drawing.accumulation * drawing.world_size / files
-    checked.lines.append(
+    said = (
         f"{counted(steps, 'step')} per epoch, {counted(total, 'step')} in all: {total / steps:.1f} epochs of "
         f"{counted(draws, 'draw')}; each of {counted(files, 'picture')} is seen about {counted(round(each), 'time')}"
     )
-    checked.lines += translate.notes_on_course(config, total)
-    return total
+    return total, [said, *translate.notes_on_course(config, total)]
 
 
 def disk_room(found: Sequence[prepare.Found], facts: Facts | None, dtype: torch.dtype, checked: Checked) -> None:

@@ -44,7 +44,7 @@ def memory_lines(
         family: Knows the model.
         facts: Of the model.
         found: All datasets.
-        steps: Of the whole run; 0 where there can be none.
+        steps: Of the whole run; 0 where it cannot start, of which no time is told.
 
     Returns:
         Sentences, and why training would refuse to start.
@@ -65,12 +65,14 @@ def memory_lines(
     step = translate_memory.timed(subject, plan)
     slowly = None if card else step_times.describe_on_cpu(step, max(1, steps))
     if slowly:  # so small a model is trained here: what a card would take tells its user nothing
-        return [slowly], []
+        return [slowly] if steps else [], []
     where = "" if card else "On an NVIDIA card, "
     lines = [f"{where}{'training' if where else 'Training'} takes {memory_estimate.describe(estimated)}"]
     refused = refusals(subject, free) if card else []
     if card and not (refused or memory_problems(config)):
         lines.append(beside_free(subject, estimated, free))
+    if refused or not steps:
+        return lines, refused
     full = options.model.model_type == "full" and precision.weights == torch.bfloat16
     unknown = step_times.UNKNOWN[0].upper() + step_times.UNKNOWN[1:]
     lines.append(step_times.describe(step, card.name if card else None) if full else unknown)

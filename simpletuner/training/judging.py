@@ -6,7 +6,7 @@ In: pictures on disk. Out: ``score`` lines in metrics.jsonl. ``make_judging`` be
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -27,12 +27,16 @@ LOOKED_AT = 512  # training pictures, evenly chosen where there are more
 
 @dataclass(frozen=True, slots=True)
 class Judging:
-    """Scores pictures and tells; ``go_on`` raises GivenUp once the run is to stop."""
+    """Scores pictures and tells; ``go_on`` raises GivenUp once the run is to stop.
+
+    What a score means is said once: ``explained`` are the kinds of which it was.
+    """
 
     judge: Judge
     metrics: MetricsFile
     reporter: Reporter
     go_on: Callable[[], None] = lambda: None
+    explained: set[str] = field(default_factory=set)
 
     def __call__(self, step: int, label: str, pictures: Sequence[Drawn]) -> None:
         """Score the pictures of one step and label. Failing costs the scores and nothing else; it is said.
@@ -59,7 +63,9 @@ class Judging:
             self.metrics.write("score", {"step": step, "label": label, "nickname": None, "name": name, **figures})
         if found:
             which = f" ({label})" if label else ""
-            self.reporter.say(f"step {step}{which}: {scores.sentence(found, self.judge.reference)}")
+            told = scores.sentence(found, self.judge.reference, self.explained)
+            self.explained.update(score.name for score in found)
+            self.reporter.say(f"step {step}{which}: {told}")
         again = scores.memorised(found)
         if again:
             self.reporter.say(f"step {step}: {again}: the model repeats what it was shown")

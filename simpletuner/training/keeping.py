@@ -141,7 +141,7 @@ def _leave_out(item: prepare.Found, broken: Sequence[Skipped], reporter: Reporte
     item.placed = [p for p in item.placed if p.digest not in by_digest]
     item.skipped += skipped
     prepare.tell_skipped(item.source.id, skipped, reporter)
-    prepare.tell_sum(item, reporter)
+    prepare.tell_sum(item, reporter, f"; {counted(len(skipped), 'picture')} cannot be decoded")
 
 
 def _refer(item: prepare.Found, store: TensorStore | None, refs: Refs, reporter: Reporter, ranks: Ranks) -> None:
@@ -194,7 +194,7 @@ def _leave_out_masks(item: prepare.Found, reasons: Mapping[str, str], reporter: 
     item.skipped += skipped
     item.placed = [p for p in item.placed if p.mask_key not in reasons]
     prepare.tell_skipped(item.source.id, skipped, reporter)
-    prepare.tell_sum(item, reporter)
+    prepare.tell_sum(item, reporter, f"; the {counted(len(skipped), 'mask')} of as many cannot be decoded")
 
 
 def captions_of(found: Sequence[prepare.Found]) -> list[str]:

@@ -267,14 +267,22 @@ def _look(source: DatasetSource, reporter: Reporter) -> tuple[list[Skipped], Dis
     return elsewhere, discover(source.folder, captions, source.placement, track, known)
 
 
-def tell_sum(item: Found, reporter: Reporter) -> None:
-    """Print how many pictures were found and how many of them are used: the others are skipped."""
+def tell_sum(item: Found, reporter: Reporter, why: str = "") -> None:
+    """Print how many pictures were found and how many of them are used: the others are skipped.
+
+    Args:
+        item: The dataset.
+        reporter: Where to print.
+        why: What has changed since the sum was told before.
+    """
     counts = Counter(p.placement.bucket for p in item.placed)
     buckets = ", ".join(f"{size} × {count}" for size, count in sorted(counts.items()))
     others = sum(not skipped.picture for skipped in item.skipped)
     total = len(item.placed) + len(item.skipped) - others
     beside = f"; {counted(others, 'other file')}" if others else ""
-    reporter.say(f"[{item.source.id}] {counted(total, 'picture')} found, {len(item.placed)} used ({buckets}){beside}")
+    reporter.say(
+        f"[{item.source.id}] {counted(total, 'picture')} found, {len(item.placed)} used ({buckets}){beside}{why}"
+    )
 
 
 def tell_skipped(dataset_id: str, skipped: Sequence[Skipped], reporter: Reporter) -> None:

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,15 @@ import pytest
 import torch
 from conftest import Command
 from PIL import Image, ImageFilter
+from rich.console import Console
 
+from simpletuner.config.read import load
 from simpletuner.models.base import LoadSource, TextSettings
 from simpletuner.models.families import FAMILIES
 from simpletuner.models.sana import prompts
+from simpletuner.reporting.progress import Reporter
+from simpletuner.training import prepare, translate_data
+from simpletuner.training.check import check
 
 HOSTILE = '<script>alert(1)</script> & "quoted"'
 
@@ -67,13 +73,23 @@ def test_what_training_would_refuse_is_exit_code_1(
     simpletuner: Command, pocket_run: Callable[..., Path], tmp_path: Path
 ) -> None:
     config = pocket_run(train_batch_size=16)
+    good = tmp_path / "out" / "dataset.html"
+    good.parent.mkdir()
+    good.write_text("of a run that has finished")
     done = simpletuner("check", "--config", config, "--text_encoder_1_precision=fp8-torchao", check=False)
     assert done.returncode == 1 and "set repeats ≥ 3" in done.stdout and "would not start" in done.stdout
     assert "it needs an NVIDIA card of compute capability 8.9" in " ".join(done.stdout.split())
     entries = json.loads((tmp_path / "config" / "multidatabackend.json").read_text())
     entries[0]["repeats"] = 3
     (tmp_path / "config" / "multidatabackend.json").write_text(json.dumps(entries))
-    assert simpletuner("check", "--config", config, "--reconstruct").returncode == 0
+    for words in ("per epoch", "is seen", "on two CPU cores"):
+        assert words not in done.stdout, "what cannot start takes no time"
+    refused = tmp_path / "out" / "dataset-refused.html"
+    assert str(refused) in done.stdout.replace("\n", "") and "set repeats ≥ 3" in refused.read_text(encoding="utf-8")
+    assert good.read_text() == "of a run that has finished"
+    right = simpletuner("check", "--config", config, "--reconstruct")
+    assert "per epoch" in right.stdout and "on two CPU cores" in right.stdout
+    assert good.read_text().startswith("<!doctype html>") and not refused.exists()
     again = simpletuner("check", "--config", config, "--page", tmp_path / "elsewhere.html")
     assert (tmp_path / "elsewhere.html").is_file() and "Training would start" in again.stdout
 
@@ -170,3 +186,28 @@ def test_names_that_are_no_plain_text(simpletuner: Command, pocket_run: Callable
         done = simpletuner(command, "--config", config, "--max_train_steps=1")
         assert "\x1b" not in done.stdout and "\udce9" not in done.stdout
     assert "\\x1b[31mred.png" in simpletuner("check", "--config", config).stdout
+
+
+def test_a_run_after_a_check_knows_which_pictures_cannot_be_decoded(
+    pocket_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    config = load(str(pocket_run(train_batch_size=1)), environ={})
+    whole = (tmp_path / "pictures" / "picture_1.png").read_bytes()
+    (tmp_path / "pictures" / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "pictures" / "cut.txt").write_text("a caption")
+    said = StringIO()
+    reporter = Reporter(Console(file=said, width=400))
+
+    def told() -> list[str]:
+        lines = [line for line in said.getvalue().splitlines() if " used (" in line or "skipped" in line]
+        said.truncate(said.seek(0))
+        return lines
+
+    assert check(config, reporter)
+    first = told()
+    assert (
+        first[0] == "[set] 5 pictures found, 4 used (64x64 × 4)" and "skipped cut.png: it cannot be decoded" in first[1]
+    )
+    assert check(config, reporter) and told() == first
+    prepare.find([translate_data.dataset_source(config, config.datasets.train[0], 16, 16)], reporter)
+    assert told() == first, "so training tells no other number before it encodes"

@@ -103,6 +103,15 @@ def test_the_shortfall_sentence() -> None:
         "[subject] 2 buckets are too small, each needs 64 (1024x1024 has 5, 512x512 has 8): "
         "set repeats ≥ 12, or train_batch_size ≤ 1"
     )
+    often = [Bucket("toy", Size(112, 144), tuple(range(6)), 20), Bucket("toy", Size(128, 128), (6, 7), 20)]
+    assert shortfalls(often, Drawing(500)) == [
+        "[toy] 2 buckets are too small, each needs 500 (112x144 has 6 × 21 = 126, 128x128 has 2 × 21 = 42; "
+        "each picture counts 21 times, as repeats is 20): set repeats ≥ 249, or train_batch_size ≤ 42"
+    ]
+    assert shortfalls(often, Drawing(50)) == [
+        "[toy] bucket 128x128 has 2 × 21 = 42, needs 50; each picture counts 21 times, as repeats is 20: "
+        "set repeats ≥ 24, or train_batch_size ≤ 42"
+    ]
     assert shortfalls(buckets, Drawing(1, 9))[0].endswith("needs 9 (1024x1024 has 5, 512x512 has 8): set repeats ≥ 1")
 
 

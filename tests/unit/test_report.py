@@ -1,5 +1,6 @@
 """The report: one file, nothing of which runs or asks for anything."""
 
+import json
 import math
 import re
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from rich.console import Console
 from written_run import HOSTILE, draw, write_run
 
 from simpletuner.cli.report import report as command
+from simpletuner.config.datasets import FILLED_FROM_OPTIONS
 from simpletuner.config.options import defaults
 from simpletuner.config.read import load
 from simpletuner.data.survey import Picture, Survey
@@ -28,7 +30,7 @@ from simpletuner.reporting.model_card import USAGE
 from simpletuner.reporting.progress import Reporter
 from simpletuner.reporting.report import page, what_was_trained, write
 from simpletuner.reporting.run_folder import RunFolder, read_object
-from simpletuner.reporting.settings import with_defaults
+from simpletuner.reporting.settings import OF_DATASETS, with_defaults
 from simpletuner.training.finish import reported
 from simpletuner.training.run import train
 from simpletuner.training.session import open_session
@@ -144,6 +146,30 @@ def test_what_stands_in_it(tmp_path: Path) -> None:
     later = {"name": "nearest_distance", "value": 0.7, "memorised": False, "nearest": "a fox"}
     MetricsFile(run / "metrics.jsonl").write("score", where | later)
     assert "repeats a fox" not in page(RunFolder(run), ()), "an early alarm is over"
+
+
+def test_settings_are_those_that_acted(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    settings_ = {"resolution": 1024.0, "caption_strategy": "filename", "vae_batch_size": 4, "lora_alpha": 16.5}
+    (run / "config.resolved.json").write_text(json.dumps(settings_))
+
+    def shown(datasets: object) -> dict[str, str]:
+        (run / "datasets.resolved.json").write_text(json.dumps(datasets))
+        text = page(RunFolder(run), with_defaults(defaults()))
+        return dict(re.findall(r"<tr><th>(\w+)</th><td>([^<]*)</td></tr>", text.partition("All settings")[2]))
+
+    alone = {"resolution": "1024", "caption_strategy": "filename", "vae_batch_size": "4", "lora_alpha": "16.5"}
+    assert shown([]) == shown({"no": "list"}) == shown([1, {"id": "half a dataset"}]) == alone
+    sets = [
+        {"id": name, "resolution": edge, "caption_strategy": "textfile", "vae_batch_size": 4, "lora_alpha": 1}
+        for name, edge in (("large", 128.0), ("small", 64.0))
+    ]
+    assert shown(sets) == alone | {"resolution": "128 (large), 64 (small)", "caption_strategy": "textfile"}
+    assert shown(sets[:1])["resolution"] == "128"
+
+
+def test_what_datasets_have_their_own_of_is_what_the_configuration_fills_in() -> None:
+    assert frozenset(FILLED_FROM_OPTIONS) == OF_DATASETS
 
 
 def test_halves_of_a_run_make_a_page(tmp_path: Path) -> None:

@@ -163,6 +163,17 @@ def test_lines_are_written_and_one_is_said(tmp_path: Path) -> None:
     assert text[1].startswith("step 7: 1 picture is a training picture again") and len(text) == 2
 
 
+def test_what_the_scores_mean_is_said_once_in_a_run(tmp_path: Path) -> None:
+    judging_, said = judging(tmp_path, Judge(lambda: reference(noise(1), noise(2))))
+    for step in (5, 10, 15):
+        judging_(step, "", [drawn(tmp_path, "other", noise(3))])
+    first, *later = [line.split(": ", 1)[1] for line in said.getvalue().splitlines()]
+    for words in (" (100% is the same colours)", " (0 is the same)", " (0 is a copy, 0.4 and more another picture)"):
+        assert words in first
+        first = first.replace(words, "")
+    assert later == [first, first]
+
+
 class Failing:
     def score(self, pictures: Sequence[object], prompts: Sequence[str], between: object) -> list[float]:
         raise torch.OutOfMemoryError("no memory left")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from simpletuner.data import survey
+from simpletuner.data.quality import Quality
 from simpletuner.data.survey import Look, Picture, Survey
 from simpletuner.data.types import Size
 from simpletuner.training.check import Checked, describe
@@ -51,3 +53,25 @@ def test_a_dataset_with_the_pictures_of_another_says_what_sets_it_apart() -> Non
         f"[d] {of} [b] once more: at 32 px too, with other captions",
         f"[e] {of} [a] once more: at 64 px too, with the same captions",
     ]
+
+
+def test_what_is_not_listed_is_counted() -> None:
+    paths = [Path(f"{number:02}.png") for number in range(15)]
+    size, wanted = Size(64, 64), Size(128, 128)
+    pictures = [Picture(path, size, wanted, (0.0, 0.0, 1.0, 1.0), 2.0, (path.stem,), cut="the end") for path in paths]
+    grey = [Quality(size, 1.0, 1.0, (0, 0, 0, 0), 90.0, 0.5, number, str(number)) for number in range(15)]
+    looks = {path: Look(quality=quality) for path, quality in zip(paths, grey, strict=True)}
+
+    def told(of: int, copies: bool = False) -> list[str]:
+        first = Survey("set", Path(), "image", pictures[:of], [], {path: looks[path] for path in paths[:of]})
+        if copies:
+            first.looks = {path: Look(quality=replace(grey[0], content=path.stem[0])) for path in paths}
+        return describe(Checked([first], [], []))
+
+    doubtful = told(15)
+    start = doubtful.index("[set] 15 pictures look doubtful; the page shows each:")
+    assert doubtful[start + 10].startswith("[set]   09.png: ") and doubtful[start + 11] == "[set]   … and 5 more"
+    assert doubtful.count("[set]   … and 5 more") == 2, "of captions that are too long as well"
+    assert doubtful[0].endswith("09.png and 5 more")
+    assert not [line for line in told(10) if "more" in line]
+    assert any(line.endswith("05.png …") for line in told(15, copies=True)), "a group of ten names six"

@@ -175,8 +175,9 @@ class Pages:
 
     def config(self, request: Request) -> Response:
         """The options, by section, with what differs from the default."""
-        raw = self._run(request).folder.config()
-        groups = [asdict(group) for group in changed_settings(raw, self._groups)]
+        folder = self._run(request).folder
+        raw = folder.config()
+        groups = [asdict(group) for group in changed_settings(folder.acted(), self._groups)]
         return JSONResponse({"groups": groups, "raw": raw})
 
     def dataset(self, request: Request) -> Response:
