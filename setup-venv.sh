@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes .venv beside this file and installs simpletuner into it. Sourced by train.sh and test.sh.
-# Usage: setup_venv [extra]; safe to run again: it installs only when pyproject.toml or constraints.txt changed.
+# Usage: setup_venv [extra]; safe to run again: it installs only when pyproject.toml or constraints.txt changed, or when
+# something (pip install './[wandb]') has put a copy in the place of this folder, which would not change with it.
 
 setup_venv() {
     local extra="${1:-}" root python stamp wanted
@@ -21,7 +22,8 @@ setup_venv() {
     fi
     stamp="$root/.venv/.installed${extra:+-$extra}"
     wanted="$(cat "$root/pyproject.toml" "$root/constraints.txt" | cksum)"
-    if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
+    if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && "$root/.venv/bin/python" -P -c 'import importlib.util, sys
+sys.exit(not importlib.util.find_spec("simpletuner").origin.startswith(sys.argv[1]))' "$root/simpletuner/" 2>/dev/null; then
         return 0
     fi
     echo "Setting up the virtual environment in .venv (once; about a minute) …"

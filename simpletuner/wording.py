@@ -29,8 +29,11 @@ _PROGRAM = Path(__file__).resolve().parent.parent
 
 
 def install(extra: str) -> str:
-    """The command that adds one of this program's extras, as it works from the current folder."""
+    """The command that adds one of this program's extras, as it works from the current folder.
+
+    A program that runs from its folder stays tied to it (-e): a copy in its place would not change with the folder.
+    """
     if not (_PROGRAM / "pyproject.toml").is_file():  # installed without its folder
         return f"in the folder of this program: pip install './[{extra}]'"
     place = "./" if Path.cwd() == _PROGRAM else str(_PROGRAM)
-    return f"pip install '{place}[{extra}]'"
+    return f"pip install -e '{place}[{extra}]'"

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -29,16 +30,26 @@ from simpletuner.wording import counted
 Texts = Healing | TextsOnDemand
 
 
+def latents_print(vae: Any, dtype: torch.dtype, tile_rules: str) -> str:
+    """Names the latents of one encoder by what made them, wherever its folder lies and whichever diffusers has read it.
+
+    Args:
+        vae: A diffusers model.
+        dtype: Of the latents that are kept.
+        tile_rules: How pictures are cut, or "".
+    """
+    settings = {name: value for name, value in dict(vae.config).items() if not name.startswith("_")}
+    about = (weights_digest(vae), type(vae).__name__, json.dumps(settings, sort_keys=True, default=str))
+    return content_key("latents", *about, dtype, *([tile_rules] if tile_rules else []))
+
+
 def fill_caches(session: Session, parts: Components, found: list[prepare.Found]) -> tuple[keeping.Refs, Texts]:
     """Room 4: latents and text embeds on disk, in folders named by everything that went into them.
 
     The text encoder comes on the CPU, and ends on the device; quantised, if it is to be.
     """
     family, dtype = session.family, session.precision.cache
-    vae_print = content_key(
-        *("latents", weights_digest(parts.vae), json.dumps(dict(parts.vae.config), default=str), dtype),
-        *([session.facts.vae_tile_rules] if in_tiles(session, found) else []),
-    )
+    vae_print = latents_print(parts.vae, dtype, session.facts.vae_tile_rules if in_tiles(session, found) else "")
     with session.stages.stage("init_vae_cache", "Latents"):
         refs = keeping.keep_latents(
             found,

@@ -46,11 +46,11 @@ def test_the_line_for_pip_names_the_folder_that_declares_the_extras(
 ) -> None:
     asked = Declared("", (), {"wandb": (Requirement("no-such-package"),)})
     line = str(list(packages.lines(asked))[-1])
-    folder = line.partition("pip install '")[2].partition("[wandb]'")[0]
+    folder = line.partition("pip install -e '")[2].partition("[wandb]'")[0]
     declared = tomllib.loads((Path(folder) / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert "wandb" in declared["optional-dependencies"]
     monkeypatch.chdir(folder)
-    assert install("wandb") == "pip install './[wandb]'" and packages.again() == "pip install './'"
+    assert install("wandb") == "pip install -e './[wandb]'" and packages.again() == "pip install -e './'"
     monkeypatch.setattr(wording, "_PROGRAM", tmp_path)  # as where only the package was installed
     assert install("wandb").startswith("in the folder of this program: pip install './[wandb]'")
 

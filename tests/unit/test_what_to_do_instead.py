@@ -62,9 +62,9 @@ def test_a_missing_dataloader_file_is_answered_with_a_command_that_works_anywher
 def test_the_command_that_adds_an_extra_works_where_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = Path(__file__).resolve().parents[2]
     monkeypatch.chdir(program)
-    assert install("bnb") == "pip install './[bnb]'"
+    assert install("bnb") == "pip install -e './[bnb]'"
     monkeypatch.chdir(tmp_path)
-    assert install("bnb") == f"pip install '{program}[bnb]'"
+    assert install("bnb") == f"pip install -e '{program}[bnb]'"
     monkeypatch.setattr("simpletuner.wording._PROGRAM", tmp_path)
     assert install("bnb") == "in the folder of this program: pip install './[bnb]'"
 
