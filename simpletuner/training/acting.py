@@ -35,8 +35,8 @@ def make_hooks(
     save = resuming.saver(trainee, session.output_dir, identity, keep)
     if session.publisher and options.publishing.push_checkpoints_to_hub:
         save = session.publisher.after(save)
-    often = options.checkpoints.checkpoint_step_interval
-    checkpointing = Checkpointing(often, save, session.reporter, session.stages)
+    often, last = options.checkpoints.checkpoint_step_interval, translate.total_steps(session.config, plan)
+    checkpointing = Checkpointing(often, last, save, session.reporter, session.stages)
     hooks: list[Hook] = [checkpointing]
     drawing: ValidationPictures | None = None
     stacked = held_out_batches(session, material.held_out, material.refs, material.texts, material.latents_of)
@@ -54,7 +54,7 @@ def make_hooks(
             stages=session.stages,
             judging=judging,
             stop=session.stopping,
-            last=translate.total_steps(session.config, plan),
+            last=last,
         )
         hooks.append(drawing)
     folder, draw = session.output_dir / FOLDER, drawing.now if drawing else None

@@ -66,11 +66,13 @@ class Checkpointing:
 
     Attributes:
         interval: Optimizer steps, or None for the end only.
+        last: The last step of the run: its checkpoint is told as the final one, whatever it was saved for.
         save: Writes a checkpoint for the given step and returns its folder.
         saved_at: The last step saved.
     """
 
     interval: int | None
+    last: int
     save: Callable[[int], Path]
     reporter: Reporter
     stages: Stages = field(default_factory=Stages)
@@ -90,7 +92,7 @@ class Checkpointing:
             self._save(result.step)
 
     def on_stop(self, step: int, finished: bool) -> None:
-        """Save the end, wherever it is."""
+        """Save the end, wherever it is; a last step that could not be taken leaves a checkpoint that is not the final one."""
         if step != self.saved_at:
             self._save(step, finished)
 
@@ -99,10 +101,11 @@ class Checkpointing:
         if step != self.saved_at:
             self._save(step)
 
-    def _save(self, step: int, is_final: bool = False) -> None:
+    def _save(self, step: int, finished: bool = True) -> None:
         with self.stages.stage("checkpoint_save", f"Saving a checkpoint at step {step}"):
             folder = self.save(step)
         self.saved_at = step
         self.reporter.say(f"step {step}: saved {folder.name}")
         message = f"Checkpoint of step {step}"
+        is_final = finished and step >= self.last
         self.stages.emit(CheckpointSaved(message=message, path=folder, step=step, is_final=is_final))

@@ -81,7 +81,7 @@ class World:
 
 
 def checkpointing(world: World, interval: int | None) -> Hook:
-    return hooks.Checkpointing(interval, world.save, world.reporter)
+    return hooks.Checkpointing(interval, 5, world.save, world.reporter)
 
 
 def held_out_loss(world: World, interval: int | None) -> Hook:
