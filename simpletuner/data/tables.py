@@ -8,8 +8,8 @@ from __future__ import annotations
 import csv
 import json
 import unicodedata
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -50,6 +50,13 @@ class CaptionTable:
     folder: Path
     rows: Mapping[str, tuple[str, ...]]
     origins: Mapping[str, str]
+    names: Mapping[str, str] = field(default_factory=dict)  # as the table writes them
+
+    def without_picture(self, pictures: Iterable[Path]) -> list[str]:
+        """Names that have a row and are none of these pictures below ``folder``: as they are written, in order of rows."""
+        keep = self.source.includes_extension
+        here = {_key(picture.relative_to(self.folder).as_posix(), keep_ending=keep) for picture in pictures}
+        return [self.names.get(key, key) for key in self.rows if key not in here]
 
     def captions(self, picture: Path) -> tuple[str, ...]:
         """The captions of a picture below ``folder``.
@@ -80,10 +87,11 @@ def read_table(source: TableSource, folder: Path) -> CaptionTable:
         folder: The pictures its names are relative to.
 
     Raises:
-        DataError: The file cannot be read, or lacks a column.
+        DataError: The file is missing, cannot be read, or lacks a column.
     """
     rows: dict[str, tuple[str, ...]] = {}
     origins: dict[str, str] = {}
+    names: dict[str, str] = {}
     for row in _rows(source):
         name = row.get(source.filename_column)
         if not isinstance(name, str) or not name:
@@ -92,10 +100,11 @@ def read_table(source: TableSource, folder: Path) -> CaptionTable:
         if not any(found) and source.fallback_caption_column:
             found = texts_of([*found, *texts_of(row.get(source.fallback_caption_column))])
         key = _key(name.replace("\\", "/"), keep_ending=source.includes_extension)
+        names.setdefault(key, name)
         rows[key] = texts_of(list(dict.fromkeys((*rows.get(key, ()), *found))))  # several rows: several captions
         if source.origin_column:
             origins[key] = str(row.get(source.origin_column, ""))
-    return CaptionTable(source, folder, rows, origins)
+    return CaptionTable(source, folder, rows, origins, names)
 
 
 def _key(name: str, keep_ending: bool) -> str:
@@ -126,6 +135,9 @@ def _rows(source: TableSource) -> Iterator[Mapping[str, Any]]:
     kind = source.path.suffix.lower()
     if kind not in ENDINGS:
         raise DataError(f"{source.path} is no table that can be read: {', '.join(ENDINGS)} can.")
+    if not source.path.is_file():  # before anything that reading it would need
+        what = "it is no file" if source.path.exists() else "it does not exist"
+        raise DataError(f"{source.path} is no table of captions: {what}. Make it, or correct its path.")
     try:
         rows = _parquet(source.path, wanted) if kind == ".parquet" else _plain(source.path, kind)
         columns: set[str] = set()
@@ -133,7 +145,8 @@ def _rows(source: TableSource) -> Iterator[Mapping[str, Any]]:
             columns |= row.keys()
             yield row
     except (OSError, UnicodeDecodeError, ValueError, csv.Error) as error:
-        raise DataError(f"the table {source.path} cannot be read: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise DataError(f"the table {source.path} cannot be read: {reason}") from error
     lacking = [name for name in wanted if name not in columns]
     if lacking and columns:
         have = ", ".join(sorted(columns))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -85,11 +85,19 @@ class DatasetSource:
 
 @dataclass(slots=True)
 class Found:
-    """One dataset after rooms 1 and 2."""
+    """One dataset after rooms 1 and 2.
+
+    Attributes:
+        source: The dataset.
+        placed: What is used.
+        skipped: What is not, and why.
+        without_picture: Names in the user's table of captions that are no picture of the dataset.
+    """
 
     source: DatasetSource
     placed: list[PlacedSample]
     skipped: list[Skipped]
+    without_picture: list[str] = field(default_factory=list)
 
 
 def _place_all(
@@ -235,12 +243,12 @@ def find_in(source: DatasetSource, reporter: Reporter) -> Found:
         DataError: Its folder cannot be looked at.
     """
     try:
-        elsewhere, discovery = _look(source, reporter)
+        elsewhere, discovery, without_picture = _look(source, reporter)
     except DataError as error:
         raise DataError(f"[{source.id}] {error}") from error
     placed, unread = _place_all(source, discovery, reporter)
     skipped = sorted([*elsewhere, *discovery.skipped, *unread], key=lambda item: not item.picture)
-    return Found(source, placed, skipped)
+    return Found(source, placed, skipped, without_picture)
 
 
 def refuse_empty(item: Found) -> None:
@@ -255,8 +263,8 @@ def refuse_empty(item: Found) -> None:
     )
 
 
-def _look(source: DatasetSource, reporter: Reporter) -> tuple[list[Skipped], Discovery]:
-    """Room 1 of one dataset: what was left elsewhere, and what is in its folder."""
+def _look(source: DatasetSource, reporter: Reporter) -> tuple[list[Skipped], Discovery, list[str]]:
+    """Room 1 of one dataset: what was left elsewhere, what is in its folder, and rows of its table that have no picture."""
     track = partial(reporter.track, f"Looking at pictures [{source.id}]")
     elsewhere = _bring(source, reporter)
     captions = source.captions
@@ -264,11 +272,16 @@ def _look(source: DatasetSource, reporter: Reporter) -> tuple[list[Skipped], Dis
     if source.table:
         captions = replace(captions, table=read_table(source.table, source.folder))
         known.append(source.table.path)
-    return elsewhere, discover(source.folder, captions, source.placement, track, known)
+    discovery = discover(source.folder, captions, source.placement, track, known)
+    # One that was written here lists what was to be fetched, which is told above.
+    if captions.table is None or captions.table.source.path == source.folder / TABLE:
+        return elsewhere, discovery, []
+    looked_at = [item.path for item in (*discovery.samples, *(s for s in discovery.skipped if s.picture))]
+    return elsewhere, discovery, captions.table.without_picture(looked_at)
 
 
 def tell_sum(item: Found, reporter: Reporter, why: str = "") -> None:
-    """Print how many pictures were found and how many of them are used: the others are skipped.
+    """Print how many pictures were found, how many of them are used (the others are skipped), and which rows of its table name none.
 
     Args:
         item: The dataset.
@@ -283,6 +296,13 @@ def tell_sum(item: Found, reporter: Reporter, why: str = "") -> None:
     reporter.say(
         f"[{item.source.id}] {counted(total, 'picture')} found, {len(item.placed)} used ({buckets}){beside}{why}"
     )
+    if item.without_picture and item.source.table and not why:
+        names = item.without_picture
+        listed = ", ".join(names[:LISTED]) + (" …" if len(names) > LISTED else "")
+        ghosts = counted(len(names), "picture that is", "pictures that are")
+        reporter.say(
+            f"[{item.source.id}] {item.source.table.path.name} names {ghosts} not in {item.source.folder}: {listed}"
+        )
 
 
 def tell_skipped(dataset_id: str, skipped: Sequence[Skipped], reporter: Reporter) -> None:

@@ -1,5 +1,6 @@
 import csv
 import json
+import sys
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -96,3 +97,26 @@ def test_a_broken_table_is_one_sentence(tmp_path: Path, name: str, content: str)
         read_table(source(tmp_path / name), tmp_path)
     with pytest.raises(DataError, match="no table that can be read"):
         read_table(source(tmp_path / "t.xlsx"), tmp_path)
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".csv"])
+@pytest.mark.parametrize("with_ending", [True, False])
+def test_names_that_are_no_picture_are_told_as_they_are_written(tmp_path: Path, ending: str, with_ending: bool) -> None:
+    table = read_table(source(write(tmp_path / f"t{ending}"), includes_extension=with_ending), tmp_path)
+    here = [tmp_path / name for name in ("a.png", unicodedata.normalize("NFD", "é.png"), "none.png", "b.jpg")]
+    assert table.without_picture(here) == ["deep\\b.jpg", "v1.5 cat.png", "empty.png"]
+    assert ("a.png" in table.without_picture([tmp_path / "a.webp"])) is with_ending
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".jsonl", ".json", ".csv"])
+def test_a_missing_table_is_told_before_what_reading_it_needs(
+    tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)  # as where it is not installed
+    path = tmp_path / f"nope{ending}"
+    with pytest.raises(DataError) as missing:
+        read_table(source(path), tmp_path)
+    assert str(missing.value) == f"{path} is no table of captions: it does not exist. Make it, or correct its path."
+    path.mkdir()
+    with pytest.raises(DataError, match="it is no file"):
+        read_table(source(path), tmp_path)
