@@ -276,7 +276,8 @@ def _look(source: DatasetSource, reporter: Reporter) -> tuple[list[Skipped], Dis
     # One that was written here lists what was to be fetched, which is told above.
     if captions.table is None or captions.table.source.path == source.folder / TABLE:
         return elsewhere, discovery, []
-    looked_at = [item.path for item in (*discovery.samples, *(s for s in discovery.skipped if s.picture))]
+    looked_at = [sample.path for sample in discovery.samples]
+    looked_at += [skipped.path for skipped in discovery.skipped if skipped.picture]
     return elsewhere, discovery, captions.table.without_picture(looked_at)
 
 
