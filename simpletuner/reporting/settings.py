@@ -74,7 +74,7 @@ def acted(raw: Mapping[str, Any], datasets: Sequence[Any]) -> dict[str, Any]:
         if len(different) == 1:
             shown[key] = different.pop()
         elif different:
-            shown[key] = ", ".join(f"{value} ({name})" for name, value in values.items())
+            shown[key] = ", ".join(f"{value} ({name})" for name, value in values.items() if value != text_of(None))
     return shown
 
 

@@ -166,6 +166,9 @@ def test_settings_are_those_that_acted(tmp_path: Path) -> None:
     ]
     assert shown(sets) == alone | {"resolution": "128 (large), 64 (small)", "caption_strategy": "textfile"}
     assert shown(sets[:1])["resolution"] == "128"
+    (run / "config.resolved.json").write_text(json.dumps({"instance_prompt": None}))
+    prompts = [{**sets[0], "instance_prompt": None}, {**sets[1], "instance_prompt": "a fox"}]
+    assert shown(prompts) == {"instance_prompt": "a fox (small)"}, "nothing is said of those that have none"
 
 
 def test_what_datasets_have_their_own_of_is_what_the_configuration_fills_in() -> None:
