@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
+
+_NO_LEAVE = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def counted(number: int, one: str, many: str | None = None) -> str:
@@ -23,6 +26,13 @@ def lasting(seconds: float) -> str:
     if seconds < 90 * 60:
         return counted(round(seconds / 60), "minute")
     return counted(round(seconds / 3600), "hour")
+
+
+def where_to_write(error: Exception, place: str = "another folder") -> str:
+    """What helps where a file cannot be written: space is of no use on what is read-only or another's."""
+    if isinstance(error, OSError) and error.errno in _NO_LEAVE:
+        return f"choose {place} that can be written to"
+    return f"free some space or choose {place}"
 
 
 _PROGRAM = Path(__file__).resolve().parent.parent

@@ -48,6 +48,8 @@ def without_effect(options: Options, where: Mapping[str, str]) -> list[str]:
             lines += [f"{key}: it is what the file of init_lora says" for key in given if key in _FROM_FILE]
         return lines
     lines = [f"{key}: lycoris_config decides with lora_type lycoris" for key in given if key in _STANDARD_ONLY]
+    if "lora_alpha" in given and "lora_rank" in where and "lora_rank" not in given:  # the two are one thought
+        lines.insert(0, "lora_rank: lycoris_config decides with lora_type lycoris")
     if "lora_format" in where:
         lines.append("lora_format: LyCORIS has one layout, which ComfyUI reads as it is")
     return lines

@@ -25,6 +25,7 @@ import torch
 
 from simpletuner.data.shards import Entry, must_be_finite, pack, read_header
 from simpletuner.errors import CacheError, DamagedError
+from simpletuner.wording import where_to_write
 
 FLUSH_BYTES = 256 * 2**20
 FLUSH_COUNT = 512
@@ -74,7 +75,8 @@ def write_atomic(path: Path, data: bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise CacheError(f"cannot write {path}: {error.strerror}. Free some space or choose another folder.") from error
+        remedy = where_to_write(error)
+        raise CacheError(f"cannot write {path}: {error.strerror}. What to do: {remedy}.") from error
 
 
 def _close_all(files: dict[Path, int]) -> None:
@@ -108,7 +110,10 @@ class TensorStore:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise CacheError(f"cannot make the cache folder {folder}: {error.strerror}.") from error
+            remedy = where_to_write(error)
+            raise CacheError(
+                f"cannot make the cache folder {folder}: {error.strerror}. What to do: {remedy}."
+            ) from error
         for leftover in folder.glob("shard-*.tmp"):
             if time.time() - leftover.stat().st_mtime > LEFTOVER_AGE_S:  # a younger one may still be written by another
                 leftover.unlink(missing_ok=True)

@@ -26,6 +26,7 @@ from simpletuner.data.captions import MAX_CAPTION_BYTES
 from simpletuner.data.discover import PICTURES, SIDECARS
 from simpletuner.data.tables import texts_of
 from simpletuner.errors import CacheError
+from simpletuner.wording import where_to_write
 
 LARGEST = 1 << 30  # bytes of one picture
 LARGEST_HEADER = 1 << 20  # bytes of names and attributes of one member
@@ -184,16 +185,18 @@ class _Reading:
             self._folder.mkdir(parents=True, exist_ok=True)
             target = open(self._folder / file, "wb")  # noqa: SIM115 - closed just below
         except OSError as error:
-            raise CacheError(f"cannot write {self._folder / file}: {error.strerror}.") from error
+            raise self._unwritten(file, error) from error
         with target:
             try:
                 shutil.copyfileobj(data, target, 1 << 20)
             except OSError as error:
                 if error.errno is None:  # a damaged compressed tar
                     raise tarfile.ReadError(str(error)) from error
-                raise CacheError(
-                    f"cannot write {self._folder / file}: {error.strerror}. Free some space or choose another folder."
-                ) from error
+                raise self._unwritten(file, error) from error
+
+    def _unwritten(self, file: str, error: OSError) -> CacheError:
+        remedy = where_to_write(error)
+        return CacheError(f"cannot write {self._folder / file}: {error.strerror}. What to do: {remedy}.")
 
     def _text(self, data: IO[bytes], member: tarfile.TarInfo, key: str, kind: str) -> None:
         """A caption: all of a text file, or one value of a JSON object.

@@ -111,7 +111,7 @@ def sizes(survey: Survey, looked_at: bool = False) -> list[str]:
     if survey.pictures and not looked_at:
         ordered = sorted(survey.pictures, key=lambda p: p.size.width * p.size.height)
         low, high = ordered[0], ordered[-1]
-        lines.append(f"{head} smallest {low.size} ({low.path.name}), largest {high.size} ({high.path.name})")
+        lines.append(f"{head} smallest by area {low.size} ({low.path.name}), largest {high.size} ({high.path.name})")
     if survey.pictures and survey.cache_bytes:
         state = f"{survey.cached} of {counted(len(survey.pictures), 'latent is', 'latents are')} in the cache"
         lines.append(f"{head} {state} ({survey.cache_bytes / 2**20:.1f} MiB)")

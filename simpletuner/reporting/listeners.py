@@ -97,9 +97,14 @@ class Channel:
         if self.dropped:
             parts.append(f"{counted(self.dropped, 'event was', 'events were')} dropped because it could not keep up")
         if self.failed:
-            parts.append(f"{counted(self.failed, 'event was', 'events were')} not taken")
+            parts.append(
+                f"{counted(self.failed, 'event was', 'events were')} not taken, so what they tell is missing there"
+            )
         if self._thread.is_alive():
-            parts.append(f"it did not finish in time, {counted(left, 'event', 'events')} still waiting")
+            waiting = (
+                f"{counted(left, 'event', 'events')} still waiting" if left else "the last event may be missing there"
+            )
+            parts.append(f"it did not finish in time, {waiting}")
         return f"{self.listener.name}: {'; '.join(parts)}. Training was not affected." if parts else ""
 
     def _next(self) -> Event | None:

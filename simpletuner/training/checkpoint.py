@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from simpletuner.errors import ResumeError, TunerError
 from simpletuner.training import best
+from simpletuner.wording import where_to_write
 
 MANIFEST = "checkpoint_manifest.json"
 STATE = "training_state.json"
@@ -94,7 +95,7 @@ def staged_folder(final: Path) -> Any:
         reason = getattr(error, "strerror", None) or error
         raise TunerError(
             f"cannot write {final}: {reason}. Earlier checkpoints are untouched. "
-            "What to do: free some space or choose another output_dir, then start again: it resumes."
+            f"What to do: {where_to_write(error, 'another output_dir')}, then start again: it resumes."
         ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)

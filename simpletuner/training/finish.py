@@ -65,8 +65,7 @@ def finish(session: Session, parts: Components, trainee: Trainee, hooks: list[Ho
     sampling = Sampling(done, *_sampler(session))
     lines = usage(session.config, session.text, instruction, session.precision, where, final, sampling)
     write_atomic(session.output_dir / USAGE, ("\n".join(lines) + "\n").encode())
-    for line in lines:
-        say(line, whole=True)
+    say("\n".join(lines), whole=True)  # one sentence to whoever listens
     say()
     say("Or train on: raise max_train_steps and start again, it resumes from the last checkpoint.")
 

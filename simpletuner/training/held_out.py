@@ -142,6 +142,8 @@ class HeldOutLoss:
 
     def _kind(self, step: int) -> str:
         """What is measured."""
+        if not step and not self.continued:
+            return "base model"
         return "EMA weights" if self.trainee.ema and step else "weights"
 
     def _choose(self) -> None:

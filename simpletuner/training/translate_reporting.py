@@ -22,11 +22,29 @@ from simpletuner.reporting.trackers import AccelerateTracker, Tracking
 from simpletuner.training.publishing import Publisher
 from simpletuner.training.session import Session
 
+_ALGORITHMS = {
+    "lokr": "LoKr",
+    "loha": "LoHa",
+    "locon": "LoCon",
+    "lora": "LoRA",
+    "glora": "GLoRA",
+}  # as people write them
+
 
 def title(options: Options) -> str:
-    """A run in a few words."""
-    kind = {"full": "full fine-tune"}.get(options.model.model_type, f"{options.adapter.lora_type} adapter")
-    return f"{kind} of {Path(options.model.pretrained_model_name_or_path).name}"
+    """A run in a few words: its name, and what of which model it trains."""
+    base = "/".join(Path(options.model.pretrained_model_name_or_path).parts[-2:])  # of a folder the end is enough
+    return f"{run_name(options)} ({_kind(options)} of {base})"
+
+
+def _kind(options: Options) -> str:
+    adapter = options.adapter
+    if options.model.model_type != "lora":
+        return "full rank"
+    if adapter.lora_type == "standard":
+        return "DoRA" if adapter.use_dora else "LoRA"
+    algorithm = adapter.lycoris_config.get("algo", "LyCORIS") if isinstance(adapter.lycoris_config, dict) else "LyCORIS"
+    return _ALGORITHMS.get(algorithm, str(algorithm))
 
 
 def course(options: Options, plan: Plan) -> tuple[float, dict[str, int]]:

@@ -223,9 +223,10 @@ class ValidationPictures:
     def _prompt_finished(self, pictures: list[Picture]) -> None:
         """All pictures of one prompt with one kind of weights are on disk."""
         first = pictures[0]
+        whose = {"ema": " (EMA weights)", BASE: " (base model)"}.get(first.label, "")
         self.stages.emit(
             PromptValidated(
-                message=f"Validation: {first.nickname}",
+                message=f"Validation: {first.nickname}{whose}, step {first.step}",
                 step=first.step,
                 nickname=first.nickname,
                 prompt=first.prompt,

@@ -42,6 +42,10 @@ def test_a_run_tells_its_phases_pictures_and_checkpoints(
     assert [e["checkpoint"]["step"] for e in told if e["type"] == "training.checkpoint"] == [1, 2]
     pictures = [path for e in told if e["type"] == "training.validation" for path in e["data"]["paths"]]
     assert len(pictures) == 2 and all((output / path).is_file() for path in pictures)
+    sentences = [e["message"] for e in told if e["type"] == "training.validation"]
+    assert sentences == ["Validation: validation, step 0", "Validation: validation, step 2"]
+    code = [e["message"] for e in told if e["type"] == "notification" and "import torch" in e["message"]]
+    assert len(code) == 1 and code[0].count("\n") > 5, "the lines that draw are told as one"
     assert told[-1]["data"]["status"] == "completed" and {e["job_id"] for e in told} == {"job-1"}
     assert any("Loading" in e.get("message", "") for e in told if e["severity"] == "debug"), "the log is in it"
     run = run_json(output)

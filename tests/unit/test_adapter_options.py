@@ -14,7 +14,7 @@ from simpletuner.config.options import AdapterOptions
 from simpletuner.config.read import RunConfig, load
 from simpletuner.errors import ConfigError
 from simpletuner.models.adapters import LoraSettings, LycorisSettings
-from simpletuner.training import translate_adapter, translate_data
+from simpletuner.training import translate_adapter, translate_data, translate_reporting
 from simpletuner.training.precision import choose_for_adapter
 
 LOKR = {
@@ -148,6 +148,9 @@ def test_keys_of_lycoris_config_that_do_nothing_are_told(read: Read) -> None:
     notices = read({"lora_type": "lycoris", "lora_rank": 4, "lycoris_config": {**LOKR, "dropout": 0.1}}).notices
     assert any("dropout: lokr drops nothing" in n for n in notices)
     assert any("lora_rank: lycoris_config decides" in n for n in notices)
+    usual = read({"lora_type": "lycoris", "lora_rank": 16, "lora_alpha": 16, "lycoris_config": LOKR}).notices
+    for key in ("lora_rank", "lora_alpha"):
+        assert sum(f"{key}: lycoris_config decides" in n for n in usual) == 1, "of the pair both, also at the default"
 
 
 IMPOSSIBLE = [
@@ -194,3 +197,19 @@ def test_the_page_shows_configurations_that_are_right(read: Read) -> None:
     found = translate_adapter.settings(read(standard).options)
     assert isinstance(found, LoraSettings) and found.targets == ("all",)
     assert not list(lycoris.problems(settings)) and not lycoris.notices(settings)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        ({"model_type": "full"}, "full rank"),
+        ({}, "LoRA"),
+        ({"use_dora": True}, "DoRA"),
+        ({"lora_type": "lycoris", "lycoris_config": LOKR}, "LoKr"),
+    ],
+)
+def test_a_run_is_called_by_its_name_and_what_it_trains(read: Read, options: dict[str, Any], kind: str) -> None:
+    named = read({**options, "tracker_run_name": "cats"}).options
+    assert translate_reporting.title(named).startswith(f"cats ({kind} of ")
+    unnamed = read({**options, "output_dir": "outputs/my-cats"}).options
+    assert translate_reporting.title(unnamed).startswith("my-cats (")

@@ -148,6 +148,16 @@ def test_the_lowest_of_those_saved(tmp_path: Path) -> None:
     assert best.read(tmp_path) is None
 
 
+def test_before_the_first_step_it_is_the_base_model_that_is_measured(tmp_path: Path) -> None:
+    run = Run(tmp_path, COURSE, often=2).go(0, 1)
+    said = run.said.getvalue()
+    assert "step 0: held-out loss 1.0000 (base model, " in said and "step 1: held-out loss 0.8000 (weights, " in said
+    run.hook.continued = True  # an adapter that goes on from a file acts from the start
+    run.hook.measured_at = -1
+    run.go(0, 0)
+    assert "step 0: held-out loss 1.0000 (weights, " in run.said.getvalue().removeprefix(said)
+
+
 def test_overfitting_is_said_once_and_goes_on_over_a_resume(tmp_path: Path) -> None:
     run = Run(tmp_path, COURSE, often=2, keep=None).go(0, 5)
     assert "learn its pictures by heart" not in run.said.getvalue()

@@ -14,6 +14,7 @@ from simpletuner.data import survey
 from simpletuner.data.quality import Quality
 from simpletuner.data.survey import Look, Picture, Survey
 from simpletuner.data.types import Size
+from simpletuner.reporting.dataset_lines import sizes
 from simpletuner.training.check import Checked, describe
 
 
@@ -75,3 +76,12 @@ def test_what_is_not_listed_is_counted() -> None:
     assert doubtful[0].endswith("09.png and 5 more")
     assert not [line for line in told(10) if "more" in line]
     assert any(line.endswith("05.png …") for line in told(15, copies=True)), "a group of ten names six"
+
+
+def test_the_smallest_is_that_of_the_least_area_and_says_so() -> None:
+    def picture(name: str, width: int, height: int) -> Picture:
+        return Picture(Path(name), Size(width, height), Size(64, 64), (0.0, 0.0, 1.0, 1.0), 1.0, ("",))
+
+    pictures = [picture("wide.png", 256, 128), picture("small.png", 192, 160), picture("large.png", 512, 512)]
+    (told,) = sizes(Survey("set", Path(), "image", pictures, [], {}))
+    assert told == "[set] smallest by area 192x160 (small.png), largest 512x512 (large.png)"

@@ -1,11 +1,15 @@
 """One picture is, two pictures are; and no message of the program puts a number before a bare plural."""
 
+import errno
+import os
 import re
 from pathlib import Path
 
 import pytest
 
-from simpletuner.wording import counted, lasting
+from simpletuner.data.cache import write_atomic
+from simpletuner.errors import CacheError
+from simpletuner.wording import counted, lasting, where_to_write
 
 PACKAGE = Path(__file__).resolve().parents[2] / "simpletuner"
 NOUNS = "pictures|steps|captions|files|latents|tensors|groups|blocks|distinct captions|cache files"
@@ -24,6 +28,27 @@ def test_the_noun_follows_the_number(number: int, said: str) -> None:
 )  # fmt: skip
 def test_times_are_said_as_a_person_says_them(seconds: float, said: str) -> None:
     assert lasting(seconds) == said
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.ENOSPC, "free some space or choose another folder"),
+        (errno.EROFS, "choose another folder that can be written to"),
+        (errno.EACCES, "choose another folder that can be written to"),
+    ],
+)
+def test_space_is_asked_for_where_it_helps(number: int, said: str) -> None:
+    assert where_to_write(OSError(number, os.strerror(number))) == said
+
+
+def test_what_cannot_be_written_says_what_helps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(CacheError, match=r"Read-only file system. What to do: choose another folder that can be writ"):
+        write_atomic(tmp_path / "a", b"")
 
 
 def test_messages_count_through_it() -> None:

@@ -165,7 +165,7 @@ def saw(found: Pictures) -> list[str]:
     tall = sum(size.width < size.height for size in found.sizes)
     lines = [
         f"{counted(found.count, 'picture')} in {found.folder}: {wide} wide, {tall} tall, {found.count - wide - tall} square; "
-        f"smallest {ordered[0]}, largest {ordered[-1]}",
+        f"smallest by area {ordered[0]}, largest {ordered[-1]}",
         _captioned(found),
     ]
     left = [item for item in found.skipped if item.picture]

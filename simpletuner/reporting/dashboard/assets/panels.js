@@ -26,6 +26,7 @@ function sentence(event) {
   if (words.length) return words.join(": ");
   if (event.type === "lifecycle.stage") {
     const label = stage.label ?? stage.key ?? "";
+    if (["training_complete", "training_abort"].includes(stage.key)) return label; // a sentence that says it all
     return stage.status === "running" ? `${label} …` : `${label}: ${stage.status ?? ""}`;
   }
   if (event.type === "training.checkpoint") return String(event.checkpoint?.label ?? event.checkpoint?.path ?? "");
