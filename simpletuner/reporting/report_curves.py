@@ -30,7 +30,8 @@ def curves(series: Series, best: Mapping[str, Any] | None = None) -> str:
     xs, loss = series.steps, series.columns["loss"]
     keep = SMOOTHING if len(xs) > 200 else 0.85
     raw = Line("each step", xs, loss, faint=True)
-    cards = [_card("Training loss", chart([raw, Line("smoothed", xs, smoothed(loss, keep))], (1100, 330)), "wide")]
+    lines = [raw, *_regularisation(series, keep), Line("smoothed", xs, smoothed(loss, keep))]
+    cards = [_card("Training loss", chart(lines, (1100, 330)), "wide")]
     middle: list[tuple[str, list[Line], tuple[float, float, str] | None]] = []
     own = [e for e in series.evals if e.get("kind") == "eval"]
     if own:
@@ -52,6 +53,14 @@ def curves(series: Series, best: Mapping[str, Any] | None = None) -> str:
 
 def _card(title: str, body: str, kind: str) -> str:
     return f'<section class="card {kind}"><h3>{escape(title)}</h3>{body}</section>'
+
+
+def _regularisation(series: Series, keep: float) -> list[Line]:
+    """The loss of what keeps the model as it was, smoothed; nothing where no step had such samples."""
+    values = series.columns["regularisation_loss"]
+    if not any(map(math.isfinite, values)):
+        return []
+    return [Line("regularisation, smoothed", series.steps, smoothed(values, keep), "c2", dashed=True)]
 
 
 def _held_out(series: Series, own: Sequence[Mapping[str, Any]]) -> list[Line]:

@@ -90,7 +90,7 @@ class Series:
         if isinstance(by_sigma, list) and len(by_sigma) == BANDS:
             values |= {name: number(value) for name, value in zip(BAND_COLUMNS, by_sigma, strict=True)}
         if line.get("skipped"):
-            values |= {name: _NAN for name in ("loss", *BAND_COLUMNS)}
+            values |= {name: _NAN for name in ("loss", "regularisation_loss", *BAND_COLUMNS)}
             self.skipped.append((step, str(line["skipped"])))
         self.steps.append(step)
         for name, value in values.items():

@@ -14,9 +14,10 @@ import pytest
 from conftest import ROOT, own_environment
 from dashboard_server import Dashboard, serving
 from processes import ended
-from written_run import HOSTILE, draw, write_run
+from written_run import HOSTILE, draw, step_line, write_run
 
 from simpletuner.config.options import defaults
+from simpletuner.reporting.metrics import MetricsFile
 from simpletuner.reporting.report import write as write_report
 from simpletuner.reporting.settings import with_defaults
 
@@ -190,6 +191,22 @@ def test_hostile_words_are_shown_and_never_run(page, server: Dashboard) -> None:
     assert page.inner_text("#viewer-prompt") == HOSTILE
     assert page.evaluate("window.hacked") is None
     assert page.locator("script:not([src])").count() == 0
+    assert page.complaints == []
+
+
+def test_the_loss_of_regularisation_is_in_the_chart_of_the_loss_and_the_end_is_said_once(page, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "kept")
+    metrics = MetricsFile(run / "metrics.jsonl")
+    for step in range(31, 41):
+        metrics.write("step", step_line(step, 0.2) | {"regularisation_loss": 0.5})
+    stage = {"key": "training_complete", "label": "Training is complete", "status": "completed"}
+    with open(run / "events.jsonl", "a") as file:
+        file.write(json.dumps({"type": "lifecycle.stage", "stage": stage}) + "\n")
+    with serving(run) as server:
+        page.goto(server.address)
+        page.wait_for_selector("#card-loss .legend:has-text('regularisation, smoothed')")
+        page.click("#tab-log")
+        page.wait_for_selector("#lines .text:text-is('Training is complete')")
     assert page.complaints == []
 
 

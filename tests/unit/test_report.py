@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
-from written_run import HOSTILE, draw, write_run
+from written_run import HOSTILE, draw, step_line, write_run
 
 from simpletuner.cli.report import report as command
 from simpletuner.config.datasets import FILLED_FROM_OPTIONS
@@ -146,6 +146,24 @@ def test_what_stands_in_it(tmp_path: Path) -> None:
     later = {"name": "nearest_distance", "value": 0.7, "memorised": False, "nearest": "a fox"}
     MetricsFile(run / "metrics.jsonl").write("score", where | later)
     assert "repeats a fox" not in page(RunFolder(run), ()), "an early alarm is over"
+
+
+def test_the_loss_of_regularisation_is_a_line_of_its_own_where_there_is_one(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    plain = page(RunFolder(run), ())
+    assert "regularisation, smoothed" not in plain
+    metrics = MetricsFile(run / "metrics.jsonl")
+    for step in range(31, 41):  # of every two steps one has such samples
+        metrics.write("step", step_line(step, 0.2) | ({"regularisation_loss": 0.5} if step % 2 else {}))
+    wild = {"skipped": "its loss is too large", "regularisation_loss": 1e9}
+    metrics.write("step", step_line(41, 0.2) | wild)
+    drawn = page(RunFolder(run), ())
+    assert drawn.count("regularisation, smoothed") == 1
+    assert drawn.count('class="line c2 dashed"') == plain.count('class="line c2 dashed"') + 1
+    folder = RunFolder(run)
+    folder.refresh()
+    values = folder.series.columns["regularisation_loss"]
+    assert values[30] == 0.5 and math.isnan(values[31]) and math.isnan(values[40]), "a skipped step has no figure"
 
 
 def test_settings_are_those_that_acted(tmp_path: Path) -> None:

@@ -22,18 +22,20 @@ const isLowest = (run, line) => heldOut(run).every(e => e === line || e.step ===
 function titled(runs, run, text) { return runs.length > 1 ? (text ? `${run.name} · ${text}` : run.name) : text; }
 
 function lossLines(runs) {
-  const raw = [], smooth = [];
+  const raw = [], smooth = [], kept = [];
   for (const run of runs) {
-    const { step, loss } = run.columns, colour = runColour(run.number);
+    const { step, loss, regularisation_loss: regularisation } = run.columns, colour = runColour(run.number);
     raw.push({ label: titled(runs, run, t("raw")), xs: step, ys: loss, colour, faint: 0.3, width: 1, quiet: runs.length > 1 });
     smooth.push({ label: runs.length > 1 ? run.name : t("smooth"), xs: step, ys: smoothed(loss, settings.keep), colour, width: 2.25 });
+    if (regularisation.some(v => v !== null)) kept.push({ label: titled(runs, run, t("regularisation")), xs: step, ys: smoothed(regularisation, settings.keep), colour: runs.length > 1 ? colour : runColour(run.number + 1), dash: [5, 5], width: 1.5 });
   }
-  return [...raw, ...smooth];
+  return [...raw, ...kept, ...smooth];
 }
 
 // A few wild steps at the start must not press the rest flat.
 function lossRange(runs) {
-  const seen = runs.flatMap(run => run.columns.loss.length > 4000 ? run.columns.loss.filter((_, i) => i % 7 === 0) : run.columns.loss).filter(v => v !== null).sort((a, b) => a - b);
+  const columns = runs.flatMap(run => [run.columns.loss, run.columns.regularisation_loss]);
+  const seen = columns.flatMap(values => values.length > 4000 ? values.filter((_, i) => i % 7 === 0) : values).filter(v => v !== null).sort((a, b) => a - b);
   if (seen.length < 50) return undefined;
   const top = seen[Math.floor(seen.length * 0.995)], low = seen[0];
   return (u, min, max) => {
