@@ -77,6 +77,9 @@ class Adapter(Protocol):
     def describe(self) -> list[str]:
         """Sentences: what was put where, how many weights, what matched nothing."""
 
+    def notes(self) -> list[str]:
+        """Of ``describe`` the part that needs no weights: what matched nothing."""
+
     def shape(self) -> dict[str, Any]:
         """What two adapters must share to continue one another: algorithm, rank, alpha, layers."""
 

@@ -281,6 +281,9 @@ class Family(Protocol):
         ``random`` False says that nothing random is drawn in a block: random states are then not kept for the second time.
         """
 
+    def bare(self, source: LoadSource) -> Any:
+        """The transformer with all its blocks and no weights, read off the configuration files: on the meta device."""
+
     def footprint(self, source: LoadSource) -> Footprint:
         """How many weights there are, read off the configuration files."""
 

@@ -132,6 +132,10 @@ class Lora:
             f"({share:.1%}) on {targets.summary(self.layers)}"
         ]
 
+    def notes(self) -> list[str]:
+        """Nothing: a name that matches no layer is refused."""
+        return []
+
     def shape(self) -> dict[str, Any]:
         """Kind, rank, alpha, start and layers."""
         settings = self.settings

@@ -191,6 +191,11 @@ class Lycoris:
         ]
         if self._beside:
             lines.append(f"  its output is added beside {self._beside} of these layers; their weights are not rebuilt")
+        return [*lines, *self.notes()]
+
+    def notes(self) -> list[str]:
+        """What matched nothing."""
+        lines = []
         for entry in self._unmatched:
             key, _, name = entry.partition(": ")
             hint = f"in Sana it is called {_NEAREST[name]}" if name in _NEAREST else "leave it out or correct it"

@@ -39,10 +39,10 @@ def put_on(
         adapter = adapters.put_on(transformer, settings, seed)
     else:
         file = adapters.read_file(init)
-        continued = _continued(file, settings)
-        for line in _differences(settings, continued):
+        kept = continued(file, settings)
+        for line in _differences(settings, kept):
             reporter.say(f"Note: init_lora, {line}")
-        adapter = adapters.put_on(transformer, continued, seed)
+        adapter = adapters.put_on(transformer, kept, seed)
         adapters.load(adapter, adapter.read(file.path))
         reporter.say(f"The adapter goes on from {file.path}")
     adapter.about = about
@@ -51,7 +51,7 @@ def put_on(
     return adapter
 
 
-def _continued(file: AdapterFile, settings: Settings) -> Settings:
+def continued(file: AdapterFile, settings: Settings) -> Settings:
     """The settings under which a file can be trained on."""
     if file.is_lycoris != isinstance(settings, LycorisSettings):
         kind = "lycoris" if file.is_lycoris else "standard"

@@ -22,7 +22,15 @@ from simpletuner.data.remote_cache import RemoteCaches
 from simpletuner.models import quantize
 from simpletuner.models.base import Components
 from simpletuner.reporting.progress import Reporter
-from simpletuner.training import keeping, prepare, quantising, recalling, translate_data, translate_precision
+from simpletuner.training import (
+    cache_places,
+    keeping,
+    prepare,
+    quantising,
+    recalling,
+    translate_data,
+    translate_precision,
+)
 from simpletuner.training.fitting import fit
 from simpletuner.training.session import Session, check_sizes, find_pictures, open_session
 from simpletuner.wording import counted
@@ -160,6 +168,7 @@ def build(config: RunConfig, reporter: Reporter) -> None:
     session = open_session(config, reporter, "encode")
     training, held_out = find_pictures(session)
     training, held_out = fit(session, training, held_out)
+    cache_places.refuse(session.config.datasets, [*training, *held_out])
     parts = session.family.load(session.source)
     parts.vae.to(session.device)
     try:

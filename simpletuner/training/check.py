@@ -29,7 +29,14 @@ from simpletuner.models.families import FAMILIES
 from simpletuner.reporting.dataset_lines import once_more, short, sizes
 from simpletuner.reporting.dataset_page import page
 from simpletuner.reporting.progress import Reporter
-from simpletuner.training import prepare, translate, translate_data, translate_precision
+from simpletuner.training import (
+    cache_places,
+    checking_resume,
+    prepare,
+    translate,
+    translate_data,
+    translate_precision,
+)
 from simpletuner.training.checking_memory import memory_lines, memory_problems
 from simpletuner.training.device import here
 from simpletuner.training.disk import free_bytes, latent_bytes
@@ -50,12 +57,14 @@ class Checked:
         lines: Sentences about the run.
         problems: Why training would refuse to start; empty if it would not.
         unknown: Whether the model could not be asked for, so that nobody can tell whether training would start.
+        left: Optimizer steps still to be done.
     """
 
     surveys: list[Survey]
     lines: list[str]
     problems: list[str]
     unknown: bool = False
+    left: int = 0
 
 
 def check(config: RunConfig, reporter: Reporter, page_at: Path | None = None, reconstruct: bool = False) -> bool:
@@ -95,10 +104,16 @@ def check(config: RunConfig, reporter: Reporter, page_at: Path | None = None, re
                 f"[{item.source.id}] places are drawn anew in each epoch; the page shows those of the first"
             )
     disk_room([item for item, _ in found], facts, precision.cache, checked)
+    checked.problems += cache_places.problems(config.datasets, [item for item, _ in found])
+    resumed = checking_resume.look(config, family, source, has_model=facts is not None)
+    checked.lines += resumed.lines
+    checked.problems += resumed.problems
     steps, course = _plan(config, training, checked)
+    checked.left = max(0, steps - resumed.step)
+    course += resumed.course(steps)
     place = len(checked.lines)
     if facts is not None:
-        lines, refused = memory_lines(config, family, facts, [item for item, _ in found], steps)
+        lines, refused = memory_lines(config, family, facts, [item for item, _ in found], checked.left)
         checked.lines += lines
         checked.problems += map(str, refused)
     if not checked.problems:  # what cannot start has no steps, and no picture is seen
@@ -130,6 +145,8 @@ def _verdict(checked: Checked) -> str:
     """The last sentence."""
     if checked.problems:
         return "Training would not start: see above."
+    if not checked.left:
+        return "Nothing would be trained: all steps are done. The model would be exported as it is."
     if checked.unknown:
         return "All that could be looked at is right; whether training would start cannot be told without the model."
     return "Training would start."

@@ -237,12 +237,16 @@ def find(output_dir: Path, wanted: str | None) -> tuple[Path | None, list[str]]:
     return None, []
 
 
+def state_of(folder: Path) -> TrainingState:
+    """Where the run was, of a checkpoint that ``find`` has verified: a small file, no weights."""
+    return TrainingState(**json.loads((folder / STATE).read_text(encoding="utf-8")))
+
+
 def load(folder: Path) -> Loaded:
     """Read a checkpoint that ``find`` has verified."""
-    state = TrainingState(**json.loads((folder / STATE).read_text(encoding="utf-8")))
     return Loaded(
         folder=folder,
-        state=state,
+        state=state_of(folder),
         optimizer=(
             load_file(folder / "optimizer.safetensors"),
             json.loads((folder / "optimizer.json").read_text(encoding="utf-8")),

@@ -16,6 +16,7 @@ from simpletuner.training import checkpoint, optimizers
 from simpletuner.training.ema import Ema
 from simpletuner.training.step import Trainee
 from simpletuner.training.weights import AdapterWeights, AllWeights, Weights
+from simpletuner.wording import counted
 
 SKETCHED = 64
 
@@ -48,13 +49,7 @@ class Identity:
         Raises:
             ResumeError: Something that must agree does not.
         """
-        for key, value in self.must_agree.items():
-            before = saved.get("must_agree", {}).get(key, value)
-            if before != value:
-                raise ResumeError(
-                    f"{name} was trained with {key} {before!r}, the configuration says {value!r}. "
-                    "What to do: change it back, or set resume_from_checkpoint to false for a fresh run."
-                )
+        refuse_another(self.must_agree, saved, name)
         lines = []
         for title, now, effect in (
             ("order", self.order, "the order of pictures differs"),
@@ -67,6 +62,29 @@ class Identity:
             if told:
                 lines.append(f"Note: {', '.join(told)} changed since {name}; {effect}")
         return lines
+
+
+def refuse_another(must_agree: Mapping[str, Any], saved: Mapping[str, Any], name: str) -> None:
+    """Compare what must agree, or the part of it that is known, with ``Identity.as_dict`` of the run that made a checkpoint.
+
+    Raises:
+        ResumeError: It is another run.
+    """
+    for key, value in must_agree.items():
+        before = saved.get("must_agree", {}).get(key, value)
+        if before != value:
+            raise ResumeError(
+                f"{name} was trained with {key} {before!r}, the configuration says {value!r}. "
+                "What to do: change it back, or set resume_from_checkpoint to false for a fresh run."
+            )
+
+
+def nothing_left(start: int, total: int) -> str:
+    """What is said where a checkpoint has all the steps of the run, or more."""
+    return (
+        f"Nothing left to train: the checkpoint is at step {start} and the run has {counted(total, 'step')}. "
+        f"To train on, set max_train_steps above {start}; to train anew, give another output_dir."
+    )
 
 
 def sketch(module: torch.nn.Module) -> str:

@@ -22,6 +22,7 @@ from simpletuner.errors import ResumeError
 from simpletuner.reporting.masking import masked
 from simpletuner.reporting.progress import Reporter
 from simpletuner.training import (
+    cache_places,
     checkpoint,
     fast_path,
     optimizers,
@@ -29,6 +30,7 @@ from simpletuner.training import (
     translate,
     translate_noise,
     translate_reporting,
+    translate_resume,
 )
 from simpletuner.training.acting import make_hooks
 from simpletuner.training.assemble import (
@@ -106,6 +108,7 @@ def _train(session: Session) -> None:
         training, held_out = find_pictures(session)
     training, held_out = fit(session, training, held_out)
     config, options = session.config, session.config.options  # with what ``memory`` chose
+    cache_places.refuse(config.datasets, [*training, *held_out])
     compiled = fast_path.kernels_ahead(
         *(session.family, session.source, options.precision.transformer_forward, session.device, session.precision)
     )
@@ -157,6 +160,9 @@ def _checkpoint(session: Session) -> Path | None:
     found, notes = session.ranks.by_main(lambda: checkpoint.find(session.output_dir, wanted))
     for note in notes:
         session.reporter.say(note)
+    if found and found.is_dir():  # before seconds go into the model; what only its weights tell is compared later
+        shape, _ = translate_resume.bare_adapter(session.config, session.family, session.source)
+        translate_resume.refuse_another_run(session.config, session.precision, shape, found)
     return found
 
 
@@ -217,10 +223,7 @@ def run_steps(
         StoppedOnRequest: The same, by a file in ``control``.
     """
     if start >= total:
-        session.reporter.say(
-            f"Nothing left to train: the checkpoint is at step {start} and the run has {counted(total, 'step')}. "
-            f"To train on, set max_train_steps above {start}; to train anew, give another output_dir. The model is exported as it is."
-        )
+        session.reporter.say(f"{resuming.nothing_left(start, total)} The model is exported as it is.")
         session.ranks.leave()
         return start
     reporter, accumulation = session.reporter, recipe.accumulation

@@ -188,17 +188,8 @@ def identity(
         adapter: Its shape, empty without one.
     """
     settings = config.options.training
-    base = {} if precision.base is None else {"base weights in": str(precision.base).removeprefix("torch.")}
     return Identity(
-        must_agree={
-            "optimizer": settings.optimizer,
-            "optimizer_release_gradients": settings.releases_gradients(),
-            "weights in": str(precision.weights).removeprefix("torch."),
-            **base,
-            "base model": model,
-            "model_type": config.options.model.model_type,
-            **adapter,
-        },
+        must_agree={**must_agree(config.options, precision), "base model": model, **adapter},
         order={
             "train_batch_size × num_processes": settings.train_batch_size * config.options.processes.num_processes,
             "gradient_accumulation_steps": settings.gradient_accumulation_steps,
@@ -226,6 +217,19 @@ def identity(
             "is_regularisation_data": sorted(e.id for e in config.datasets.train if e.is_regularisation_data),
         },
     )
+
+
+def must_agree(options: Options, precision: Precision) -> dict[str, Any]:
+    """What options alone tell of what another value of makes another run."""
+    settings = options.training
+    base = {} if precision.base is None else {"base weights in": str(precision.base).removeprefix("torch.")}
+    return {
+        "optimizer": settings.optimizer,
+        "optimizer_release_gradients": settings.releases_gradients(),
+        "weights in": str(precision.weights).removeprefix("torch."),
+        **base,
+        "model_type": options.model.model_type,
+    }
 
 
 def _learning(options: Options) -> dict[str, Any]:

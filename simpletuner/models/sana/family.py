@@ -222,6 +222,10 @@ class Sana:
         random = random or bool(transformer.config.dropout)
         return checkpointing.enable(transformer, transformer.transformer_blocks, interval, random)
 
+    def bare(self, source: LoadSource) -> Any:
+        """From the transformer's configuration alone."""
+        return footprint.bare(source)
+
     def footprint(self, source: LoadSource) -> Footprint:
         """How many weights there are, read off the configuration files."""
         return footprint.footprint(source)

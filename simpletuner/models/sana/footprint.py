@@ -122,13 +122,18 @@ def vae_activations(source: LoadSource, width: int, height: int, decode: bool) -
     return round(meter.peak * WORKSPACES) + whole
 
 
-def _transformer(source: LoadSource, layers: int) -> Any:
-    """The transformer with this many blocks, on the meta device."""
+def bare(source: LoadSource) -> Any:
+    """The whole transformer on the meta device. Raises ModelError where its configuration cannot be read."""
+    return _transformer(source, None)
+
+
+def _transformer(source: LoadSource, layers: int | None) -> Any:
+    """The transformer with this many blocks, None for its own number, on the meta device."""
     from diffusers import SanaTransformer2DModel
 
     found = load.config(source, source.transformer_subfolder)
     with torch.device("meta"):
-        model = SanaTransformer2DModel.from_config({**found, "num_layers": layers})
+        model = SanaTransformer2DModel.from_config({**found, **({"num_layers": layers} if layers else {})})
     attention.use_float32_sums(model)
     return model
 

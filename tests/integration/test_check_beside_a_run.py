@@ -1,0 +1,126 @@
+"""`simpletuner check` says of a checkpoint and of the caches' folders what training does, and training before it loads."""
+
+import shutil
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from simpletuner.config.read import load
+from simpletuner.errors import CacheError, ResumeError, TunerError
+from simpletuner.reporting.progress import Reporter
+from simpletuner.training.check import check
+from simpletuner.training.run import train
+
+LOKR = {"algo": "lokr", "multiplier": 1.0, "linear_dim": 4, "linear_alpha": 1.0, "factor": 4}
+Say = Callable[..., str]
+
+
+@pytest.fixture
+def checked(pocket_run: Callable[..., Path]) -> Say:
+    """Check in this process; returns what was said."""
+
+    def run(**options: Any) -> str:
+        said = StringIO()
+        check(load(str(pocket_run(**options)), environ={}), Reporter(Console(file=said, width=600)))
+        return said.getvalue()
+
+    return run
+
+
+@pytest.fixture
+def trained(pocket_run: Callable[..., Path]) -> Callable[..., tuple[str, TunerError | None]]:
+    """Train in this process; returns what was said, and the error that ended it."""
+
+    def run(**options: Any) -> tuple[str, TunerError | None]:
+        said = StringIO()
+        try:
+            train(load(str(pocket_run(**options)), environ={}), Reporter(Console(file=said, width=600)))
+        except TunerError as error:
+            return said.getvalue(), error
+        return said.getvalue(), None
+
+    return run
+
+
+def test_another_adapter_and_what_is_left_are_told_before_anything_is_loaded(
+    checked: Say, trained: Callable[..., tuple[str, TunerError | None]]
+) -> None:
+    run = {"model_type": "lora", "lora_rank": 4, "max_train_steps": 2}
+    fresh = checked(**run)
+    assert "2 steps in all" in fresh and "left" not in fresh and "Training would start." in fresh
+    assert trained(**run)[1] is None
+    for change in (
+        {"lora_rank": 8},
+        {"peft_lora_target_modules": ["to_q"]},
+        {"lora_init_type": "pissa"},
+        {"optimizer": "adamw_schedulefree"},
+        {"lora_type": "lycoris", "lycoris_config": {**LOKR, "apply_preset": {"target_module": ["Attention"]}}},
+    ):
+        said, error = trained(**{**run, **change})
+        assert isinstance(error, ResumeError) and "checkpoint-2 was trained with" in str(error)
+        assert "Loading the model" not in said and "Loading /" not in said
+        looked = checked(**{**run, **change})
+        assert str(error) in looked and "Training would not start" in looked and "in all" not in looked
+    assert "was trained with lora_rank 4, the configuration says 8" in checked(**{**run, "lora_rank": 8})
+    further = checked(**{**run, "max_train_steps": 6})
+    assert "Training goes on from checkpoint-2: 2 of 6 steps are done, 4 left" in further
+    assert "Training would start." in further
+    done = checked(**run)
+    words = "Nothing left to train: the checkpoint is at step 2 and the run has 2 steps"
+    assert words in done and words in trained(**run)[0]
+    assert "Nothing would be trained" in done and "Training would start" not in done and "take about" not in done
+    anew = checked(**{**run, "lora_rank": 8}, resume_from_checkpoint="no")
+    assert "Training would start." in anew
+
+
+@pytest.mark.parametrize("where", ["vae", "text"])
+def test_a_cache_that_cannot_be_written_is_told_before_anything_is_loaded(
+    checked: Say, trained: Callable[..., tuple[str, TunerError | None]], tmp_path: Path, where: str
+) -> None:
+    run = {"max_train_steps": 1}
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / where).write_text("a file in the way")
+    said, error = trained(**run)
+    assert isinstance(error, CacheError) and f"cannot write into {tmp_path / 'cache' / where}" in str(error)
+    assert "Loading" not in said
+    looked = checked(**run)
+    assert str(error) in looked and "Training would not start" in looked
+
+
+def test_a_complete_cache_may_be_read_only(
+    checked: Say,
+    trained: Callable[..., tuple[str, TunerError | None]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The system's answer for a read-only disk; for root no folder of a test is one."""
+    from simpletuner.training import cache_places
+
+    monkeypatch.setattr(cache_places.os, "access", lambda *_: False)
+    _, error = trained(max_train_steps=1)
+    assert isinstance(error, CacheError) and "0 of 4 pictures are cached" in str(error)
+    assert "[set] cache_dir_vae" in str(error) and "cache_dir of the text embeds" in str(error)
+    monkeypatch.undo()
+    assert trained(max_train_steps=1)[1] is None
+    monkeypatch.setattr(cache_places.os, "access", lambda *_: False)
+    assert "cannot write into" not in checked(max_train_steps=2)
+    assert trained(max_train_steps=2)[1] is None
+    shutil.rmtree(next((tmp_path / "cache" / "text").iterdir()))
+    assert "cache_dir of the text embeds: cannot write" in checked(max_train_steps=2)
+
+
+def test_what_matches_nothing_in_this_model_is_told_as_training_tells_it(
+    checked: Say, trained: Callable[..., tuple[str, TunerError | None]]
+) -> None:
+    preset = {"apply_preset": {"target_module": ["Attention", "FeedForward"]}}
+    run = {"model_type": "lora", "lora_type": "lycoris", "max_train_steps": 1}
+    words = "Note: lycoris_config, target_module: 'FeedForward' matches nothing in this model; in Sana it is called GLUMBConv"
+    assert words in checked(**run, lycoris_config={**LOKR, **preset})
+    assert words in trained(**run, lycoris_config={**LOKR, **preset})[0]
+    nothing = {"apply_preset": {"target_module": ["FeedForward"]}}
+    looked = checked(**run, lycoris_config={**LOKR, **nothing}, resume_from_checkpoint="no")
+    assert "nothing in this model matches" in looked and "Training would not start" in looked
