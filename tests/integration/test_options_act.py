@@ -69,7 +69,7 @@ def test_caption_dropout_trains_on_the_empty_caption(act: Act) -> None:
 def test_checkpointing_evaluation_and_optimizer_options_act(act: Act) -> None:
     plain = act(held_out=True)
     assert "Gradient checkpointing" not in plain.said
-    assert [(e["step"], e["samples"], e["weights"]) for e in plain.evals] == [(0, 4, "weights"), (2, 4, "weights")]
+    assert [(e["step"], e["samples"], e["weights"]) for e in plain.evals] == [(0, 4, "base model"), (2, 4, "weights")]
     other = act(
         held_out=True,
         gradient_checkpointing=True,
