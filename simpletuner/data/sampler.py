@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -237,6 +238,25 @@ class Plan:
     def batches_per_epoch(self) -> int:
         """Global micro-batches of the first epoch."""
         return self._starts_at(1)
+
+    def drawn(self, positions: int) -> Counter[str]:
+        """Samples of each dataset in the first ``positions`` global micro-batches.
+
+        Raises:
+            DataError: Every dataset's window has closed before the last of them.
+        """
+        counts: Counter[str] = Counter()
+        epoch, times = 0, 1
+        while positions > 0:
+            specs = self._epoch(epoch)
+            if self._always:  # all epochs have the same of each
+                times = max(1, positions // len(specs))
+            for spec in specs[:positions]:
+                counts[spec.dataset_id] += len(spec.members) * times
+            positions -= len(specs[:positions]) * times
+            epoch += times
+            self._starts_at(epoch if positions > 0 else 0)
+        return counts
 
     def _starts_at(self, epoch: int) -> int:
         """Position of an epoch's first micro-batch. Epochs differ in length where windows or buckets change."""

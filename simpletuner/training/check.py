@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -109,8 +109,8 @@ def check(config: RunConfig, reporter: Reporter, page_at: Path | None = None, re
     checked.lines += resumed.lines
     checked.problems += resumed.problems
     steps, course = _plan(config, training, checked)
-    checked.left = max(0, steps - resumed.step)
-    course += resumed.course(steps)
+    checked.left = max(0, steps - resumed.state.step)
+    course += resumed.course(config, steps)
     place = len(checked.lines)
     if facts is not None:
         lines, refused = memory_lines(config, family, facts, [item for item, _ in found], checked.left)
@@ -285,13 +285,27 @@ def _plan(config: RunConfig, training: list[prepare.Found], checked: Checked) ->
     steps = math.ceil(plan.batches_per_epoch / drawing.accumulation)
     total = translate.total_steps(config, plan)
     draws = sum(len(b.members) * (b.repeats + 1) for b in buckets)
-    files = len({p.sample.path for item in training for p in item.placed})
-    each = total * drawing.batch_size * drawing.accumulation * drawing.world_size / files
+    try:
+        seen = _seen(training, plan.drawn(total * drawing.accumulation))
+    except DataError as error:  # training starts, and ends there
+        seen = f"WARNING: {error}"
     said = (
         f"{counted(steps, 'step')} per epoch, {counted(total, 'step')} in all: {total / steps:.1f} epochs of "
-        f"{counted(draws, 'draw')}; each of {counted(files, 'picture')} is seen about {counted(round(each), 'time')}"
+        f"{counted(draws, 'draw')}; {seen}"
     )
     return total, [said, *translate.notes_on_course(config, total)]
+
+
+def _seen(training: Sequence[prepare.Found], drawn: Mapping[str, int]) -> str:
+    """How often a picture is seen, by dataset where that differs; ``drawn`` has all draws of each."""
+    files = {item.source.id: {p.sample.path for p in item.placed} for item in training if item.placed}
+    times = {name: round(drawn.get(name, 0) / len(paths)) for name, paths in files.items()}
+    if len(set(times.values())) > 1:
+        each = ", ".join(f"{counted(count, 'time')} in [{name}]" for name, count in times.items())
+        return f"each picture is seen about {each}"
+    everything = len(set().union(*files.values()))
+    count = round(sum(drawn.values()) / everything)
+    return f"each of {counted(everything, 'picture')} is seen about {counted(count, 'time')}"
 
 
 def disk_room(found: Sequence[prepare.Found], facts: Facts | None, dtype: torch.dtype, checked: Checked) -> None:

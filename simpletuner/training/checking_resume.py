@@ -10,6 +10,7 @@ from simpletuner.config.read import RunConfig
 from simpletuner.errors import ModelError, ResumeError, UnreachableError
 from simpletuner.models.base import Family, LoadSource
 from simpletuner.training import checkpoint, resuming, translate_memory, translate_resume
+from simpletuner.wording import counted
 
 
 @dataclass(slots=True)
@@ -18,27 +19,28 @@ class Resumed:
 
     Attributes:
         folder: The checkpoint, or None for a fresh run.
-        step: Optimizer steps done.
-        plan: What it recorded of its run.
+        state: Where its run was, and what it recorded of it.
         lines: Sentences.
         problems: Why training would refuse.
     """
 
     folder: Path | None = None
-    step: int = 0
-    plan: dict[str, Any] = field(default_factory=dict)
+    state: checkpoint.TrainingState = field(default_factory=lambda: checkpoint.TrainingState(step=0))
     lines: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
-    def course(self, total: int) -> list[str]:
-        """What is done and what is left of a run of ``total`` steps."""
+    def course(self, config: RunConfig, total: int) -> list[str]:
+        """What is done and what is left of a run of ``total`` steps, and whether its learning rate jumps."""
         if self.folder is None:
             return []
-        if self.step >= total:
-            return [resuming.nothing_left(self.step, total)]
-        left = total - self.step
-        are = ("step is", "steps are")[self.step != 1]
-        return [f"Training goes on from {self.folder.name}: {self.step} of {total} {are} done, {left} left"]
+        done = self.state.step
+        if done >= total:
+            return [resuming.nothing_left(done, total)]
+        going_on = (
+            f"Training goes on from {self.folder.name}: {done} of {counted(total, 'step')} done, {total - done} left"
+        )
+        output_dir = Path(config.options.checkpoints.output_dir).expanduser()
+        return [going_on, *translate_resume.notes_on_rate(config, total, self.state, output_dir)]
 
 
 def look(config: RunConfig, family: Family, source: LoadSource, has_model: bool) -> Resumed:
@@ -67,8 +69,7 @@ def look(config: RunConfig, family: Family, source: LoadSource, has_model: bool)
         )
         found.lines += notes
         if found.folder:
-            state = checkpoint.state_of(found.folder)
-            found.step, found.plan = state.step, state.plan
+            found.state = checkpoint.state_of(found.folder)
             precision = translate_memory.precision_of(config.options)
             translate_resume.refuse_another_run(config, precision, shape, found.folder)
     except ResumeError as error:

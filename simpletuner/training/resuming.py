@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +29,17 @@ class Identity:
         must_agree: Another value is another run: refused.
         order: What the order of pictures depends on: a change is told.
         recipe: What else shapes the result: a change is told.
+        schedule: Of the learning rate, field by field; a jump of the rate itself is told (``rate_jump``).
     """
 
     must_agree: dict[str, Any]
     order: dict[str, Any]
     recipe: dict[str, Any]
+    schedule: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """For the checkpoint."""
-        return {"must_agree": self.must_agree, "order": self.order, "recipe": self.recipe}
+        return {"must_agree": self.must_agree, "order": self.order, "recipe": self.recipe, "schedule": self.schedule}
 
     def compare(self, saved: Mapping[str, Any], name: str) -> list[str]:
         """Sentences about what changed since a checkpoint.

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -135,6 +136,7 @@ def _train(session: Session) -> None:
         trainee = make_trainee(session, parts, adapter)
     shape = adapter.shape() if adapter else {}
     identity = translate.identity(config, material.samples.placed, session.precision, session.text, drawn, model, shape)
+    identity = replace(identity, schedule=asdict(recipe.schedule))
     with stage("init_resume_checkpoint", "Looking for a checkpoint to go on from"):
         start = resume(session, trainee, resume_from, identity, total)
     session.stages.phase = "training"
@@ -182,6 +184,7 @@ def resume(session: Session, trainee: Trainee, folder: Path | None, identity: re
             optimizers.arguments_of(settings.optimizer, translate.optimizer_overrides(session.config.options)),
             lambda: make_ema(session, trainee.parameters),
         )
+        notes += translate_resume.notes_on_rate(session.config, total, checkpoint.state_of(folder), session.output_dir)
         for note in notes:
             session.reporter.say(note)
         where = (

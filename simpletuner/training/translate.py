@@ -63,24 +63,30 @@ def bucket_alignment(config: RunConfig, facts: Facts) -> int:
     return alignment
 
 
+def schedule(options: Options, total: int) -> Schedule:
+    """The learning rate's course over a run of ``total`` steps."""
+    settings = options.training
+    peak = settings.peak_rate() * rate_scale(options)
+    # Linear goes to 0 by tradition; the others' floor is lr_end.
+    end = 0.0 if settings.lr_scheduler == "linear" and "lr_end" not in settings.model_fields_set else settings.lr_end
+    return Schedule(
+        name="constant" if settings.optimizer in SCHEDULE_FREE else settings.lr_scheduler,
+        peak=peak,
+        end=min(end, peak),  # the default may lie above a small peak
+        warmup_steps=settings.lr_warmup_steps,
+        total_steps=total,
+        power=settings.lr_power,
+        cycles=settings.lr_num_cycles,
+        decay_share=settings.lr_decay_share,
+    )
+
+
 def recipe(options: Options, drawn: Density, total: int, precision: Precision) -> Recipe:
     """How one step is made."""
     settings = options.training
-    peak = settings.peak_rate() * _rate_scale(options)
-    # Linear goes to 0 by tradition; the others' floor is lr_end.
-    end = 0.0 if settings.lr_scheduler == "linear" and "lr_end" not in settings.model_fields_set else settings.lr_end
     return Recipe(
         density=drawn,
-        schedule=Schedule(
-            name="constant" if settings.optimizer in SCHEDULE_FREE else settings.lr_scheduler,
-            peak=peak,
-            end=min(end, peak),  # the default may lie above a small peak
-            warmup_steps=settings.lr_warmup_steps,
-            total_steps=total,
-            power=settings.lr_power,
-            cycles=settings.lr_num_cycles,
-            decay_share=settings.lr_decay_share,
-        ),
+        schedule=schedule(options, total),
         accumulation=settings.gradient_accumulation_steps,
         clip_norm=settings.max_grad_norm,
         clip_by_value=settings.grad_clip_method == "value",
@@ -236,7 +242,7 @@ def _learning(options: Options) -> dict[str, Any]:
     """What of optimizer, learning rate and EMA shapes the result; the optimizer's arguments are compared elsewhere."""
     settings = options.training
     return {
-        "learning_rate": settings.peak_rate() * _rate_scale(options),
+        "learning_rate": settings.peak_rate() * rate_scale(options),
         "lr_scheduler": [settings.lr_scheduler, settings.lr_warmup_steps, settings.lr_power, settings.lr_end],
         "lr_num_cycles": settings.lr_num_cycles,
         "lr_decay_share": settings.lr_decay_share,
@@ -249,7 +255,7 @@ def _learning(options: Options) -> dict[str, Any]:
     }
 
 
-def _rate_scale(options: Options) -> float:
+def rate_scale(options: Options) -> float:
     """What ``lr_scale`` multiplies the learning rate by."""
     settings = options.training
     pictures = settings.train_batch_size * settings.gradient_accumulation_steps * options.processes.num_processes

@@ -15,7 +15,8 @@ from simpletuner.models.adapters import Adapter, LoraSettings, LycorisSettings
 from simpletuner.models.base import Family, LoadSource
 from simpletuner.models.linears import pointwise_as_linear
 from simpletuner.models.lora_start import STARTS
-from simpletuner.training import adapting, checkpoint, resuming, translate, translate_adapter
+from simpletuner.reporting.metrics import MetricsFile
+from simpletuner.training import adapting, checkpoint, rate_jump, resuming, translate, translate_adapter
 from simpletuner.training.precision import Precision
 
 
@@ -62,3 +63,16 @@ def refuse_another_run(config: RunConfig, precision: Precision, shape: dict[str,
     """
     known = {**translate.must_agree(config.options, precision), **shape}
     resuming.refuse_another(known, checkpoint.state_of(folder).plan, folder.name)
+
+
+def notes_on_rate(config: RunConfig, total: int, state: checkpoint.TrainingState, output_dir: Path) -> list[str]:
+    """What a person should know of the learning rate where a run of ``total`` steps goes on; empty if nothing is left."""
+    if not 0 < state.step < total:
+        return []
+    before, logged = rate_jump.earlier(state.plan.get("schedule", {})), None
+    if before is None:
+        lines = MetricsFile(output_dir / "metrics.jsonl").read("step")
+        logged = next((x.get("learning_rate") for x in reversed(lines) if x.get("step") == state.step), None)
+    schedule = translate.schedule(config.options, total)
+    note = rate_jump.note(schedule, before, logged, state.step, translate.rate_scale(config.options))
+    return [note] if note else []

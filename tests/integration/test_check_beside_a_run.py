@@ -1,5 +1,7 @@
 """`simpletuner check` says of a checkpoint and of the caches' folders what training does, and training before it loads."""
 
+import json
+import re
 import shutil
 from collections.abc import Callable
 from io import StringIO
@@ -67,7 +69,7 @@ def test_another_adapter_and_what_is_left_are_told_before_anything_is_loaded(
         assert str(error) in looked and "Training would not start" in looked and "in all" not in looked
     assert "was trained with lora_rank 4, the configuration says 8" in checked(**{**run, "lora_rank": 8})
     further = checked(**{**run, "max_train_steps": 6})
-    assert "Training goes on from checkpoint-2: 2 of 6 steps are done, 4 left" in further
+    assert "Training goes on from checkpoint-2: 2 of 6 steps done, 4 left" in further
     assert "Training would start." in further
     done = checked(**run)
     words = "Nothing left to train: the checkpoint is at step 2 and the run has 2 steps"
@@ -124,3 +126,46 @@ def test_what_matches_nothing_in_this_model_is_told_as_training_tells_it(
     nothing = {"apply_preset": {"target_module": ["FeedForward"]}}
     looked = checked(**run, lycoris_config={**LOKR, **nothing}, resume_from_checkpoint="no")
     assert "nothing in this model matches" in looked and "Training would not start" in looked
+
+
+def test_a_schedule_made_longer_lifts_the_rate_and_that_is_told(
+    checked: Say, trained: Callable[..., tuple[str, TunerError | None]], tmp_path: Path
+) -> None:
+    run = {"lr_scheduler": "polynomial", "learning_rate": 1e-4, "lr_warmup_steps": 0, "lr_power": 1.0}
+    assert "learning rate goes from" not in trained(**run, max_train_steps=5)[0]
+    longer = {**run, "max_train_steps": 7, "learning_rate": 2e-4}
+    words = "the learning rate goes from 2e-05 in step 5 to 5.7e-05 in step 6"
+    assert words in checked(**longer)
+    state = tmp_path / "out" / "checkpoint-5" / "training_state.json"
+    assert json.loads(state.read_text())["plan"]["schedule"]["total_steps"] == 5
+    said = trained(**longer)[0]
+    assert words in said and "spans 7 steps instead of 5" in said and "lr_scheduler to constant" in said
+    steady = checked(**{**run, "max_train_steps": 9, "lr_scheduler": "constant", "learning_rate": 2.857e-5})
+    assert "7 of 9 steps done" in steady and "learning rate goes from" not in steady
+
+
+def test_how_often_a_picture_is_seen_is_told_by_dataset_where_it_differs(
+    pocket_run: Callable[..., Path], pictures: Callable[..., Path], tmp_path: Path
+) -> None:
+    config = pocket_run(max_train_steps=60, train_batch_size=1)
+    file = tmp_path / "config" / "multidatabackend.json"
+    entries = json.loads(file.read_text())
+
+    def say(*probabilities: float) -> str:
+        sets = [
+            {**entries[0], "id": f"set{n}", "instance_data_dir": str(pictures(f"set{n}")), "probability": p}
+            | {"cache_dir_vae": str(tmp_path / "cache" / f"vae{n}"), "repeats": 29}
+            for n, p in enumerate(probabilities)
+        ]
+        file.write_text(json.dumps([*sets, entries[1]]))
+        said = StringIO()
+        check(load(str(config), environ={}), Reporter(Console(file=said, width=600)))
+        return said.getvalue()
+
+    assert "each of 4 pictures is seen about 15 times" in say(1.0)
+    said = say(0.6, 0.3, 0.1)
+    found = re.search(r"each picture is seen about (\d+) times in \[set0\], (\d+) times? in \[set1\], (\d+)", said)
+    assert found, said
+    first, second, third = map(int, found.groups())
+    assert first > second > third and abs(first + second + third - 15) <= 1
+    assert [first, second, third] == pytest.approx([9, 4.5, 1.5], abs=2.1)

@@ -222,3 +222,17 @@ def test_buckets_that_change_with_the_epoch(
     start, end = fresh.micro_batches(epoch), fresh.micro_batches(epoch + 1)
     assert start <= position < end
     assert {m for k in range(start, end) for m in fresh.batch(k).members} == set(range(count))
+
+
+@given(bucket_lists(), drawings(), st.integers(0, 5), st.integers(0, 120))
+def test_what_is_drawn_of_each_dataset_is_what_its_batches_hold(
+    buckets: list[Bucket], drawing: Drawing, seed: int, positions: int
+) -> None:
+    try:
+        plan = Plan(buckets, drawing, seed)
+        wanted: Counter[str] = Counter()
+        for k in range(positions):
+            wanted[plan.batch(k).dataset_id] += len(plan.batch(k).members)
+    except DataError:
+        return
+    assert Plan(buckets, drawing, seed).drawn(positions) == wanted
