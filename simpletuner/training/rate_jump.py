@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from simpletuner.training.learning_rate import Schedule
+from simpletuner.wording import counted
 
 TOLERATED = 0.05  # of the rate, beside what one step of the schedule changes anyway
 
@@ -46,12 +47,14 @@ def note(now: Schedule, before: Schedule | None, logged: float | None, step: int
 def _why(now: Schedule, before: Schedule | None) -> str:
     """What of the schedule is another than it was."""
     if before is None:
-        return f"its schedule ({now.name}) spans {now.total_steps} steps now"
+        return f"its schedule ({now.name}) spans {counted(now.total_steps, 'step')} now"
     reasons = []
     if now.name != before.name:
         reasons.append(f"its schedule is {now.name} instead of {before.name}")
     if now.peak != before.peak:
         reasons.append(f"its highest rate is {now.peak:.2g} instead of {before.peak:.2g}")
     if now.total_steps != before.total_steps:
-        reasons.append(f"its schedule ({now.name}) spans {now.total_steps} steps instead of {before.total_steps}")
+        reasons.append(
+            f"its schedule ({now.name}) spans {counted(now.total_steps, 'step')} instead of {before.total_steps}"
+        )
     return " and ".join(reasons) or f"the options of its schedule ({now.name}) are others"
