@@ -4,6 +4,9 @@ import json
 import subprocess
 import sys
 from contextlib import ExitStack
+from datetime import timedelta
+from io import StringIO
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,8 +14,13 @@ import ranks_averaging
 import torch
 import toy
 from processes import PATIENCE_S, ended
+from rich.console import Console
 
-from simpletuner.training.assemble import may_average_early
+from simpletuner.errors import LostProcessError
+from simpletuner.reporting.progress import Reporter
+from simpletuner.training import ranks
+from simpletuner.training.adamw_bf16 import AdamWBF16
+from simpletuner.training.assemble import make_graphs, may_average_early
 from simpletuner.training.averaging import Averaging
 from simpletuner.training.ranks import Ranks
 
@@ -81,3 +89,42 @@ def test_gradients_that_are_not_whole_after_backward_wait(name: str) -> None:
     for field in held:
         setattr(trainee, field, object())
     assert not may_average_early(trainee, accumulation)
+
+
+class Moment:
+    """Stands for an event of a device that comes after some looks, or never."""
+
+    def __init__(self, looks: float) -> None:
+        self.looks = looks
+
+    def query(self) -> bool:
+        self.looks -= 1
+        return self.looks < 0
+
+
+def test_a_device_is_waited_for_and_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    several, moment = Ranks(0, 2), Moment(3)
+    several.wait_for(moment)  # type: ignore[arg-type]
+    assert moment.looks == -1 and not several.lost
+    monkeypatch.setattr(ranks, "PATIENCE_DEVICES", timedelta(seconds=0.01))
+    with pytest.raises(LostProcessError):
+        several.wait_for(Moment(float("inf")))  # type: ignore[arg-type]
+    assert several.lost
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_each_process_tells_of_its_own_obstacle_and_says_nothing_else(
+    rank: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainee = toy.trainee()
+    trainee.optimizer = AdamWBF16(trainee.parameters, lr=1.0)
+    said = Console(record=True, file=StringIO(), quiet=rank > 0)
+    session: Any = SimpleNamespace(ranks=Ranks(rank, 2), reporter=Reporter(said))
+    graphs = make_graphs(session, trainee)
+    graphs._say("From here on")
+    graphs._give_up("no memory")
+    told, aside = said.export_text(), capsys.readouterr().err
+    if rank:
+        assert not told and "process 1 of 2: Note:" in aside and "no memory" in aside and "From" not in aside
+    else:
+        assert "From here on" in told and "no memory" in told and not aside
