@@ -66,7 +66,7 @@ class AdamWBF16(GuardedAdam, torch.optim.Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Update every parameter that has a gradient. ``closure`` is not supported."""
         (group,) = self.param_groups
-        self._count_steps()
+        self.count_steps()
         touched = self._touched(group)
         if touched:
             rate, one = (torch.full((), n, device=touched[0].device) for n in (group["lr"], 1.0))

@@ -35,7 +35,7 @@ from simpletuner.training import (
 from simpletuner.training.averaging import Averaging
 from simpletuner.training.caching import Texts
 from simpletuner.training.ema import Ema
-from simpletuner.training.gradient_release import GradientRelease, PerParameter
+from simpletuner.training.gradient_release import GradientRelease, InParts, by_block
 from simpletuner.training.gradient_sums import Float32Sums
 from simpletuner.training.held_out import HeldOutLoss
 from simpletuner.training.session import Session
@@ -161,7 +161,8 @@ def make_trainee(session: Session, parts: Components, adapter: Adapter | None) -
         )
     parameters = adapter.parameters if adapter else [p for p in transformer.parameters() if p.requires_grad]
     session.ranks.spread(parameters)
-    optimizer = make_optimizer(session, parameters)
+    named = zip(adapter.names, parameters, strict=True) if adapter else transformer.named_parameters()
+    optimizer = make_optimizer(session, [(name, p) for name, p in named if p.requires_grad])
     ema = make_ema(session, parameters) if options.ema.use_ema and session.ranks.main else None
     scaler = torch.amp.GradScaler(session.device.type) if session.precision.scale_gradients else None
     trainee = Trainee(
@@ -208,17 +209,19 @@ def make_graphs(session: Session, trainee: Trainee) -> StepGraphs:
         else:  # its own console is silent
             Reporter(Console(stderr=True)).say(f"process {ranks.rank} of {ranks.world}: {text}")
 
-    return StepGraphs(guarded.after_capture, clear, say, guarded.make_states, not ranks.several, warn)
+    repeatable = not (ranks.several or trainee.release)
+    yields = session.aside
+    return StepGraphs(guarded.after_capture, clear, say, guarded.make_states, repeatable, warn, yields)
 
 
-def make_optimizer(session: Session, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+def make_optimizer(session: Session, named: list[tuple[str, torch.nn.Parameter]]) -> torch.optim.Optimizer:
     """The optimizer by its name, told with the arguments in force."""
     settings = session.config.options.training
     overrides = translate.optimizer_overrides(session.config.options)
     optimizer = optimizers.build(
-        *(settings.optimizer, parameters, settings.peak_rate(), overrides),
+        *(settings.optimizer, [parameter for _, parameter in named], settings.peak_rate(), overrides),
         seed=settings.seed,
-        one_by_one=settings.releases_gradients(),
+        parts=by_block(named) if settings.releases_gradients() else None,
     )
     session.reporter.say(f"Optimizer: {optimizers.describe(settings.optimizer, optimizer)}")
     return optimizer
@@ -227,9 +230,10 @@ def make_optimizer(session: Session, parameters: list[torch.nn.Parameter]) -> to
 def make_release(session: Session, optimizer: torch.optim.Optimizer) -> GradientRelease | None:
     """The hooks that step inside backward, if asked for; gradients are clipped there by value or not at all."""
     settings = session.config.options.training
-    if not isinstance(optimizer, PerParameter):
+    if not isinstance(optimizer, InParts):
         return None
-    session.reporter.say("Gradient release: each parameter is stepped inside backward and its gradient freed")
+    part = "block" if optimizer.guards_itself else "parameter"
+    session.reporter.say(f"Gradient release: each {part} is stepped inside backward and its gradients freed")
     return GradientRelease(optimizer, settings.max_grad_norm)
 
 

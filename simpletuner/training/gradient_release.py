@@ -1,98 +1,177 @@
-"""Room 8, Step: each parameter is stepped inside backward, as soon as its gradient is there, and the gradient is freed.
+"""Room 8, Step: weights are stepped inside backward, as soon as their gradients are there, and these are freed.
 
 So the gradients of a whole model are never in memory together. What needs all of them at once (a global norm, an
 accumulation over micro-batches, a gradient scaler) cannot be had beside it.
+
+Where the optimizer can guard itself, a part is a block of the model: one look at its gradients and one launch, and nothing
+waits for the device. Every other optimizer steps parameter by parameter, and the host looks at each gradient.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 
+from simpletuner.training.clipping import clip
 
-class PerParameter(torch.optim.Optimizer):
-    """One optimizer object for each parameter, seen from outside as one: counters of a group advance for it alone."""
+Parameters = Sequence[torch.nn.Parameter]
+_BLOCK = re.compile(r".*?[._]\d+(?=[._])")  # transformer_blocks.3 of transformer_blocks.3.attn1.to_q.weight
+
+
+def by_block(named: Iterable[tuple[str, torch.nn.Parameter]]) -> list[list[torch.nn.Parameter]]:
+    """Parameters in their order, cut where the block changes that their names tell: as far as the first number."""
+
+    def block(item: tuple[str, torch.nn.Parameter]) -> str:
+        found = _BLOCK.match(item[0])
+        return found.group() if found else ""
+
+    return [[parameter for _, parameter in some] for _, some in itertools.groupby(named, block)]
+
+
+class InParts(torch.optim.Optimizer):
+    """One optimizer object for each part of the parameters, seen from outside as one: each counts its own steps."""
 
     def __init__(
-        self,
-        params: Sequence[torch.nn.Parameter],
-        make: Callable[[int, torch.nn.Parameter], torch.optim.Optimizer],
+        self, parts: Sequence[Parameters], make: Callable[[int, list[torch.nn.Parameter]], torch.optim.Optimizer]
     ) -> None:
-        """Build with ``make(index, parameter)``."""
-        self.parts = {parameter: make(index, parameter) for index, parameter in enumerate(params)}
-        first = next(iter(self.parts.values()))
-        super().__init__([{"params": [p]} for p in params], dict(first.defaults))
+        """Build with ``make(index, parameters)``."""
+        self.parts: list[Any] = [make(index, list(part)) for index, part in enumerate(parts)]
+        self.members = [list(part) for part in parts]
+        first = self.parts[0]
+        super().__init__([{"params": members} for members in self.members], dict(first.defaults))
         # One list of groups and one table of states, shared with the parts: whoever saves or restores sees them all.
-        self.param_groups = [group for part in self.parts.values() for group in part.param_groups]
-        for part in self.parts.values():
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+        for part in self.parts:
             part.state = self.state
         if hasattr(first, "train"):
-            self.train = lambda: [part.train() for part in self.parts.values()]  # type: ignore[attr-defined]
-            self.eval = lambda: [part.eval() for part in self.parts.values()]  # type: ignore[attr-defined]
+            self.train = lambda: [part.train() for part in self.parts]
+            self.eval = lambda: [part.eval() for part in self.parts]
+        if self.guards_itself:
+            self.register_state_dict_pre_hook(lambda _: self.count_steps())
+
+    @property
+    def guards_itself(self) -> bool:
+        """Whether the device can decide if a part is stepped."""
+        return all(hasattr(part, "guarded_step") for part in self.parts)
 
     @property
     def is_paged(self) -> bool:
         """Whether states live in pageable memory (bitsandbytes)."""
-        return bool(getattr(next(iter(self.parts.values())), "is_paged", False))
+        return bool(getattr(self.parts[0], "is_paged", False))
 
     def get_state_buffer(self, parameter: torch.nn.Parameter, dtype: torch.dtype) -> torch.Tensor:
         """A pageable buffer for one parameter (bitsandbytes)."""
-        part: Any = self.parts[parameter]
-        return part.get_state_buffer(parameter, dtype=dtype)
+        buffer: torch.Tensor = self.parts[0].get_state_buffer(parameter, dtype=dtype)
+        return buffer
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Step every parameter that has a gradient."""
-        for parameter, part in self.parts.items():
-            if parameter.grad is not None:
+        """Step every part that has a gradient."""
+        for members, part in zip(self.members, self.parts, strict=True):
+            if any(parameter.grad is not None for parameter in members):
                 part.step()
+
+    def count_steps(self) -> None:
+        """As ``GuardedAdam`` has it."""
+        for part in self.parts:
+            part.count_steps()
+
+    def make_states(self) -> None:
+        """As ``GuardedAdam`` has it."""
+        for part in self.parts:
+            part.make_states()
+
+    def after_capture(self) -> None:
+        """As ``GuardedAdam`` has it."""
+        for part in self.parts:
+            part.after_capture()
 
 
 class GradientRelease:
     """Steps ``optimizer`` inside backward.
 
-    A parameter whose gradient is not finite keeps its values and its state. Asking costs one wait for the device for
-    each parameter.
-
-    Attributes:
-        held: Parameters of the last backward that were not stepped.
+    A part one of whose gradients is not finite keeps its values and its state. Where the host looks, that costs one wait for
+    the device for each parameter.
     """
 
-    def __init__(self, optimizer: PerParameter, clip_value: float) -> None:
+    def __init__(self, optimizer: InParts, clip_value: float) -> None:
         """Hook every parameter. ``clip_value`` bounds each element of a gradient; 0 is off."""
         self._optimizer, self._clip_value = optimizer, clip_value
-        self._squares = 0.0
-        self.held = 0
-        self._hooks = [p.register_post_accumulate_grad_hook(self._release) for p in optimizer.parts]
+        self.guards_itself = optimizer.guards_itself
+        self._missing = [0 for _ in optimizer.parts]
+        self._squares: Any = 0.0
+        self._held: Any = 0
+        self._good: Any = True
+        self._rate = torch.zeros(())
+        for index, members in enumerate(optimizer.members):
+            for parameter in members:
+                parameter.register_post_accumulate_grad_hook(lambda _, index=index: self._came(index))
+
+    @property
+    def held(self) -> int:
+        """How many parameters the last backward did not step for their gradients; waits for the device."""
+        return int(self._held)
 
     @property
     def count(self) -> int:
         """How many parameters are trained."""
-        return len(self._optimizer.parts)
+        return sum(map(len, self._optimizer.members))
 
-    def backward(self, loss: torch.Tensor) -> None:
-        """Backward and all updates; nothing at all when the loss (a scalar) is not finite."""
-        self._squares, self.held = 0.0, 0
-        if math.isfinite(loss.item()):
-            loss.backward()
+    def backward(self, loss: torch.Tensor, rate: torch.Tensor) -> None:
+        """Backward and all updates; nothing is updated when the loss is not finite.
 
-    def norm(self) -> float:
-        """Global norm of the last backward's finite gradients, before clipping."""
-        return math.sqrt(self._squares)
+        Args:
+            loss: [].
+            rate: [] float32 learning rate on the device, for parts that guard themselves; others have it in their groups.
+        """
+        self._missing = [len(members) for members in self._optimizer.members]
+        if self.guards_itself:
+            self._squares, self._held = (torch.zeros((), device=loss.device) for _ in range(2))
+            self._good, self._rate = torch.isfinite(loss.detach()), rate
+        else:
+            self._squares, self._held = 0.0, 0
+            self._good = math.isfinite(loss.item())
+            if not self._good:
+                return
+        loss.backward()
+        for index, missing in enumerate(self._missing):
+            if missing:  # some of its parameters took no part in this loss
+                self._step(index)
+
+    def outcome(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Of the last backward: how large the gradients were, and what became of them.
+
+        Returns:
+            Each []: the norm of all parts that were finite, before clipping; whether the loss was finite; how many parameters
+            were not stepped for their gradients.
+        """
+        norm, held = (torch.as_tensor(number, dtype=torch.float32) for number in (self._squares, self._held))
+        return norm.sqrt(), torch.as_tensor(self._good), held
+
+    def _came(self, index: int) -> None:
+        self._missing[index] -= 1
+        if not self._missing[index]:
+            self._step(index)
 
     @torch.no_grad()
-    def _release(self, parameter: torch.Tensor) -> None:
-        grad = parameter.grad
-        if grad is None:
+    def _step(self, index: int) -> None:
+        members, part = self._optimizer.members[index], self._optimizer.parts[index]
+        if all(parameter.grad is None for parameter in members):
             return
-        norm = torch.linalg.vector_norm(grad, dtype=torch.float32).item()
-        if math.isfinite(norm):
-            self._squares += norm * norm
-            if self._clip_value:
-                grad.clamp_(-self._clip_value, self._clip_value)
-            self._optimizer.parts[parameter].step()  # type: ignore[index]
+        norm = clip(members, self._clip_value, by_value=True)
+        if self.guards_itself:
+            finite = torch.isfinite(norm) & self._good
+            part.guarded_step(self._rate, torch.ones_like(norm), finite)
+            self._squares = self._squares + torch.where(finite, norm * norm, 0.0)
+            self._held = self._held + torch.where(finite, 0.0, float(len(members)))
+        elif math.isfinite(found := norm.item()):
+            part.step()
+            self._squares += found**2
         else:
-            self.held += 1
-        parameter.grad = None
+            self._held += len(members)
+        for parameter in members:
+            parameter.grad = None

@@ -152,7 +152,7 @@ class GuardedAdam(ABC):
             return
         if self._taken is None:
             self._taken = torch.tensor(float(self._steps()), dtype=torch.float64, device=rows[0][0].device)
-            self.register_state_dict_pre_hook(lambda _: self._count_steps())  # type: ignore[attr-defined]
+            self.register_state_dict_pre_hook(lambda _: self.count_steps())  # type: ignore[attr-defined]
         taken = self._taken + good
         count = taken.clamp(min=1)  # a first step that is not taken: no division by 0
         control = control_of(self._mix(group, count), taken, rate, scale, good)
@@ -186,7 +186,7 @@ class GuardedAdam(ABC):
         if self._fused:
             self._fused.after_capture()
 
-    def _count_steps(self) -> None:
+    def count_steps(self) -> None:
         """Write the device's count into the states."""
         if self._taken is not None and self._stale:
             self._write_steps(int(self._taken.item()))

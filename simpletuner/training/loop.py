@@ -8,6 +8,7 @@ so they are read up to ``LATE`` steps later, unless a hook acts on the model at 
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -81,8 +82,10 @@ class Figures:
         """Start the copy; ``step`` counts from 1, ``began`` is when the step was begun."""
         self.step, self.outcome, self.learning_rate, self.began = step, outcome, learning_rate, began
         self.ready: torch.cuda.Event | None = None
-        losses, norm = outcome.losses.float(), outcome.grad_norm.to(outcome.losses.device).float().view(1)
-        together = torch.cat([losses, outcome.sigmas.float(), norm])
+        self.partly = False  # the step was taken, but for parameters whose gradients were not finite
+        norm, held = outcome.grad_norm, torch.zeros(()) if outcome.held is None else outcome.held
+        numbers = (outcome.losses, outcome.sigmas, norm.view(1), held.view(1))
+        together = torch.cat([number.to(outcome.losses.device, torch.float32) for number in numbers])
         if together.is_cuda:
             self.numbers = torch.empty(together.shape, pin_memory=True)
             self.numbers.copy_(together, non_blocking=True)
@@ -91,13 +94,14 @@ class Figures:
         else:
             self.numbers = together
 
-    def read(self, guard: Guard, since: float, ranks: Ranks) -> StepResult:
+    def read(self, guard: Guard, since: float, ranks: Ranks, trained: int) -> StepResult:
         """Wait for the figures, and judge the step where the host has not done so.
 
         Args:
             guard: Counts steps in a row that were skipped.
             ranks: The processes of the run, which the device may wait for.
             since: When the step before was read: two steps on the device share no time.
+            trained: How many parameters there are.
 
         Raises:
             NonFiniteError: Too many steps in a row were skipped.
@@ -105,11 +109,15 @@ class Figures:
         """
         if self.ready:
             ranks.wait_for(self.ready)
-        *both, grad_norm = self.numbers.tolist()
+        *both, grad_norm, held = self.numbers.tolist()
         losses, sigmas = both[: len(both) // 2], both[len(both) // 2 :]
         outcome = self.outcome
         if not outcome.decided:
-            outcome.skipped = guard.verdict(self.step, losses, outcome.names, grad_norm)
+            self.partly = bool(held) and all(map(math.isfinite, losses))
+            if self.partly:
+                outcome.skipped = guard.held_back(self.step, int(held), trained, outcome.names)
+            else:
+                outcome.skipped = guard.verdict(self.step, losses, outcome.names, grad_norm)
         means, counts = by_sigma(losses, sigmas, outcome.regularisation)
         return StepResult(
             step=self.step,
@@ -163,10 +171,10 @@ class Unread:
     def _tell(self) -> None:
         figures = self._waiting.popleft()
         try:
-            result = figures.read(self.guard, self._read_at, self._trainee.ranks)
+            result = figures.read(self.guard, self._read_at, self._trainee.ranks, len(self._trainee.parameters))
         finally:
             self._read_at = time.perf_counter()
-        if result.skipped and self._trainee.ema:
+        if result.skipped and not figures.partly and self._trainee.ema:
             self._trainee.ema.updates -= figures.outcome.averaged  # the device left it as it was
         for hook in self._hooks:
             hook.on_step_end(result)

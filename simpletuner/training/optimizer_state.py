@@ -116,9 +116,8 @@ def unpack(
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     saved = {int(index): values for index, values in structure["state"]["map"].items()}
-    if any(index >= len(parameters) for index in saved) or len(structure["groups"]["list"]) != len(
-        optimizer.param_groups
-    ):
+    trees = _regrouped(optimizer, structure["groups"]["list"], len(parameters))
+    if trees is None or any(index >= len(parameters) for index in saved):
         raise ResumeError("the checkpoint's optimizer state belongs to another model; start a fresh run.")
     shapes = structure.get("shapes")
     if shapes is not None and shapes != [list(p.shape) for p in parameters]:
@@ -127,8 +126,8 @@ def unpack(
     fused = any(group.get("fused") for group in optimizer.param_groups)
     changes: list[str] = []
     # load_state_dict would cast states to the parameter's dtype, so the state is put in place directly.
-    groups = _rebuild(tensors, lambda tensor: tensor.device, structure["groups"])
-    for group, fields in zip(optimizer.param_groups, groups, strict=True):
+    for group, tree in zip(optimizer.param_groups, trees, strict=True):
+        fields = _rebuild(tensors, lambda tensor: tensor.device, tree)
         for name in [n for n in fields if n in configured and n in group]:
             if name in _CHOSEN and group[name] is None:
                 continue
@@ -146,6 +145,22 @@ def unpack(
         for name, value in values.items():
             optimizer.state[parameter][name] = _paged(optimizer, parameter, value)
     return list(dict.fromkeys(changes))
+
+
+def _regrouped(optimizer: torch.optim.Optimizer, saved: list[Any], count: int) -> list[Any] | None:
+    """For each group of the optimizer the saved group of its first parameter; None where that is not known.
+
+    Gradient release has several groups of equal arguments, so a run that is continued with it, or without, has others.
+    """
+    here = [len(group["params"]) for group in optimizer.param_groups]
+    if len(saved) == len(here):
+        return saved
+    if len(saved) == 1:
+        return saved * len(here)
+    if len(here) == 1:
+        return saved[:1]
+    firsts = [sum(here[:index]) for index in range(len(here))]
+    return [saved[first] for first in firsts] if len(saved) == count else None
 
 
 def _paged(optimizer: Any, parameter: torch.Tensor, value: Any) -> Any:

@@ -9,14 +9,14 @@ import contextlib
 import inspect
 import io
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from simpletuner.models import imports
-from simpletuner.training.gradient_release import PerParameter
+from simpletuner.training.gradient_release import InParts
 from simpletuner.training.matrix_views import MatrixViews
 from simpletuner.training.optimizer_state import pack as pack
 from simpletuner.training.optimizer_state import unpack as unpack
@@ -168,7 +168,7 @@ def build(
     lr: float,
     overrides: Mapping[str, Any],
     seed: int = 0,
-    one_by_one: bool = False,
+    parts: Sequence[Sequence[torch.nn.Parameter]] | None = None,
 ) -> torch.optim.Optimizer:
     """Make the optimizer.
 
@@ -178,14 +178,20 @@ def build(
         lr: First learning rate; the loop sets it anew at each step.
         overrides: Arguments that replace the defaults.
         seed: For optimizers that round at random.
-        one_by_one: Make a ``PerParameter``, for gradient release.
+        parts: Of the parameters, for gradient release: makes an ``InParts`` over them, or parameter by parameter where the
+            optimizer does not guard itself.
 
     Raises:
         ValueError: The class does not take a value.
     """
     parameters = list(parameters)
-    if one_by_one:
-        return PerParameter(parameters, lambda i, p: build(name, [p], lr, overrides, mixed_seed(seed, i)))
+    if parts is not None:
+
+        def one(index: int, members: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+            return build(name, members, lr, overrides, mixed_seed(seed, index))
+
+        blocks = InParts(parts, one)
+        return blocks if blocks.guards_itself else InParts([[p] for part in parts for p in part], one)
     entry = OPTIMIZERS[name]
     cls = optimizer_class(name)
     arguments = {**entry.defaults, **overrides}

@@ -25,6 +25,7 @@ from simpletuner.flow.schedules import Density, draw_sigmas
 from simpletuner.models.adapters import Adapter
 from simpletuner.models.base import Facts, Family
 from simpletuner.training.averaging import Averaging
+from simpletuner.training.clipping import clip, global_norm, gradients_of
 from simpletuner.training.ema import Ema
 from simpletuner.training.gradient_release import GradientRelease
 from simpletuner.training.gradient_sums import Float32Sums
@@ -100,7 +101,8 @@ class Trainee:
     @property
     def guards_itself(self) -> bool:
         """Whether the device decides if a step is taken."""
-        return hasattr(self.optimizer, "guarded_step") and self.scaler is None and self.release is None
+        able = self.release.guards_itself if self.release else hasattr(self.optimizer, "guarded_step")
+        return able and self.scaler is None
 
 
 def position_generator(seed: int, position: int, device: torch.device) -> torch.Generator:
@@ -198,6 +200,7 @@ class Outcome:
         regularisation: Whether each belongs to a regularisation batch.
         grad_norm: [] global gradient norm before clipping, on the device.
         good: [] bool on the device: it took the step; None where the host decides.
+        held: [] float32 on the device: parameters that gradient release left out of it; None where the host decides.
         decided: The host has read the figures, and knows what became of the step.
         skipped: The sentence of a skipped step, if ``decided``.
         averaged: Updates that the EMA counted, before it is known whether the device took the step.
@@ -209,6 +212,7 @@ class Outcome:
     regularisation: list[bool]
     grad_norm: torch.Tensor
     good: torch.Tensor | None = None
+    held: torch.Tensor | None = None
     decided: bool = False
     skipped: str | None = None
     averaged: int = 0
@@ -241,7 +245,7 @@ def gradients(trainee: Trainee, recipe: Recipe, batches: Iterator[Batch], step: 
     sigmas: list[torch.Tensor] = []
     names: list[Sequence[str]] = []
     regularisation: list[list[bool]] = []
-    norm, good = torch.zeros(()), None
+    norm, good, held = torch.zeros(()), None, None
     for micro in range(recipe.accumulation):
         batch = next(batches)
         position = step * recipe.accumulation + micro
@@ -256,18 +260,18 @@ def gradients(trainee: Trainee, recipe: Recipe, batches: Iterator[Batch], step: 
         names.append(batch.sample_ids)
         regularisation.append([batch.regularisation] * len(batch.sample_ids))
         if trainee.graphs:  # then there is one micro-batch
-            work, inputs = learned(trainee, recipe, batch, shown, recipe.schedule.at(step))
-            every_loss, every_sigma, norm, good = trainee.graphs(work, inputs)
+            work, inputs = learned(trainee, recipe, batch, shown, rate_on(trainee, recipe, step))
+            every_loss, every_sigma, norm, good, held = trainee.graphs(work, inputs)
         else:
             per_sample = score(trainee, recipe, batch, shown)
-            backward(trainee, per_sample.mean() / recipe.accumulation)
+            backward(trainee, per_sample.mean() / recipe.accumulation, rate_on(trainee, recipe, step))
             losses.append(per_sample.detach())
             sigmas.append(shown.sigmas)
     if not trainee.graphs:
         average(trainee)
         every_loss, every_sigma = trainee.ranks.gathered(torch.cat(losses), torch.cat(sigmas))
     in_order = trainee.ranks.in_order
-    return Outcome(every_loss, in_order(names), in_order(regularisation), norm, good, sigmas=every_sigma)
+    return Outcome(every_loss, in_order(names), in_order(regularisation), norm, good, held, sigmas=every_sigma)
 
 
 def finish(trainee: Trainee, recipe: Recipe, outcome: Outcome, step: int, guard: Guard) -> None:
@@ -276,14 +280,17 @@ def finish(trainee: Trainee, recipe: Recipe, outcome: Outcome, step: int, guard:
     Every rank clips, judges and steps with the same numbers.
     """
     if trainee.guards_itself:
-        rate = torch.full((), recipe.schedule.at(step), device=trainee.device)
-        outcome.grad_norm, outcome.good = guarded_update(trainee, recipe, outcome.losses, rate)
+        rate = rate_on(trainee, recipe, step)
+        outcome.grad_norm, outcome.good, outcome.held = guarded_update(trainee, recipe, outcome.losses, rate)
     else:
         if trainee.sums:
             trainee.sums.deliver()
         if trainee.scaler:
             trainee.scaler.unscale_(trainee.optimizer)
-        outcome.grad_norm = clip(trainee, recipe)
+        if trainee.release:
+            outcome.grad_norm = trainee.release.outcome()[0]
+        else:
+            outcome.grad_norm = clip(trainee.parameters, recipe.clip_norm, recipe.clip_by_value)
         values, norm = outcome.losses.tolist(), outcome.grad_norm.item()
         outcome.skipped = update(trainee, guard, step + 1, values, outcome.names, norm)
         outcome.decided = True
@@ -291,7 +298,7 @@ def finish(trainee: Trainee, recipe: Recipe, outcome: Outcome, step: int, guard:
 
 
 def learned(
-    trainee: Trainee, recipe: Recipe, batch: Batch, shown: NoisedBatch, rate: float
+    trainee: Trainee, recipe: Recipe, batch: Batch, shown: NoisedBatch, rate: torch.Tensor
 ) -> tuple[Callable[..., tuple[torch.Tensor, ...]], tuple[torch.Tensor | None, ...]]:
     """Everything after the noise, as a function of tensors alone, and these tensors on the device."""
 
@@ -299,26 +306,34 @@ def learned(
         noisy: torch.Tensor, sigmas: torch.Tensor, timesteps: torch.Tensor, target: torch.Tensor, rate: torch.Tensor,
         text: torch.Tensor, mask: torch.Tensor, weights: torch.Tensor | None,
     ) -> tuple[torch.Tensor, ...]:  # fmt: skip
-        """Losses and sigmas of all ranks, the gradient norm, whether the step was taken; the weights are new."""
+        """Losses and sigmas of all ranks, and what ``guarded_update`` returns; the weights are new."""
         again = replace(batch, text=text, mask=mask, loss_weights=weights)
         per_sample = score(trainee, recipe, again, NoisedBatch(noisy, sigmas, timesteps, target))
-        backward(trainee, per_sample.mean())
+        backward(trainee, per_sample.mean(), rate)
         average(trainee)
         every_loss, every_sigma = trainee.ranks.gathered(per_sample.detach(), sigmas)
-        norm, good = guarded_update(trainee, recipe, every_loss, rate)
+        judged = guarded_update(trainee, recipe, every_loss, rate)
         trainee.optimizer.zero_grad(set_to_none=True)
-        return every_loss, every_sigma, norm, good
+        return every_loss, every_sigma, *judged
 
     device = trainee.device
     weights = None if batch.loss_weights is None else moved(batch.loss_weights, device)
-    tensors = (shown.noisy_latents, shown.sigmas, shown.timesteps, shown.target, torch.full((), rate, device=device))
+    tensors = (shown.noisy_latents, shown.sigmas, shown.timesteps, shown.target, rate)
     return work, (*tensors, moved(batch.text, device), moved(batch.mask, device), weights)
 
 
-def backward(trainee: Trainee, loss: torch.Tensor) -> None:
-    """Backward of one micro-batch's loss, by way of the scaler, the gradient release or the float32 sums."""
+def rate_on(trainee: Trainee, recipe: Recipe, step: int) -> torch.Tensor:
+    """[] float32: the learning rate of a step, on the device."""
+    return torch.full((), recipe.schedule.at(step), device=trainee.device)
+
+
+def backward(trainee: Trainee, loss: torch.Tensor, rate: torch.Tensor) -> None:
+    """Backward of one micro-batch's loss, by way of the scaler, the gradient release or the float32 sums.
+
+    Gradient release steps the weights within it, at this rate.
+    """
     if trainee.release:
-        trainee.release.backward(loss)
+        trainee.release.backward(loss, rate)
         return
     (trainee.scaler.scale(loss) if trainee.scaler else loss).backward()
     if trainee.sums:
@@ -330,16 +345,17 @@ def average(trainee: Trainee) -> None:
 
     Slices are equally long, so it is the gradient of the global batch.
     """
-    gradients = trainee.sums.totals() if trainee.sums else gradients_of(trainee)
+    gradients = trainee.sums.totals() if trainee.sums else gradients_of(trainee.parameters)
     (trainee.averaging.finish if trainee.averaging else trainee.ranks.average)(gradients)
 
 
 def guarded_update(
     trainee: Trainee, recipe: Recipe, losses: torch.Tensor, rate: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Clip and step where the device itself sees that everything is finite; the host does not wait.
 
-    The factor of clipping goes into the optimizer's own pass over the gradients. A clipped element needs one of its own.
+    The factor of clipping goes into the optimizer's own pass over the gradients. A clipped element needs one of its own. With
+    gradient release all this was done in backward.
 
     Args:
         trainee: With gradients.
@@ -348,8 +364,11 @@ def guarded_update(
         rate: [] float32 learning rate on the device.
 
     Returns:
-        [] float32, the global norm before clipping, and [] bool, whether the step was taken.
+        [] float32, the global norm before clipping; [] bool, whether the step was taken; [] float32, how many parameters were
+        left out of it.
     """
+    if trainee.release:
+        return trainee.release.outcome()
     if trainee.sums:
         trainee.sums.deliver()
     norm = global_norm(trainee.parameters)
@@ -361,37 +380,7 @@ def guarded_update(
         scale = (recipe.clip_norm / (norm + 1e-6)).clamp(max=1.0)  # as torch's clip_grad_norm_
     guarded: Any = trainee.optimizer
     guarded.guarded_step(rate, scale, good)
-    return norm, good
-
-
-def gradients_of(trainee: Trainee) -> list[torch.Tensor]:
-    """Every gradient there is, in the order of the parameters."""
-    return [parameter.grad for parameter in trainee.parameters if parameter.grad is not None]
-
-
-def global_norm(parameters: list[torch.nn.Parameter]) -> torch.Tensor:
-    """[] float32: the Euclidean norm of all gradients together."""
-    grads = [p.grad for p in parameters if p.grad is not None]
-    if not grads:
-        return torch.zeros(())
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads, 2, torch.float32)))
-
-
-def clip(trainee: Trainee, recipe: Recipe) -> torch.Tensor:
-    """Clip the gradients and return their global norm before clipping (infinite or NaN if any element is).
-
-    With gradient release they are clipped and gone already; the norm is that of those that were finite.
-    """
-    if trainee.release:
-        return torch.tensor(trainee.release.norm())
-    if recipe.clip_norm and not recipe.clip_by_value:
-        norm = global_norm(trainee.parameters)
-        torch.nn.utils.clip_grads_with_norm_(trainee.parameters, recipe.clip_norm, norm)
-        return norm
-    norm = global_norm(trainee.parameters)
-    if recipe.clip_norm:
-        torch.nn.utils.clip_grad_value_(trainee.parameters, recipe.clip_norm)
-    return norm
+    return norm, good, torch.zeros_like(norm)
 
 
 def update(

@@ -77,6 +77,7 @@ class StepGraphs:
         before_first: Callable[[], None] = lambda: None,
         repeatable: bool = True,
         warn: Callable[[str], None] | None = None,
+        yields: bool = False,
     ) -> None:
         """Nothing is captured yet.
 
@@ -85,11 +86,12 @@ class StepGraphs:
             clear: Forgets what a piece of work that failed has left (gradients).
             say: Hears how steps are launched.
             before_first: Called before the first step: makes what lasts, so that it does not lie between what comes and goes.
-            repeatable: Work that ran out of memory may be made again: nothing of it has reached other processes.
+            repeatable: Work that ran out of memory may be made again: nothing of it has reached weights or other processes.
             warn: Hears of obstacles, in place of ``say``.
+            yields: Graphs go whenever other work comes: it moves what they read.
         """
         self._warn = warn or say
-        self._repeatable = repeatable
+        self._repeatable, self._yields = repeatable, yields
         self._after_capture, self._clear, self._say = after_capture, clear, say
         self._before_first = before_first
         self._seen: Counter[Shape] = Counter()
@@ -126,12 +128,12 @@ class StepGraphs:
         return tuple(output.clone() for output in captured.outputs)
 
     def make_room(self) -> None:
-        """Before other work on the device: give the graphs' memory back where little else is free.
+        """Before other work on the device: give the graphs' memory back where little else is free, or where they yield anyway.
 
         A graph keeps the memory of a whole step for itself. It is captured anew when the next step of its shape comes.
         """
         here = memory(torch.device("cuda"))
-        if self._captured and here.free < ROOM * here.total:
+        if self._captured and (self._yields or here.free < ROOM * here.total):
             self.release()
             self._fresh_starts = 0  # what follows is captured anew whatever its order
 

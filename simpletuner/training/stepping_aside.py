@@ -5,6 +5,8 @@ In: the parts of a pipeline. Out: the same VAE, whose ``decode`` has the GPU nea
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,18 +14,35 @@ import torch
 from simpletuner.models.base import Components
 
 
+@contextmanager
+def away(module: torch.nn.Module) -> Iterator[None]:
+    """Inside, no number of the module takes memory on its device; after, all are there again, bit for bit.
+
+    Tensors stay the same objects, and those that share memory go on sharing it; it may lie elsewhere afterwards, so CUDA
+    graphs that read it must be gone. Memory that belongs to a file (weights on the CPU as they were loaded) stays.
+    """
+    tensors = (*module.parameters(), *module.buffers())
+    storages = {storage.data_ptr(): storage for storage in (tensor.untyped_storage() for tensor in tensors)}
+    ours = [storage for storage in storages.values() if storage.resizable() and storage.nbytes()]
+    kept = [torch.UntypedStorage(storage.nbytes()).copy_(storage) for storage in ours]
+    for storage in ours:
+        storage.resize_(0)
+    try:
+        yield
+    finally:
+        for storage, numbers in zip(ours, kept, strict=True):
+            storage.resize_(numbers.nbytes())
+            storage.copy_(numbers)
+
+
 def make_decoding_lonely(parts: Components) -> None:
-    """Wrap ``parts.vae.decode``. Only where nobody keeps addresses of the weights: no graphs, no fused optimizer."""
+    """Wrap ``parts.vae.decode``. CUDA graphs of training steps are to be gone by then: see ``StepGraphs.make_room``."""
     decode, transformer = parts.vae.decode, parts.transformer
 
     def alone(*arguments: Any, **named: Any) -> Any:
-        home = next(transformer.parameters()).device
-        transformer.to("cpu")
-        if home.type == "cuda":
-            torch.cuda.empty_cache()
-        try:
+        with away(transformer):
+            if next(transformer.parameters()).is_cuda:
+                torch.cuda.empty_cache()
             return decode(*arguments, **named)
-        finally:
-            transformer.to(home)
 
     vars(parts.vae)["decode"] = alone

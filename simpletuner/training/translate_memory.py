@@ -226,14 +226,14 @@ def replays(subject: Subject) -> bool:
         subject.forward == "fast"
         and training.optimizer in fast_path.GUARDED
         and training.gradient_accumulation_steps == 1
-        and not (training.releases_gradients() or draws or subject.precision.scale_gradients)
+        and not (draws or subject.precision.scale_gradients)
         and precision.base_model_precision == "no_change"
     )
 
 
 def may_step_aside(options: Options) -> bool:
-    """Whether the transformer's weights may leave the GPU and come back: nobody keeps their addresses."""
-    return options.training.optimizer not in fast_path.GUARDED and options.precision.base_model_precision == "no_change"
+    """Whether the transformer's weights may leave the GPU and come back: they are ordinary tensors."""
+    return options.precision.base_model_precision == "no_change"
 
 
 def within(subject: Subject, plan: Plan, budget: float) -> memory_estimate.Estimate:

@@ -10,6 +10,7 @@ import torch
 
 from simpletuner.config.optimizer_names import GLOBAL_ESTIMATE, PACKAGES, SCHEDULE_FREE, OptimizerName
 from simpletuner.config.optimizer_names import arguments as offered
+from simpletuner.training.gradient_release import by_block
 from simpletuner.training.optimizers import (
     OPTIMIZERS,
     arguments_of,
@@ -61,7 +62,8 @@ def fresh(
     """A layer of at least 4096 weights (fewer are never kept in 8 bits) and a 1x1 convolution, always the same."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Conv2d(64, 16, 1)).to(dtype)
-    return model, build(name, model.parameters(), lr, overrides, seed=3, one_by_one=one_by_one)
+    parts = by_block(model.named_parameters()) if one_by_one else None
+    return model, build(name, model.parameters(), lr, overrides, seed=3, parts=parts)
 
 
 def steps(built: Built, first: int, last: int, lr: float = 1e-2) -> list[float]:

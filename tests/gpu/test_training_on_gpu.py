@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 
 from simpletuner.config.read import load
 from simpletuner.reporting.progress import Reporter
+from simpletuner.training import translate_memory
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
@@ -29,6 +31,18 @@ KINDS: dict[str, dict[str, Any]] = {
     "full, recomputed": {"optimizer": "adamw_bf16", "gradient_checkpointing": True},
     "full, accumulated": {"optimizer": "adamw_bf16", "gradient_accumulation_steps": 2},
     "full, released": {"optimizer": "optimi-adamw", "optimizer_release_gradients": True, "max_grad_norm": 0},
+    "full, released, bf16": {
+        "optimizer": "adamw_bf16",
+        "optimizer_release_gradients": True,
+        "grad_clip_method": "value",
+        "max_grad_norm": 0.01,
+        "gradient_checkpointing": True,
+    },
+    "full, released, by the host": {
+        "optimizer": "optimi-lion",
+        "optimizer_release_gradients": True,
+        "max_grad_norm": 0,
+    },
     "full, torch": {"optimizer": "torch-adamw"},
     "full, kahan": {"optimizer": "optimi-adamw"},
     "lora": {**LORA, "optimizer": "adamw_bf16"},
@@ -49,6 +63,7 @@ KINDS: dict[str, dict[str, Any]] = {
     },
 }
 REPLAYED = {"full", "full, averaged", "full, recomputed", "full, torch", "full, kahan", "lora", "lokr"}
+REPLAYED |= {"full, released", "full, released, bf16"}
 COMMON = {"mixed_precision": "bf16", "learning_rate": 1e-4, "max_train_steps": 8, "train_batch_size": 2}
 
 
@@ -79,7 +94,26 @@ def test_every_step_has_the_loss_of_the_plain_way(kind: str, train: Callable[...
     assert fast == pytest.approx(plain, rel=0.04)
 
 
-@pytest.mark.parametrize("kind", ["full", "full, averaged", "lora"])
+@pytest.mark.parametrize("kind", ["full", "full, released, bf16"])
+def test_weights_that_stepped_aside_for_a_picture_go_on(
+    kind: str, train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Graphs are captured anew where the weights lie afterwards."""
+    drawn = {"validation_disable": False, "validation_prompt": "a fox", "validation_resolution": "64x64"}
+    _, stayed, _ = train("stayed", **KINDS[kind], max_train_steps=12)
+    found = translate_memory.within
+
+    def aside(*arguments: Any) -> Any:
+        return replace(found(*arguments), aside=True)
+
+    monkeypatch.setattr(translate_memory, "within", aside)
+    said, losses, folder = train("aside", **KINDS[kind], **drawn, max_train_steps=12, validation_step_interval=5)
+    assert "leaves the GPU while a validation picture" in said and "without a CUDA graph" not in said
+    assert len(list((folder / "validation_images").glob("*.png"))) >= 3
+    assert losses == pytest.approx(stayed, rel=1e-2)
+
+
+@pytest.mark.parametrize("kind", ["full", "full, averaged", "full, released, bf16", "lora"])
 def test_a_resumed_run_goes_on_as_the_whole_one(kind: str, train: Callable[..., Any]) -> None:
     _, whole, first = train("whole", **KINDS[kind], checkpoint_step_interval=4)
     train("halves", **KINDS[kind], max_train_steps=4)

@@ -10,21 +10,23 @@ import torch
 import toy
 
 from simpletuner.errors import NonFiniteError
-from simpletuner.training.gradient_release import GradientRelease, PerParameter
+from simpletuner.training.gradient_release import GradientRelease, InParts, by_block
 from simpletuner.training.gradient_sums import Float32Sums
 from simpletuner.training.guard import PATIENCE
 from simpletuner.training.loop import train
 from simpletuner.training.optimizers import arguments_of, build, pack, unpack
 from simpletuner.training.step import Trainee
 
-NAMES = ["torch-adamw", "torch-sgd", "optimi-lion", "adamw_schedulefree", "muon", "torch-adafactor"]
+NAMES = ["torch-adamw", "adamw_bf16", "torch-sgd", "optimi-lion", "adamw_schedulefree", "muon", "torch-adafactor"]
 
 
 def trainee(name: str, release: bool, clip: float = 0.0, **more: Any) -> Trainee:
     made = toy.trainee(**more)
-    made.optimizer = build(name, made.parameters, 0.05, {}, one_by_one=release)
+    made.optimizer = build(
+        name, made.parameters, 0.05, {}, parts=[made.parameters[:2], made.parameters[2:]] if release else None
+    )
     if release:
-        assert isinstance(made.optimizer, PerParameter)
+        assert isinstance(made.optimizer, InParts)
         made.release = GradientRelease(made.optimizer, clip)
     return made
 
@@ -60,8 +62,104 @@ def test_it_computes_what_a_step_after_backward_computes(name: str, clip: float)
     assert [r.skipped for r in found] == [None] * 4
 
 
-def test_gradients_are_freed_one_by_one(tiny_sana: Path) -> None:
-    """On a real Sana: never more than a few of its gradients are alive, where a step after backward needs all."""
+def guarded(**more: Any) -> Trainee:
+    """A trainee whose optimizer guards itself: the first part is scale and time, the second words."""
+    return trainee("adamw_bf16", True, **more)
+
+
+class Replayed:
+    """Stands for CUDA graphs: the work is a function of tensors alone."""
+
+    def __call__(self, work: Any, inputs: Any) -> Any:
+        return tuple(output.clone() for output in work(*inputs))
+
+    def make_room(self) -> None: ...
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.02])
+@pytest.mark.parametrize("whole", [False, True])
+def test_the_device_steps_block_by_block_and_the_host_reads_late(whole: bool, clip: float) -> None:
+    after, inside = trainee("adamw_bf16", False), guarded(clip=clip)
+    assert inside.guards_itself and inside.release is not None and len(inside.optimizer.param_groups) == 2
+    if whole:
+        inside.graphs = Replayed()  # type: ignore[assignment]
+    expected = run(after, clip_norm=clip, clip_by_value=True)
+    found = run(inside, clip_norm=clip, clip_by_value=True)
+    torch.testing.assert_close(toy.flat(inside.transformer), toy.flat(after.transformer), rtol=1e-6, atol=1e-7)
+    assert [r.grad_norm for r in found] == pytest.approx([r.grad_norm for r in expected], rel=1e-5)
+    assert [r.skipped for r in found] == [None] * 4
+    state = inside.optimizer.state_dict()["state"]
+    assert [state[index]["step"] for index in range(4)] == [4] * 4
+
+
+def test_a_block_whose_gradients_are_not_finite_waits_and_the_log_says_so() -> None:
+    made = guarded(ema=True)
+    handle = made.transformer.time.register_hook(lambda grad: grad * float("nan"))
+    before = [p.detach().clone() for p in made.parameters]
+    results = run(made, total=2)
+    handle.remove()
+    same = [torch.equal(a, b) for a, b in zip(before, made.parameters, strict=True)]
+    assert same == [True, True, False, False]
+    assert (
+        results[1].skipped.startswith("step 2: 2 of 4 parameters kept their values") and "1.png" in results[1].skipped
+    )
+    assert made.ema is not None and made.ema.updates == 2, "the others were stepped, and are averaged"
+    assert all(shadow.isfinite().all() for shadow in made.ema.shadow)
+    state = made.optimizer.state_dict()["state"]
+    assert [state[index]["step"] for index in range(4)] == [0, 0, 2, 2]
+    run(made, 2, 3)
+    assert not torch.equal(made.transformer.scale, before[0])
+
+
+def test_such_a_block_stops_the_run_in_the_end() -> None:
+    made = guarded()
+    made.transformer.time.register_hook(lambda grad: grad * float("nan"))
+    with pytest.raises(NonFiniteError, match="gradient"):
+        run(made, total=PATIENCE + 4)
+
+
+def test_parameters_without_a_gradient_do_not_hold_their_block_up() -> None:
+    model = torch.nn.ModuleDict({"a": torch.nn.Linear(2, 2), "b": torch.nn.Linear(2, 2)})
+    optimizer = build("adamw_bf16", model.parameters(), 0.1, {}, parts=[list(model.parameters())])
+    assert isinstance(optimizer, InParts)
+    release = GradientRelease(optimizer, 0.0)
+    before = [p.detach().clone() for p in model.parameters()]
+    release.backward(model["a"](torch.ones(1, 2)).sum(), torch.tensor(0.1))
+    assert [torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)] == [False, False, True, True]
+    assert not any(p.grad is not None for p in model.parameters())
+    release.backward(model["a"](torch.ones(1, 2)).sum() * float("inf"), torch.tensor(0.1))
+    assert release.outcome()[1].item() is False and all(p.isfinite().all() for p in model.parameters())
+
+
+def test_blocks_are_told_by_their_names(tiny_sana: Path) -> None:
+    from diffusers import SanaTransformer2DModel
+
+    model = SanaTransformer2DModel.from_pretrained(tiny_sana / "transformer")
+    parts = by_block(model.named_parameters())
+    assert [p for part in parts for p in part] == list(model.parameters())
+    for block in model.transformer_blocks:
+        assert [list(block.parameters())] == [part for part in parts if part[0] is next(block.parameters())]
+    lycoris = [(f"lycoris_transformer_blocks_{n}_attn1_to_{q}.lokr_w1", torch.nn.Parameter(torch.ones(1)))
+               for n in range(2) for q in "qkv"]  # fmt: skip
+    assert [len(part) for part in by_block(lycoris)] == [3, 3]
+
+
+@pytest.mark.parametrize("name", ["adamw_bf16", "torch-adamw"])
+@pytest.mark.parametrize("turn", [(False, True), (True, False)])
+def test_a_run_goes_on_with_it_or_without(name: str, turn: tuple[bool, bool]) -> None:
+    whole, first, second = (trainee(name, released) for released in (turn[0], *turn))
+    run(whole, 0, 6)
+    run(first, 0, 3)
+    second.transformer.load_state_dict(first.transformer.state_dict())
+    tensors, structure = pack(first.optimizer)
+    unpack(second.optimizer, tensors, json.loads(json.dumps(structure)), arguments_of(name, {}))
+    run(second, 3, 6)
+    torch.testing.assert_close(toy.flat(second.transformer), toy.flat(whole.transformer), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(("name", "most"), [("torch-adamw", 3), ("adamw_bf16", 30)])
+def test_gradients_are_freed_as_they_come(name: str, most: int, tiny_sana: Path) -> None:
+    """On a real Sana: never more than a few of its gradients are alive, or a block's; a step after backward needs all."""
     from diffusers import SanaTransformer2DModel
 
     model = SanaTransformer2DModel.from_pretrained(tiny_sana / "transformer")
@@ -90,11 +188,11 @@ def test_gradients_are_freed_one_by_one(tiny_sana: Path) -> None:
     assert max(alive) == trained > 50
     for parameter in parameters:
         parameter.grad = None
-    optimizer = build("torch-adamw", parameters, 1e-3, {}, one_by_one=True)
-    assert isinstance(optimizer, PerParameter)
+    optimizer = build(name, parameters, 1e-3, {}, parts=by_block(model.named_parameters()))
+    assert isinstance(optimizer, InParts)
     before = [p.detach().clone() for p in parameters]
-    GradientRelease(optimizer, 0.0).backward(backward())
-    assert max(alive) <= 3 and not any(p.grad is not None for p in parameters)
+    GradientRelease(optimizer, 0.0).backward(backward(), torch.tensor(1e-3))
+    assert max(alive) <= most and not any(p.grad is not None for p in parameters)
     assert sum(not torch.equal(p, old) for p, old in zip(parameters, before, strict=True)) == trained
 
 

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from simpletuner.config.read import load
 from simpletuner.errors import ConfigError
+from simpletuner.models.sana import joined
 from simpletuner.reporting.progress import Reporter
 from simpletuner.training import fitting, memory_choice, memory_remedies, memory_ways, step_times, translate_memory
 from simpletuner.training.checking_memory import beside_free, refusals
@@ -20,7 +21,7 @@ from simpletuner.training.memory_choice import Choice
 from simpletuner.training.memory_estimate import GIB, Estimate
 from simpletuner.training.session import Session, find_pictures, open_session
 from simpletuner.training.step_times import Step
-from simpletuner.training.stepping_aside import make_decoding_lonely
+from simpletuner.training.stepping_aside import away, make_decoding_lonely
 
 
 def costs(choice: Choice) -> Estimate:
@@ -223,8 +224,6 @@ def test_the_transformer_steps_aside_where_only_decoding_does_not_fit(session: C
     weights = roomy.parts["weights"]
     assert not roomy.aside and tight.aside and roomy.phases["validation"] - tight.phases["validation"] == weights > 0
     assert tight.phases["steps"] == roomy.phases["steps"]
-    fused = fitting.subject_of(session(**drawn, optimizer="torch-adamw"), subject.found)
-    assert not translate_memory.estimate(fused, 1.0).aside, "a fused optimizer keeps the weights' addresses"
 
 
 def test_decoding_alone_gives_the_same_picture_and_leaves_the_same_weights(session: Callable[..., Session]) -> None:
@@ -236,6 +235,18 @@ def test_decoding_alone_gives_the_same_picture_and_leaves_the_same_weights(sessi
     make_decoding_lonely(parts)
     assert torch.equal(parts.vae.decode(latents, return_dict=False)[0], expected)
     assert all(a is b for a, b in zip(before, parts.transformer.parameters(), strict=True)), "an optimizer holds them"
+
+
+def test_weights_that_are_away_take_no_memory_and_come_back_as_they_lay() -> None:
+    """Weights laid side by side too: they are views of one stretch of memory."""
+    layer = torch.nn.ModuleList(torch.nn.Linear(8, 8) for _ in range(3))
+    assert joined.lay_together([part.weight for part in layer])
+    before = [p.detach().clone() for p in layer.parameters()]
+    held = list(layer.parameters())
+    with away(layer):
+        assert all(p.untyped_storage().nbytes() == 0 for p in layer.parameters())
+    assert all(a is b and torch.equal(a, c) for a, b, c in zip(held, layer.parameters(), before, strict=True))
+    assert joined.lie_together([part.weight for part in layer])
 
 
 FAST = Step("fast", True, 8, 1024, 1604462752, 20, 0)
