@@ -75,10 +75,22 @@ class Hook(Protocol):
         """After the last step; ``finished`` is False when stopped early, by the user or by the guard."""
 
 
+Moment = float | torch.cuda.Event
+
+
+def moment(device: torch.device) -> Moment:
+    """Now; on a GPU when it comes to this point, which the host may have passed long before."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
 class Figures:
     """A step's losses and gradient norm on their way to the host, and what is known of the step besides."""
 
-    def __init__(self, step: int, outcome: Outcome, learning_rate: float, began: float) -> None:
+    def __init__(self, step: int, outcome: Outcome, learning_rate: float, began: Moment) -> None:
         """Start the copy; ``step`` counts from 1, ``began`` is when the step was begun."""
         self.step, self.outcome, self.learning_rate, self.began = step, outcome, learning_rate, began
         self.ready: torch.cuda.Event | None = None
@@ -89,7 +101,7 @@ class Figures:
         if together.is_cuda:
             self.numbers = torch.empty(together.shape, pin_memory=True)
             self.numbers.copy_(together, non_blocking=True)
-            self.ready = torch.cuda.Event()
+            self.ready = torch.cuda.Event(enable_timing=True)
             self.ready.record()
         else:
             self.numbers = together
@@ -124,7 +136,7 @@ class Figures:
             loss=_mean(losses, outcome.regularisation, False),
             grad_norm=grad_norm,
             learning_rate=self.learning_rate,
-            seconds=time.perf_counter() - max(self.began, since),
+            seconds=self._seconds(since),
             samples=len(losses),
             skipped=outcome.skipped,
             regularisation_loss=_mean(losses, outcome.regularisation, True),
@@ -132,6 +144,14 @@ class Figures:
             by_sigma=means,
             samples_by_sigma=counts,
         )
+
+
+    def _seconds(self, since: float) -> float:
+        """How long the step took: on a GPU by its own clock, since the host may look when several are done."""
+        if isinstance(self.began, float):
+            return time.perf_counter() - max(self.began, since)
+        assert self.ready is not None
+        return self.began.elapsed_time(self.ready) / 1000
 
 
 class Unread:
@@ -235,7 +255,7 @@ def train(
     step = start
     try:
         while step < total and not agreed(should_stop()):
-            began = time.perf_counter()
+            began = moment(trainee.device)
             outcome = one_step(trainee, recipe, batches, step, figures.guard)
             step += 1
             acts = any([hook.acts_at(step) for hook in hooks])  # every hook is asked: one takes requests there

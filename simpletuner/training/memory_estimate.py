@@ -186,7 +186,8 @@ def estimate(plan: Plan) -> Estimate:
         phases["pictures"] = waiting + vae + caching.vae_batch * caching.pictures
     phases["captions"] = waiting + text + _text_activations(caching, model) + (vae if caching.vae_stays else 0.0)
     beside = (vae + caching.pictures if caching.vae_stays else 0.0) + (text if caching.text_stays else 0.0)
-    pieces = PIECES * (weights - plan.frozen + states + trained * learning.weight) if plan.graph else 0.0
+    lasting = weights - plan.frozen + states + (0.0 if learning.released else trained * learning.weight)
+    pieces = PIECES * lasting if plan.graph else 0.0
     static = weights + states + averages + beside + pieces + LIBRARIES
     dynamic = step_dynamic(plan) * SLACK
     phases["steps"] = static + dynamic
