@@ -25,7 +25,7 @@ def control(step, good):
 
 
 def launch(rows, numbers, seed):
-    table = adamw_fused.Launches([len(row[0]) for row in rows], torch.device("cpu"))
+    table = adamw_fused.Launches([len(row[0]) for row in rows], torch.device("cpu"), adamw_triton)
     adamw_triton.launch(table.table(rows), table.chunks, numbers, seed, (1e-6, 0.01), adamw_triton.kind(rows[0]))
 
 

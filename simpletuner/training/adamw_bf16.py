@@ -42,6 +42,28 @@ def random_bits(rows: int, count: int, generator: torch.Generator) -> torch.Tens
     return whole.view(torch.int16)[: rows * count].to(torch.int32).bitwise_and_(0xFFFF).view(rows, count)
 
 
+def drawn_bits(rows: int, like: torch.Tensor, control: torch.Tensor, seed: int) -> torch.Tensor:
+    """``random_bits`` in the shape of a tensor, of this seed and the control's step, which the host reads."""
+    generator = torch.Generator(like.device).manual_seed(mixed_seed(seed, int(control[6])))
+    return random_bits(rows, like.numel(), generator).view(rows, *like.shape)
+
+
+def update_at_random(row: Piece, control: torch.Tensor, numbers: tuple[float, float], seed: int) -> None:
+    """Update a row of (weight, gradient, mean, square) in bf16 in place, where the step is taken.
+
+    Args:
+        row: Tensors of one shape.
+        control: From ``guarded_adam.control_of``.
+        numbers: eps and weight decay.
+        seed: With the step it decides the rounding.
+    """
+    change, mean, square = adam_where(tuple(t.float() for t in row), control, *numbers)
+    decayed = row[0].float() * (1.0 - control[0] * numbers[1])
+    bits = drawn_bits(3, row[0], control, seed)
+    for target, value, draw in zip((row[0], row[2], row[3]), (decayed + change, mean, square), bits, strict=True):
+        target.copy_(torch.where(control[7] > 0, stochastic_round(value, draw), target))
+
+
 class AdamWBF16(GuardedAdam, torch.optim.Optimizer):
     """AdamW whose states have the weights' dtype.
 
@@ -114,10 +136,4 @@ class AdamWBF16(GuardedAdam, torch.optim.Optimizer):
         if row[0].dtype is not torch.bfloat16:
             super()._update_row(number, row, control, group)
             return
-        numbers = group["eps"], group["weight_decay"]
-        change, mean, square = adam_where(tuple(t.float() for t in row), control, *numbers)
-        decayed = row[0].float() * (1.0 - control[0] * group["weight_decay"])
-        seed = mixed_seed(mixed_seed(self._seed, number), int(control[6]))
-        bits = random_bits(3, row[0].numel(), torch.Generator(row[0].device).manual_seed(seed))
-        for target, value, draw in zip((row[0], row[2], row[3]), (decayed + change, mean, square), bits, strict=True):
-            target.copy_(torch.where(control[7] > 0, stochastic_round(value, draw.view(value.shape)), target))
+        update_at_random(row, control, (group["eps"], group["weight_decay"]), mixed_seed(self._seed, number))

@@ -1,6 +1,6 @@
 """Room 8, Step: Adam's update of all tensors in one launch for each kind, with all that changes lying on the device.
 
-Holds the tables of addresses that ``adamw_triton`` reads. A table is found again by its addresses, so a steady step makes
+Holds the tables of addresses that ``adamw_triton`` and ``adamw8bit_triton`` read. A table is found again by its addresses, so a steady step makes
 none. Inside the capture of a CUDA graph nothing may be copied from the host: a spare table, made before, is written into
 the graph and filled after the capture.
 """
@@ -12,13 +12,33 @@ import importlib.util
 import itertools
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 KEPT = 32  # tables, one for each set of addresses in which gradients were met
 
 Row = tuple[torch.Tensor, ...]
+
+
+class Kernel(Protocol):
+    """What ``adamw_triton`` and ``adamw8bit_triton`` have in common: how rows are sorted, cut and updated."""
+
+    COLUMNS: int  # tensors a row at most
+    kind: Any
+    chunks_of: Any
+    launch: Any
+
+
+def kernel_of(row: Row) -> Kernel:
+    """The module that updates such rows: states in 8 bits have codes."""
+    if row[2].dtype is torch.uint8:
+        from simpletuner.training import adamw8bit_triton
+
+        return adamw8bit_triton
+    from simpletuner.training import adamw_triton
+
+    return adamw_triton
 
 
 @functools.cache
@@ -34,12 +54,10 @@ def available(tensor: torch.Tensor) -> bool:
 class Launches:
     """The tables of one list of tensors whose addresses have one alignment."""
 
-    def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
+    def __init__(self, lengths: Sequence[int], device: torch.device, kernel: Kernel) -> None:
         """For tensors of these lengths."""
-        from simpletuner.training import adamw_triton
-
-        self.COLUMNS = adamw_triton.COLUMNS
-        self.chunks = adamw_triton.chunks_of(lengths).to(device)
+        self._columns = kernel.COLUMNS
+        self.chunks = kernel.chunks_of(lengths).to(device)
         self._lengths, self._device = list(lengths), device
         self._tables: OrderedDict[tuple[int, ...], torch.Tensor] = OrderedDict()
         self._captured: list[tuple[torch.Tensor, tuple[int, ...]]] = []
@@ -47,8 +65,8 @@ class Launches:
         self._spare = self._empty()
 
     def table(self, rows: Sequence[Row]) -> torch.Tensor:
-        """[6, tensors] int64 of these rows, on the device."""
-        missing = self.COLUMNS - len(rows[0])
+        """[columns + 1, tensors] int64 of these rows and their lengths, on the device."""
+        missing = self._columns - len(rows[0])
         columns = [[row[column].data_ptr() for row in rows] for column in range(len(rows[0]))]
         addresses = tuple(itertools.chain(*columns, [0] * missing * len(rows)))
         if torch.cuda.is_current_stream_capturing():
@@ -71,14 +89,14 @@ class Launches:
         self._captured.clear()
 
     def _empty(self) -> torch.Tensor:
-        return torch.zeros(self.COLUMNS + 1, len(self._lengths), dtype=torch.int64, device=self._device)
+        return torch.zeros(self._columns + 1, len(self._lengths), dtype=torch.int64, device=self._device)
 
     def _fill(self, table: torch.Tensor, addresses: tuple[int, ...]) -> None:
         table.copy_(torch.tensor([*addresses, *self._lengths], dtype=torch.int64).view(table.shape))
 
 
 class FusedUpdate:
-    """Updates what the kernel takes, in one launch for each dtype and alignment."""
+    """Updates what the kernel takes, in one launch for each kind of tensors."""
 
     def __init__(self, eps: float, weight_decay: float, seed: int) -> None:
         """With these numbers; ``seed`` decides the rounding."""
@@ -87,26 +105,24 @@ class FusedUpdate:
         self._launches: dict[tuple[Any, ...], Launches] = {}
 
     def __call__(self, rows: Sequence[Row], control: torch.Tensor) -> list[Row]:
-        """Update rows of (weight, gradient, mean, square[, rest]) in place; returns those left: of another dtype, or not dense.
+        """Update rows in place; returns those left: of another dtype, or not dense.
 
         Args:
-            rows: Tensors of one shape a row.
+            rows: (weight, gradient, mean, square[, rest]), or with codes of mean and square, and their scales.
             control: From ``guarded_adam.control_of``.
         """
-        from simpletuner.training import adamw_triton
-
-        kinds: dict[adamw_triton.Kind | None, list[Row]] = {}
+        kinds: dict[tuple[Any, Any], list[Row]] = {}
+        left: list[Row] = []
         for row in rows:
-            kinds.setdefault(adamw_triton.kind(row), []).append(row)
-        left = kinds.pop(None, [])
-        for kind, some in kinds.items():
-            assert kind is not None
-            lengths = tuple(row[0].numel() for row in some)
-            if (kind, lengths) not in self._launches:
-                self._launches[kind, lengths] = Launches(lengths, some[0][0].device)
-            launches = self._launches[kind, lengths]
-            seed = self._seed + kind.width  # two kinds of bf16 tensors share no random bits
-            adamw_triton.launch(launches.table(some), launches.chunks, control, seed, self._numbers, kind)
+            kernel = kernel_of(row)
+            kind = kernel.kind(row)
+            (left if kind is None else kinds.setdefault((kernel, kind), [])).append(row)
+        for (kernel, kind), some in kinds.items():
+            key = kernel, kind, tuple(row[0].numel() for row in some)
+            if key not in self._launches:
+                self._launches[key] = Launches(key[2], some[0][0].device, kernel)
+            launches = self._launches[key]
+            kernel.launch(launches.table(some), launches.chunks, control, self._seed + kind.stream, self._numbers, kind)
         return left
 
     def after_capture(self) -> None:

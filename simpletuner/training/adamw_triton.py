@@ -111,6 +111,11 @@ class Kind(NamedTuple):
     half: bool
     kahan: bool
 
+    @property
+    def stream(self) -> int:
+        """Added to the seed, so that two kinds of bf16 tensors share no random bits."""
+        return self.width
+
 
 def kind(tensors: tuple[torch.Tensor, ...]) -> Kind | None:
     """Of a parameter's (weight, gradient, mean, square[, rest]): dense bf16 or float32; None where it cannot be read."""

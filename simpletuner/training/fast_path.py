@@ -25,7 +25,7 @@ Forward = Literal["auto", "fast", "plain", "diffusers"]
 # Tokens: five lengths of text up to 300, so as many graphs for a picture size. In larger batches the longest captions are
 # nearly equally long, so half of it makes hardly more graphs, and half a percent of all products falls away.
 TEXT_MULTIPLE, LARGE_BATCH = 64, 4
-GUARDED = ("optimi-adamw", "adamw_bf16", "torch-adamw")  # optimizers whose step a GPU guards itself
+GUARDED = ("optimi-adamw", "adamw_bf16", "torch-adamw", "ao-adamw8bit")  # optimizers whose step a GPU guards itself
 OLDEST = (8, 0)  # compute capability: the first with bf16
 
 

@@ -105,7 +105,7 @@ class GuardedAdam(ABC):
 
     @abstractmethod
     def _rows(self, group: dict[str, Any]) -> list[Row]:
-        """(weight, gradient, mean, square[, rest]) of every parameter that has a gradient, states made."""
+        """Rows as ``FusedUpdate`` takes them, of every parameter that has a gradient, states made."""
 
     @abstractmethod
     def _mix(self, group: dict[str, Any], taken: torch.Tensor) -> Mix:

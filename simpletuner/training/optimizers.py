@@ -39,6 +39,7 @@ class OptimizerEntry:
             trains.
         per_parameter: Each parameter can be stepped alone.
         matrices: Weights of 1x1 convolutions are given to it as matrices.
+        compiles: Its first step is compiled, but where a GPU guards its steps.
         remark: What to know beside its arguments; printed with them.
     """
 
@@ -51,6 +52,7 @@ class OptimizerEntry:
     schedule_free: bool = False
     per_parameter: bool = True
     matrices: bool = False
+    compiles: bool = False
     remark: str = ""
 
     @property
@@ -80,7 +82,7 @@ def _torchao(cls: str) -> OptimizerEntry:
         {"bf16_stochastic_round": True},
         keeps_small_updates=("bf16_stochastic_round",),
         seed="global",
-        remark="its first step is compiled, which takes up to a minute",
+        compiles=True,
     )
 
 
@@ -138,7 +140,9 @@ OPTIMIZERS: dict[str, OptimizerEntry] = {
     ),
     "adamw_schedulefree": OptimizerEntry("schedulefree", "AdamWScheduleFree", _FREE, schedule_free=True),
     "radam_schedulefree": OptimizerEntry("schedulefree", "RAdamScheduleFree", _FREE, schedule_free=True),
-    "ao-adamw8bit": _torchao("AdamW8bit"),
+    "ao-adamw8bit": replace(
+        _torchao("AdamW8bit"), module="simpletuner.training.adamw8bit", cls="AoAdamW8bit", seed="argument"
+    ),
     "ao-adamw4bit": _torchao("AdamW4bit"),
     "bnb-adagrad": OptimizerEntry("bitsandbytes.optim", "Adagrad"),
     "bnb-adagrad8bit": OptimizerEntry("bitsandbytes.optim", "Adagrad8bit"),
@@ -213,7 +217,7 @@ def build(
             optimizer = MatrixViews(parameters, lambda views: make(views, lr=lr, **arguments))
         else:
             optimizer = make(parameters, lr=lr, **arguments)
-    if entry.module.startswith("torchao"):  # its first step is compiled, and torch wishes for a faster cache of that
+    if entry.compiles:  # torch wishes for a faster cache of that
         warnings.filterwarnings("ignore", message=".*_stable_hash_for_caching")
     if getattr(optimizer, "is_paged", False) and not any(p.is_cuda for p in parameters):
         optimizer.is_paged = False  # type: ignore[attr-defined]
@@ -261,6 +265,9 @@ def describe(name: str, optimizer: torch.optim.Optimizer) -> str:
         listed.append("not paged, as there is no GPU")
     if OPTIMIZERS[name].remark:
         listed.append(OPTIMIZERS[name].remark)
+    guards = hasattr(optimizer, "guarded_step") or getattr(optimizer, "guards_itself", False)
+    if OPTIMIZERS[name].compiles and not guards:
+        listed.append("its first step is compiled, which takes up to a minute")
     return f"{name} ({', '.join(listed)})"
 
 

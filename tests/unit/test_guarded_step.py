@@ -52,7 +52,7 @@ def test_clipping_is_a_factor_on_the_gradients(dtype: torch.dtype, near: float) 
     assert [s[i]["step"] for s in states for i in range(3)] == [6] * 6
 
 
-@pytest.mark.parametrize("name", ["adamw_bf16", "optimi-adamw", "torch-adamw"])
+@pytest.mark.parametrize("name", ["adamw_bf16", "optimi-adamw", "torch-adamw", "ao-adamw8bit"])
 def test_states_made_ahead_change_nothing(name: str) -> None:
     found = []
     for ahead in (False, True):
