@@ -10,7 +10,9 @@ import torch
 
 from simpletuner.config.optimizer_names import GLOBAL_ESTIMATE, PACKAGES, SCHEDULE_FREE, OptimizerName
 from simpletuner.config.optimizer_names import arguments as offered
+from simpletuner.training import fast_path
 from simpletuner.training.gradient_release import by_block
+from simpletuner.training.guarded_adam import GuardedAdam
 from simpletuner.training.optimizers import (
     OPTIMIZERS,
     arguments_of,
@@ -116,6 +118,10 @@ def test_the_option_offers_exactly_the_table() -> None:
         if package := PACKAGES.get(name.partition("-")[0]):
             roots = {cls.__module__.partition(".")[0] for cls in optimizer_class(name).__mro__}
             assert package[0] in roots, "the class itself, or the one that it adds to"
+
+
+def test_steps_become_graphs_with_all_that_can_guard_themselves() -> None:
+    assert {name for name in NAMES if issubclass(optimizer_class(name), GuardedAdam)} == set(fast_path.GUARDED)
 
 
 @pytest.mark.parametrize("name", NAMES)

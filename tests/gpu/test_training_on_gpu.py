@@ -45,6 +45,8 @@ KINDS: dict[str, dict[str, Any]] = {
     },
     "full, torch": {"optimizer": "torch-adamw"},
     "full, kahan": {"optimizer": "optimi-adamw"},
+    "full, 8 bits": {"optimizer": "ao-adamw8bit"},
+    "full, released, 8 bits": {"optimizer": "ao-adamw8bit", "optimizer_release_gradients": True, "max_grad_norm": 0},
     "lora": {**LORA, "optimizer": "adamw_bf16"},
     "lora, dropout, recomputed": {**LORA, "lora_dropout": 0.1, "gradient_checkpointing": True},
     "lora over nf4, paged": {
@@ -62,8 +64,8 @@ KINDS: dict[str, dict[str, Any]] = {
         "optimizer": "adamw_bf16",
     },
 }
-REPLAYED = {"full", "full, averaged", "full, recomputed", "full, torch", "full, kahan", "lora", "lokr"}
-REPLAYED |= {"full, released", "full, released, bf16"}
+REPLAYED = {"full", "full, averaged", "full, recomputed", "full, torch", "full, kahan", "full, 8 bits", "lora", "lokr"}
+REPLAYED |= {"full, released", "full, released, bf16", "full, released, 8 bits"}
 COMMON = {"mixed_precision": "bf16", "learning_rate": 1e-4, "max_train_steps": 8, "train_batch_size": 2}
 
 
