@@ -80,7 +80,7 @@ class AoAdamW8bit(GuardedAdam, AdamW8bit):
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
         """Update every parameter that has a gradient. ``closure`` is not supported."""
-        self._count_steps()
+        self.count_steps()
         if not hasattr(self, "guarded_step"):
             torch.manual_seed(mixed_seed(self._seed, self._steps()))
             super().step()

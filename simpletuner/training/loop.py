@@ -145,7 +145,6 @@ class Figures:
             samples_by_sigma=counts,
         )
 
-
     def _seconds(self, since: float) -> float:
         """How long the step took: on a GPU by its own clock, since the host may look when several are done."""
         if isinstance(self.began, float):

@@ -207,7 +207,7 @@ def test_several_objects_over_some_parameters_each_make_the_step_of_one() -> Non
             part._guarded_step(RATE, ONE, YES)
     assert all(torch.equal(a, b) for a, b in zip(together, apart, strict=True))
     for part in several:
-        part._count_steps()  # as a checkpoint does
+        part.count_steps()  # as a checkpoint does
     assert [float(several[0].state[p]["step"]) for p in apart] == [4, 4, 4]
 
 
