@@ -4,14 +4,15 @@ In: what torchrun, or who works like it, has put into the environment. Out: Rank
 every method is then the plain thing. Knows no model.
 
 Gradients and figures go between the devices, by NCCL or gloo. What the hosts agree on goes by a gloo group of its own:
-waiting there takes no device, and one that has ended is noticed there at once. A host that waits for its device hears of it by
-torchrun, which ends all processes of the machine, by force after half a minute.
+waiting there takes no device, and one that has ended is noticed there at once. A host that waits for its device looks every
+second whether those on its machine are still there.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import os
 import signal
 import threading
 import time
@@ -20,6 +21,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
+import psutil
 import torch
 import torch.distributed as dist
 
@@ -27,6 +29,7 @@ from simpletuner.errors import DataError, LostProcessError, NonFiniteError, Tune
 
 PATIENCE_DEVICES = timedelta(hours=1)  # hosts are never more than a few steps apart
 POLL_S = 2e-4  # between two looks at a device
+LOOK_S = 1.0  # between two looks at the processes beside this one
 SMALL = 2**18  # elements: smaller tensors travel together
 PATIENCE_MAIN = timedelta(hours=2)  # the first process waits for others that do what it does
 PATIENCE = timedelta(hours=48)  # the others wait for the first: pictures, checkpoints
@@ -42,6 +45,14 @@ def let_go() -> None:
     if everyone is not None:
         with contextlib.suppress(RuntimeError):
             everyone.abort()
+
+
+def is_running(process: psutil.Process) -> bool:
+    """Whether it has not ended, waited for or not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 class Ranks:
@@ -61,6 +72,7 @@ class Ranks:
         self.lost = False
         self._hosts: Any = None
         self._store: Any = None
+        self._beside: list[psutil.Process] = []  # the others on this machine
 
     @classmethod
     def of(cls, environ: Mapping[str, str]) -> Ranks:
@@ -89,6 +101,10 @@ class Ranks:
         self._store = dist.distributed_c10d._get_default_store()
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._terminated)
+        here = range(self.rank - self.local, self.rank - self.local + self.local_world)
+        pids = self.of_all(os.getpid())
+        with contextlib.suppress(psutil.Error):  # where they cannot be seen, torchrun ends this one
+            self._beside = [psutil.Process(pids[rank]) for rank in here if rank != self.rank]
 
     def _terminated(self, number: int, frame: object) -> None:
         """SIGTERM outside the loop: an interrupt, but for one that is ending already because another has ended."""
@@ -172,14 +188,19 @@ class Ranks:
         """Until the device has come to this moment; of several processes a signal is heard meanwhile.
 
         Raises:
-            LostProcessError: It has not come there in an hour: nobody else watches what graphs exchange.
+            LostProcessError: A process beside this one has ended, for which the device would wait; or it has not come there in
+                an hour: nobody else watches what graphs exchange.
         """
         if not self.several:
             moment.synchronize()
             return
-        end = time.monotonic() + PATIENCE_DEVICES.total_seconds()
+        now = time.monotonic()
+        end, look = now + PATIENCE_DEVICES.total_seconds(), now + LOOK_S
         while not moment.query():
-            if time.monotonic() > end:
+            now, alone = time.monotonic(), False
+            if now > look:
+                look, alone = now + LOOK_S, not all(map(is_running, self._beside))
+            if alone or now > end:
                 raise self._left_alone()
             time.sleep(POLL_S)
 

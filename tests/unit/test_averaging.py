@@ -9,6 +9,7 @@ from io import StringIO
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import ranks_averaging
 import torch
@@ -112,6 +113,19 @@ def test_a_device_is_waited_for_and_not_for_ever(monkeypatch: pytest.MonkeyPatch
     assert several.lost
 
 
+def test_a_device_is_not_waited_for_where_a_process_beside_this_one_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ended and waited for by nobody, which is all that is left where torchrun is busy, or gone."""
+    monkeypatch.setattr(ranks, "LOOK_S", 0.01)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        several = Ranks(0, 2)
+        several._beside = [psutil.Process(other.pid)]
+        several.wait_for(Moment(200))  # type: ignore[arg-type]
+        other.kill()
+        with pytest.raises(LostProcessError):
+            several.wait_for(Moment(float("inf")))  # type: ignore[arg-type]
+    assert not ranks.is_running(several._beside[0])
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_each_process_tells_of_its_own_obstacle_and_says_nothing_else(
     rank: int, capsys: pytest.CaptureFixture[str]
@@ -119,7 +133,7 @@ def test_each_process_tells_of_its_own_obstacle_and_says_nothing_else(
     trainee = toy.trainee()
     trainee.optimizer = AdamWBF16(trainee.parameters, lr=1.0)
     said = Console(record=True, file=StringIO(), quiet=rank > 0)
-    session: Any = SimpleNamespace(ranks=Ranks(rank, 2), reporter=Reporter(said))
+    session: Any = SimpleNamespace(ranks=Ranks(rank, 2), reporter=Reporter(said), aside=False)
     graphs = make_graphs(session, trainee)
     graphs._say("From here on")
     graphs._give_up("no memory")
