@@ -182,8 +182,7 @@ def make_trainee(session: Session, parts: Components, adapter: Adapter | None) -
     accumulation = options.training.gradient_accumulation_steps
     if session.ranks.several:
         trainee.averaging = Averaging(session.ranks, parameters, may_average_early(trainee, accumulation))
-    quantised = options.precision.base_model_precision != "no_change"
-    if fast_path.can_replay(ways, trainee, accumulation, quantised):
+    if fast_path.can_replay(ways, trainee, accumulation):
         trainee.graphs = make_graphs(session, trainee)
     return trainee
 
@@ -194,12 +193,15 @@ def may_average_early(trainee: Trainee, accumulation: int) -> bool:
 
 
 def make_graphs(session: Session, trainee: Trainee) -> StepGraphs:
-    """Of the whole step, what the processes exchange included. All wait for the slowest, so each tells of its obstacles."""
-    guarded: Any = trainee.optimizer
+    """Of the whole step, what the processes exchange included; without the update where the host decides on it.
+
+    All processes wait for the slowest, so each tells of its obstacles.
+    """
+    optimizer: Any = trainee.optimizer
     ranks, say = session.ranks, session.reporter.say
 
     def clear() -> None:
-        guarded.zero_grad()
+        optimizer.zero_grad()
         if trainee.averaging:
             trainee.averaging.forget()
 
@@ -209,9 +211,21 @@ def make_graphs(session: Session, trainee: Trainee) -> StepGraphs:
         else:  # its own console is silent
             Reporter(Console(stderr=True)).say(f"process {ranks.rank} of {ranks.world}: {text}")
 
-    repeatable = not (ranks.several or trainee.release)
-    yields = session.aside
-    return StepGraphs(guarded.after_capture, clear, say, guarded.make_states, repeatable, warn, yields)
+    def gradients() -> list[torch.Tensor | None]:
+        return [parameter.grad for parameter in trainee.parameters]
+
+    def put_back(found: list[torch.Tensor | None]) -> None:
+        for parameter, gradient in zip(trainee.parameters, found, strict=True):
+            parameter.grad = gradient
+
+    shared: dict[str, Any] = {
+        "repeatable": not (ranks.several or trainee.release),
+        "warn": warn,
+        "yields": session.aside,
+    }
+    if trainee.guards_itself:
+        return StepGraphs(optimizer.after_capture, clear, say, optimizer.make_states, **shared)
+    return StepGraphs(lambda: None, clear, say, left=gradients, put_back=put_back, **shared)
 
 
 def make_optimizer(session: Session, named: list[tuple[str, torch.nn.Parameter]]) -> torch.optim.Optimizer:

@@ -150,14 +150,15 @@ def put_on(family: Family, transformer: Any, wanted: Forward, full_rank: bool, h
     )
 
 
-def can_replay(ways: Ways, trainee: Trainee, accumulation: int, quantised: bool) -> bool:
+def can_replay(ways: Ways, trainee: Trainee, accumulation: int) -> bool:
     """Whether steps can be replayed as CUDA graphs.
 
     Args:
         ways: In force.
-        trainee: Its optimizer must guard itself; an adapter that draws (dropout) draws anew in every step.
+        trainee: Its optimizer guards itself; or it trains an adapter, whose gradients are few: then the graph leaves them for
+            the host, and each shape of batch has its own. One that draws (dropout) draws anew in every step.
         accumulation: Micro-batches per step; only a step of one is one graph.
-        quantised: The libraries' layers are launched as they like.
     """
-    draws = trainee.adapter is not None and trainee.adapter.draws
-    return ways.forward == "fast" and trainee.guards_itself and accumulation == 1 and not draws and not quantised
+    adapter = trainee.adapter
+    able = trainee.guards_itself or (adapter is not None and not (trainee.scaler or trainee.release))
+    return ways.forward == "fast" and able and accumulation == 1 and not (adapter is not None and adapter.draws)

@@ -257,10 +257,10 @@ def train(
             began = moment(trainee.device)
             outcome = one_step(trainee, recipe, batches, step, figures.guard)
             step += 1
+            figures.add(Figures(step, outcome, recipe.schedule.at(step - 1), began))
             acts = any([hook.acts_at(step) for hook in hooks])  # every hook is asked: one takes requests there
             if trainee.graphs and (acts or step == total):
                 trainee.graphs.make_room()
-            figures.add(Figures(step, outcome, recipe.schedule.at(step - 1), began))
             figures.read(0 if acts or outcome.decided else LATE)
         figures.read(0)
     except NonFiniteError:

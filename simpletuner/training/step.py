@@ -227,7 +227,7 @@ def one_step(trainee: Trainee, recipe: Recipe, batches: Iterator[Batch], step: i
     """
     set_learning_rate(trainee.optimizer, recipe.schedule.at(step))
     outcome = gradients(trainee, recipe, batches, step)
-    if not trainee.graphs:  # in a graph the update belongs to the same launch
+    if outcome.good is None:  # in a graph the update belongs to the same launch, where the device decides
         finish(trainee, recipe, outcome, step, guard)
     if trainee.ema and outcome.good is not None:
         before = trainee.ema.updates
@@ -245,7 +245,7 @@ def gradients(trainee: Trainee, recipe: Recipe, batches: Iterator[Batch], step: 
     sigmas: list[torch.Tensor] = []
     names: list[Sequence[str]] = []
     regularisation: list[list[bool]] = []
-    norm, good, held = torch.zeros(()), None, None
+    judged: list[torch.Tensor] = []
     for micro in range(recipe.accumulation):
         batch = next(batches)
         position = step * recipe.accumulation + micro
@@ -261,7 +261,7 @@ def gradients(trainee: Trainee, recipe: Recipe, batches: Iterator[Batch], step: 
         regularisation.append([batch.regularisation] * len(batch.sample_ids))
         if trainee.graphs:  # then there is one micro-batch
             work, inputs = learned(trainee, recipe, batch, shown, rate_on(trainee, recipe, step))
-            every_loss, every_sigma, norm, good, held = trainee.graphs(work, inputs)
+            every_loss, every_sigma, *judged = trainee.graphs(work, inputs)
         else:
             per_sample = score(trainee, recipe, batch, shown)
             backward(trainee, per_sample.mean() / recipe.accumulation, rate_on(trainee, recipe, step))
@@ -271,7 +271,10 @@ def gradients(trainee: Trainee, recipe: Recipe, batches: Iterator[Batch], step: 
         average(trainee)
         every_loss, every_sigma = trainee.ranks.gathered(torch.cat(losses), torch.cat(sigmas))
     in_order = trainee.ranks.in_order
-    return Outcome(every_loss, in_order(names), in_order(regularisation), norm, good, held, sigmas=every_sigma)
+    outcome = Outcome(every_loss, in_order(names), in_order(regularisation), torch.zeros(()), sigmas=every_sigma)
+    if judged:
+        outcome.grad_norm, outcome.good, outcome.held = judged
+    return outcome
 
 
 def finish(trainee: Trainee, recipe: Recipe, outcome: Outcome, step: int, guard: Guard) -> None:
@@ -306,12 +309,17 @@ def learned(
         noisy: torch.Tensor, sigmas: torch.Tensor, timesteps: torch.Tensor, target: torch.Tensor, rate: torch.Tensor,
         text: torch.Tensor, mask: torch.Tensor, weights: torch.Tensor | None,
     ) -> tuple[torch.Tensor, ...]:  # fmt: skip
-        """Losses and sigmas of all ranks, and what ``guarded_update`` returns; the weights are new."""
+        """Losses and sigmas of all ranks, and what ``guarded_update`` returns, the weights being new.
+
+        Where the host decides, no more than the losses and sigmas, the gradients being there.
+        """
         again = replace(batch, text=text, mask=mask, loss_weights=weights)
         per_sample = score(trainee, recipe, again, NoisedBatch(noisy, sigmas, timesteps, target))
         backward(trainee, per_sample.mean(), rate)
         average(trainee)
         every_loss, every_sigma = trainee.ranks.gathered(per_sample.detach(), sigmas)
+        if not trainee.guards_itself:
+            return every_loss, every_sigma
         judged = guarded_update(trainee, recipe, every_loss, rate)
         trainee.optimizer.zero_grad(set_to_none=True)
         return every_loss, every_sigma, *judged

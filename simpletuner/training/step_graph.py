@@ -50,11 +50,12 @@ def undo_failed_capture(pool: Any) -> None:
 
 @dataclass(slots=True)
 class Captured:
-    """One graph with the tensors it reads and those it leaves."""
+    """One graph with the tensors it reads, those it returns, and those it leaves behind."""
 
     graph: torch.cuda.CUDAGraph
     inputs: Inputs
     outputs: tuple[torch.Tensor, ...]
+    left: Any
 
 
 def shape_of(inputs: Inputs) -> Shape:
@@ -78,6 +79,8 @@ class StepGraphs:
         repeatable: bool = True,
         warn: Callable[[str], None] | None = None,
         yields: bool = False,
+        left: Callable[[], Any] = lambda: None,
+        put_back: Callable[[Any], None] = lambda left: None,
     ) -> None:
         """Nothing is captured yet.
 
@@ -89,9 +92,12 @@ class StepGraphs:
             repeatable: Work that ran out of memory may be made again: nothing of it has reached weights or other processes.
             warn: Hears of obstacles, in place of ``say``.
             yields: Graphs go whenever other work comes: it moves what they read.
+            left: What work has left behind besides what it returns (gradients); asked when it was captured.
+            put_back: Puts what ``left`` gave where work would have left it; called after each replay.
         """
         self._warn = warn or say
         self._repeatable, self._yields = repeatable, yields
+        self._left, self._put_back = left, put_back
         self._after_capture, self._clear, self._say = after_capture, clear, say
         self._before_first = before_first
         self._seen: Counter[Shape] = Counter()
@@ -125,6 +131,7 @@ class StepGraphs:
             if place is not None and value is not None:
                 place.copy_(value, non_blocking=True)
         captured.graph.replay()
+        self._put_back(captured.left)
         return tuple(output.clone() for output in captured.outputs)
 
     def make_room(self) -> None:
@@ -212,6 +219,7 @@ class StepGraphs:
             # Only this thread's calls are watched: the loader's goes on pinning memory, and encoding, beside it.
             with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                 outputs = work(*places)
+            left = self._left()
         except RuntimeError as error:
             self._clear()
             torch.cuda.set_stream(here)  # torch's own way back is cut off by the error
@@ -225,5 +233,5 @@ class StepGraphs:
             self._told = True
         self._pool = pool
         self._after_capture()
-        self._captured[shape] = Captured(graph, places, outputs)
+        self._captured[shape] = Captured(graph, places, outputs, left)
         return self._captured[shape]

@@ -220,14 +220,14 @@ def decoding_bytes(subject: Subject) -> int:
 
 def replays(subject: Subject) -> bool:
     """Whether steps become CUDA graphs, as ``fast_path.can_replay`` will decide."""
-    training, precision = subject.options.training, subject.options.precision
-    draws = subject.options.model.model_type == "lora" and subject.options.adapter.lora_dropout > 0
+    training, adapter = subject.options.training, subject.options.model.model_type == "lora"
+    draws = adapter and subject.options.adapter.lora_dropout > 0
+    guarded = training.optimizer in fast_path.GUARDED
     return (
         subject.forward == "fast"
-        and training.optimizer in fast_path.GUARDED
+        and (guarded or (adapter and not training.releases_gradients()))
         and training.gradient_accumulation_steps == 1
         and not (draws or subject.precision.scale_gradients)
-        and precision.base_model_precision == "no_change"
     )
 
 

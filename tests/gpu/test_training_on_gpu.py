@@ -56,6 +56,14 @@ KINDS: dict[str, dict[str, Any]] = {
         "optimizer": "bnb-lion8bit-paged",
         "gradient_checkpointing": True,
     },
+    "lora over nf4": {**LORA, "base_model_precision": "nf4-bnb", "gradient_checkpointing": True},
+    "lora over int8, by the host": {
+        **LORA,
+        "base_model_precision": "int8-torchao",
+        "optimizer": "optimi-lion",
+        "learning_rate": 3e-4,
+    },
+    "lora over int8 of both sides": {**LORA, "base_model_precision": "int8dq-torchao", "optimizer": "adamw_bf16"},
     "lokr": {
         "model_type": "lora",
         "learning_rate": 3e-3,
@@ -65,6 +73,7 @@ KINDS: dict[str, dict[str, Any]] = {
     },
 }
 REPLAYED = {"full", "full, averaged", "full, recomputed", "full, torch", "full, kahan", "full, 8 bits", "lora", "lokr"}
+REPLAYED |= {"lora over nf4, paged", "lora over nf4", "lora over int8, by the host", "lora over int8 of both sides"}
 REPLAYED |= {"full, released", "full, released, bf16", "full, released, 8 bits"}
 COMMON = {"mixed_precision": "bf16", "learning_rate": 1e-4, "max_train_steps": 8, "train_batch_size": 2}
 

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -302,9 +303,15 @@ def test_which_forward_is_in_force(wanted: Any, here: str | None, forward: str, 
     ours = ["forward" in vars(block) for block in model.transformer_blocks]
     assert all(ours) if forward != "diffusers" else not any(ours)
     guarded = guarded_toy()
-    assert fast_path.can_replay(ways, guarded, 1, False) is (forward == "fast")
-    assert not fast_path.can_replay(ways, guarded, 2, False) and not fast_path.can_replay(ways, guarded, 1, True)
-    assert not fast_path.can_replay(ways, toy.trainee(), 1, False), "SGD cannot guard itself"
+    assert fast_path.can_replay(ways, guarded, 1) is (forward == "fast")
+    assert not fast_path.can_replay(ways, guarded, 2)
+    assert not fast_path.can_replay(ways, toy.trainee(), 1), "SGD cannot guard itself"
+    for draws in (False, True):
+        adapted = toy.trainee()
+        adapted.adapter = SimpleNamespace(draws=draws)  # type: ignore[assignment]
+        assert fast_path.can_replay(ways, adapted, 1) is (forward == "fast" and not draws), "its gradients are few"
+        adapted.release = SimpleNamespace(guards_itself=False)  # type: ignore[assignment]
+        assert not fast_path.can_replay(ways, adapted, 1)
 
 
 def test_the_cpu_is_no_place_for_the_fast_way() -> None:

@@ -212,3 +212,27 @@ def test_a_rollout_walks_in_evaluation_mode_and_the_step_trains() -> None:
     run(trainee, toy.recipe(rollout=Rollout(6, Ramp(1.0, 1.0), "biased_late", "euler")), [toy.batch(0, 1)])
     *walk, step = trainee.family.in_training  # type: ignore[attr-defined]
     assert walk and not any(walk) and step and trainee.transformer.training
+
+
+class Replayed:
+    """Stands for CUDA graphs: the work is a function of tensors alone."""
+
+    def __call__(self, work: Any, inputs: Any) -> Any:
+        return tuple(output.clone() for output in work(*inputs))
+
+    def make_room(self) -> None: ...
+
+
+@pytest.mark.parametrize("clipped", [{}, {"clip_norm": 0.1}, {"clip_norm": 0.02, "clip_by_value": True}])
+def test_where_the_host_decides_a_graph_ends_with_the_gradients(clipped: dict[str, Any]) -> None:
+    batches = [toy.batch(0, 1), toy.batch(2, 3), toy.batch(4, 5)]
+    batches[1].latents[0] = float("nan")
+    plain, other = toy.trainee(ema=True), toy.trainee(ema=True)
+    other.graphs = Replayed()  # type: ignore[assignment]
+    assert not other.guards_itself
+    notes, more = Notes(), Notes()
+    change = run(plain, toy.recipe(**clipped), batches, hooks=[notes])
+    assert torch.equal(run(other, toy.recipe(**clipped), batches, hooks=[more]), change)
+    assert change.abs().max() > 0 and [r.skipped for r in notes.results] == [r.skipped for r in more.results]
+    assert [r.grad_norm for r in notes.results][::2] == [r.grad_norm for r in more.results][::2]
+    assert plain.ema is not None and other.ema is not None and plain.ema.updates == other.ema.updates == 2

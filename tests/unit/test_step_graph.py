@@ -276,3 +276,28 @@ def test_pictures_get_room_where_there_is_little(free: int, fraction: float, res
     RECORDER.free, RECORDER.fraction, RECORDER.reserved = free, fraction, reserved
     work.graphs.make_room()
     assert work.step(9.0) == [18.0, 18.0] and RECORDER.captures == captures
+
+
+def test_what_work_leaves_behind_is_put_back_after_each_replay() -> None:
+    """Gradients: the next user takes them away, and a replay writes into the same memory as the capture."""
+    weight = torch.nn.Parameter(torch.zeros(2))
+
+    def work(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        weight.grad = torch.empty_like(x)
+        run = lambda: torch.mul(x, 3, out=weight_grad)  # noqa: E731
+        weight_grad = weight.grad
+        if RECORDER.capturing:
+            RECORDER.capturing.run = run
+        else:
+            run()
+        return (x,)
+
+    def put_back(left: Any) -> None:
+        weight.grad = left
+
+    graphs = StepGraphs(lambda: None, lambda: None, lambda said: None, left=lambda: weight.grad, put_back=put_back)
+    for number in range(8):
+        graphs(work, (torch.full((2,), float(number)),))
+        assert weight.grad is not None and weight.grad.tolist() == [3.0 * number] * 2
+        weight.grad = None
+    assert RECORDER.replays == 8 - WARM_UP
