@@ -100,20 +100,22 @@ class Plan:
         bits: Bits a weight takes, scales not counted.
         capability: CUDA compute capability needed, as (major, minor), or None if any device does.
         swap: (layer, device, compute dtype) → its quantised form on that device.
+        captured: A CUDA graph can hold its products; the library's kernels that round activations, too, break the capture.
     """
 
     package: str
     bits: int
     capability: tuple[int, int] | None
     swap: Callable[[nn.Linear, torch.device, torch.dtype], nn.Module]
+    captured: bool = True
 
 
 PLANS: dict[str, Plan] = {
     "nf4-bnb": Plan("bitsandbytes", 4, None, _nf4),
     "int8-torchao": Plan("torchao", 8, None, partial(_torchao, "Int8WeightOnlyConfig")),
-    "int8dq-torchao": Plan("torchao", 8, None, partial(_torchao, "Int8DynamicActivationInt8WeightConfig")),
+    "int8dq-torchao": Plan("torchao", 8, None, partial(_torchao, "Int8DynamicActivationInt8WeightConfig"), False),
     "fp8wo-torchao": Plan("torchao", 8, None, partial(_torchao, "Float8WeightOnlyConfig")),
-    "fp8-torchao": Plan("torchao", 8, (8, 9), partial(_torchao, "Float8DynamicActivationFloat8WeightConfig")),
+    "fp8-torchao": Plan("torchao", 8, (8, 9), partial(_torchao, "Float8DynamicActivationFloat8WeightConfig"), False),
 }
 EXTRAS = {"bitsandbytes": "bnb", "torchao": "torchao"}
 
@@ -208,3 +210,8 @@ def relative_error(exact: torch.Tensor, other: torch.Tensor) -> float:
     """‖other − exact‖ / ‖exact‖."""
     exact, other = exact.detach().float(), other.detach().float()
     return float((other - exact).norm() / exact.norm())
+
+
+def captured(name: str) -> bool:
+    """Whether a CUDA graph can hold a base of this precision; ``no_change`` is none of ``PLANS``."""
+    return name not in PLANS or PLANS[name].captured

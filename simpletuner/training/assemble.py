@@ -18,6 +18,7 @@ from simpletuner.data.types import Batch
 from simpletuner.evaluation import eval_loss
 from simpletuner.evaluation.validation import Validator
 from simpletuner.flow.path import NoisedBatch
+from simpletuner.models import quantize
 from simpletuner.models.adapters import Adapter
 from simpletuner.models.base import Components, EncodedText
 from simpletuner.models.freezing import bias_and_norms_only
@@ -182,7 +183,8 @@ def make_trainee(session: Session, parts: Components, adapter: Adapter | None) -
     accumulation = options.training.gradient_accumulation_steps
     if session.ranks.several:
         trainee.averaging = Averaging(session.ranks, parameters, may_average_early(trainee, accumulation))
-    if fast_path.can_replay(ways, trainee, accumulation):
+    captured = quantize.captured(options.precision.base_model_precision)
+    if fast_path.can_replay(ways, trainee, accumulation, captured):
         trainee.graphs = make_graphs(session, trainee)
     return trainee
 

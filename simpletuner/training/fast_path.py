@@ -150,7 +150,7 @@ def put_on(family: Family, transformer: Any, wanted: Forward, full_rank: bool, h
     )
 
 
-def can_replay(ways: Ways, trainee: Trainee, accumulation: int) -> bool:
+def can_replay(ways: Ways, trainee: Trainee, accumulation: int, captured: bool = True) -> bool:
     """Whether steps can be replayed as CUDA graphs.
 
     Args:
@@ -158,7 +158,9 @@ def can_replay(ways: Ways, trainee: Trainee, accumulation: int) -> bool:
         trainee: Its optimizer guards itself; or it trains an adapter, whose gradients are few: then the graph leaves them for
             the host, and each shape of batch has its own. One that draws (dropout) draws anew in every step.
         accumulation: Micro-batches per step; only a step of one is one graph.
+        captured: A graph can hold the base's products (``quantize.captured``).
     """
     adapter = trainee.adapter
     able = trainee.guards_itself or (adapter is not None and not (trainee.scaler or trainee.release))
-    return ways.forward == "fast" and able and accumulation == 1 and not (adapter is not None and adapter.draws)
+    draws = adapter is not None and adapter.draws
+    return ways.forward == "fast" and able and captured and accumulation == 1 and not draws

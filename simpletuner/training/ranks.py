@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import faulthandler
 import os
 import signal
 import threading
@@ -29,6 +30,7 @@ from simpletuner.errors import DataError, LostProcessError, NonFiniteError, Tune
 
 PATIENCE_DEVICES = timedelta(hours=1)  # hosts are never more than a few steps apart
 POLL_S = 2e-4  # between two looks at a device
+LAST_WORDS_S = 15.0  # for a process that was left alone to say so; torchrun would end it after 30
 LOOK_S = 1.0  # between two looks at the processes beside this one
 SMALL = 2**18  # elements: smaller tensors travel together
 PATIENCE_MAIN = timedelta(hours=2)  # the first process waits for others that do what it does
@@ -53,6 +55,12 @@ def is_running(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def leave_within(seconds: float) -> None:
+    """End this process then, whatever it waits for: by a thread that needs no Python, and so no end of a call that blocks it."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
 
 
 class Ranks:
@@ -364,6 +372,7 @@ class Ranks:
     def _left_alone(self) -> LostProcessError:
         if not self.lost and dist.is_initialized() and dist.get_backend() == "nccl":
             atexit.register(let_go)
+            leave_within(LAST_WORDS_S)  # on its way out it may call the device, which does not answer
         self.lost = True
         return LostProcessError(
             "another process of this run has ended, or does not answer; the step in which that happened is lost. What to do: "

@@ -16,7 +16,7 @@ from simpletuner.config.options import Options
 from simpletuner.config.read import RunConfig
 from simpletuner.data.encode import TEXT_BATCH
 from simpletuner.data.types import Size
-from simpletuner.models import adapters
+from simpletuner.models import adapters, quantize
 from simpletuner.models.adapters import LoraSettings, LycorisSettings
 from simpletuner.models.base import Adapt, Facts, Family, Forward, LoadSource, StepShape, TextSettings
 from simpletuner.models.freezing import bias_and_norms_only
@@ -228,6 +228,7 @@ def replays(subject: Subject) -> bool:
         and (guarded or (adapter and not training.releases_gradients()))
         and training.gradient_accumulation_steps == 1
         and not (draws or subject.precision.scale_gradients)
+        and quantize.captured(subject.options.precision.base_model_precision)
     )
 
 

@@ -63,6 +63,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "optimizer": "optimi-lion",
         "learning_rate": 3e-4,
     },
+    "lora over fp8 weights": {**LORA, "base_model_precision": "fp8wo-torchao"},
     "lora over int8 of both sides": {**LORA, "base_model_precision": "int8dq-torchao", "optimizer": "adamw_bf16"},
     "lokr": {
         "model_type": "lora",
@@ -73,7 +74,7 @@ KINDS: dict[str, dict[str, Any]] = {
     },
 }
 REPLAYED = {"full", "full, averaged", "full, recomputed", "full, torch", "full, kahan", "full, 8 bits", "lora", "lokr"}
-REPLAYED |= {"lora over nf4, paged", "lora over nf4", "lora over int8, by the host", "lora over int8 of both sides"}
+REPLAYED |= {"lora over nf4, paged", "lora over nf4", "lora over int8, by the host", "lora over fp8 weights"}
 REPLAYED |= {"full, released", "full, released, bf16", "full, released, 8 bits"}
 COMMON = {"mixed_precision": "bf16", "learning_rate": 1e-4, "max_train_steps": 8, "train_batch_size": 2}
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from contextlib import ExitStack
 from datetime import timedelta
 from io import StringIO
@@ -124,6 +125,16 @@ def test_a_device_is_not_waited_for_where_a_process_beside_this_one_has_ended(mo
         with pytest.raises(LostProcessError):
             several.wait_for(Moment(float("inf")))  # type: ignore[arg-type]
     assert not ranks.is_running(several._beside[0])
+
+
+def test_a_process_that_was_left_alone_ends_though_a_call_blocks_it() -> None:
+    """As one of CUDA does: the interpreter's lock is held, so that no other thread of Python runs, and no signal is heard."""
+    blocked = (
+        "import ctypes; from simpletuner.training import ranks; ranks.leave_within(0.5); ctypes.PyDLL(None).sleep(120)"
+    )
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", blocked], timeout=PATIENCE_S, capture_output=True, check=False)
+    assert done.returncode == 1 and not done.stderr and time.monotonic() - began < 100
 
 
 @pytest.mark.parametrize("rank", [0, 1])
