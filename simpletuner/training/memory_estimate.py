@@ -15,7 +15,8 @@ from simpletuner.training.device import CONTEXT
 GIB = 2**30
 SLACK = 1.01  # reserved beside in use, where tensors of a step come and go
 # Of what is trained, where steps are graphs: states that are made between activations leave room that nothing fits.
-PIECES = 0.075
+# Where gradients are released, no large ones come between them.
+PIECES, PIECES_RELEASED = 0.075, 0.035
 LIBRARIES = 192 * 2**20  # cuBLAS, cuDNN and pieces that nothing fits into
 SCALES = {
     4: 0.0162,
@@ -186,8 +187,9 @@ def estimate(plan: Plan) -> Estimate:
         phases["pictures"] = waiting + vae + caching.vae_batch * caching.pictures
     phases["captions"] = waiting + text + _text_activations(caching, model) + (vae if caching.vae_stays else 0.0)
     beside = (vae + caching.pictures if caching.vae_stays else 0.0) + (text if caching.text_stays else 0.0)
-    lasting = weights - plan.frozen + states + (0.0 if learning.released else trained * learning.weight)
-    pieces = PIECES * lasting if plan.graph else 0.0
+    lasting = weights - plan.frozen + states
+    left = PIECES_RELEASED * lasting if learning.released else PIECES * (lasting + trained * learning.weight)
+    pieces = left if plan.graph else 0.0
     static = weights + states + averages + beside + pieces + LIBRARIES
     dynamic = step_dynamic(plan) * SLACK
     phases["steps"] = static + dynamic
