@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import math
 import os
 import sys
 import tempfile
@@ -82,12 +83,12 @@ ROWS = (
 )  # fmt: skip
 
 
-def model(folder: Path) -> Path:
-    """Configuration files of the published 1.6B, without weights."""
+def model(folder: Path, size: str = "1.6b") -> Path:
+    """Configuration files of the published model of this size, without weights."""
     sys.path.insert(0, str(ROOT / "tools"))
     from random_sana import _shapes
 
-    transformer, vae, text = _shapes("1.6b")
+    transformer, vae, text = _shapes(size)
     gemma = {**text, "num_hidden_layers": LAYERS, "vocab_size": WORDS}
     for name, config in (("transformer", transformer), ("vae", vae), ("text_encoder", gemma)):
         (folder / name).mkdir(parents=True)
@@ -102,8 +103,8 @@ def model(folder: Path) -> Path:
     return folder
 
 
-def estimated(row: Row, folder: Path) -> memory_estimate.Estimate:
-    """What the program says of this run."""
+def estimated(row: Row, folder: Path, budget: float = math.inf) -> memory_estimate.Estimate:
+    """What the program says of this run on a card with this many bytes."""
     for number in range(BATCH):
         Image.new("RGB", (row.edge, row.edge), (90, 20 * number, 60)).save(folder / "pictures" / f"{number}.png")
     entries = [{"id": "a", "instance_data_dir": str(folder / "pictures")}]
@@ -125,7 +126,7 @@ def estimated(row: Row, folder: Path) -> memory_estimate.Estimate:
         Reporter(Console(file=io.StringIO())),
     )
     subject = translate_memory.Subject(config, family, facts, source, precision, text, torch.device("cpu"), found)
-    return memory_estimate.estimate(translate_memory.plan_of(subject))
+    return translate_memory.estimate(subject, budget)
 
 
 def table() -> str:

@@ -41,6 +41,23 @@ def test_a_rung_is_compared_with_what_was_said_before() -> None:
     assert list(ladder.RUNGS)[:5] == ["8", "80", "24", "16", "12"], "the most important first"
 
 
+LADDER = {  # GiB that whole runs took, the driver's share included; bench/RESULTS.md
+    "8": 7.35, "12": 11.54, "16": 14.91, "24": 17.53, "80": 43.77, "0.6b": 29.85, "512": 26.74, "2048": 40.39, "4.8b": 43.05,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LADDER)
+def test_every_rung_is_estimated_within_a_tenth(name: str, tmp_path: Path) -> None:
+    ladder, memory_table = importlib.import_module("ladder"), importlib.import_module("memory_table")
+    rung = ladder.RUNGS[name]
+    memory_table.model(tmp_path / "model", rung.model)
+    (tmp_path / "pictures").mkdir()
+    options = {**rung.options, "vae_batch_size": 1, "mixed_precision": "bf16", "model_type": "full"}
+    found = memory_table.estimated(memory_table.Row(name, options, rung.edge), tmp_path, rung.cap * 2**30)
+    assert found.peak / 2**30 == pytest.approx(LADDER[name], rel=0.1) and found.peak <= rung.cap * 2**30
+    assert found.aside == (name == "8"), "there the picture's decoder has no room beside the weights"
+
+
 def test_the_program_prints_what_the_ladder_reads() -> None:
     from simpletuner.training.memory_estimate import GIB, Estimate, describe
 
