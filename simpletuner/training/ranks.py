@@ -32,6 +32,7 @@ PATIENCE_DEVICES = timedelta(hours=1)  # hosts are never more than a few steps a
 POLL_S = 2e-4  # between two looks at a device
 LAST_WORDS_S = 15.0  # for a process that was left alone to say so; torchrun would end it after 30
 LOOK_S = 1.0  # between two looks at the processes beside this one
+SAME_S = 2.0  # two looks at when a process began differ by less
 SMALL = 2**18  # elements: smaller tensors travel together
 PATIENCE_MAIN = timedelta(hours=2)  # the first process waits for others that do what it does
 PATIENCE = timedelta(hours=48)  # the others wait for the first: pictures, checkpoints
@@ -55,6 +56,15 @@ def is_running(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def process_of(number: int, began: float) -> psutil.Process | None:
+    """The process of this number and beginning (seconds), if it is seen from here: elsewhere another has its number."""
+    with contextlib.suppress(psutil.Error):
+        found = psutil.Process(number)
+        if abs(found.create_time() - began) < SAME_S:
+            return found
+    return None
 
 
 def leave_within(seconds: float) -> None:
@@ -109,10 +119,12 @@ class Ranks:
         self._store = dist.distributed_c10d._get_default_store()
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._terminated)
-        here = range(self.rank - self.local, self.rank - self.local + self.local_world)
-        pids = self.of_all(os.getpid())
-        with contextlib.suppress(psutil.Error):  # where they cannot be seen, torchrun ends this one
-            self._beside = [psutil.Process(pids[rank]) for rank in here if rank != self.rank]
+        me = psutil.Process()
+        everyone = self.of_all((me.pid, me.create_time()))
+        first = self.rank - self.local
+        beside = [*everyone[first : self.rank], *everyone[self.rank + 1 : first + self.local_world]]
+        # Where one cannot be seen, torchrun ends this one.
+        self._beside = [process for other in beside if (process := process_of(*other))]
 
     def _terminated(self, number: int, frame: object) -> None:
         """SIGTERM outside the loop: an interrupt, but for one that is ending already because another has ended."""
@@ -211,6 +223,13 @@ class Ranks:
             if alone or now > end:
                 raise self._left_alone()
             time.sleep(POLL_S)
+
+    def wait_until_now(self, device: torch.device) -> None:
+        """As ``wait_for``, until the device has done all it was given: before a host reads what lies there."""
+        if self.several and device.type == "cuda":
+            moment = torch.cuda.Event()
+            moment.record()
+            self.wait_for(moment)
 
     @torch.no_grad()
     def average(self, tensors: Sequence[torch.Tensor]) -> None:

@@ -294,6 +294,7 @@ def finish(trainee: Trainee, recipe: Recipe, outcome: Outcome, step: int, guard:
             outcome.grad_norm = trainee.release.outcome()[0]
         else:
             outcome.grad_norm = clip(trainee.parameters, recipe.clip_norm, recipe.clip_by_value)
+        trainee.ranks.wait_until_now(trainee.device)
         values, norm = outcome.losses.tolist(), outcome.grad_norm.item()
         outcome.skipped = update(trainee, guard, step + 1, values, outcome.names, norm)
         outcome.decided = True

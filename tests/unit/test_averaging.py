@@ -99,6 +99,8 @@ class Moment:
     def __init__(self, looks: float) -> None:
         self.looks = looks
 
+    def record(self) -> None: ...
+
     def query(self) -> bool:
         self.looks -= 1
         return self.looks < 0
@@ -125,6 +127,25 @@ def test_a_device_is_not_waited_for_where_a_process_beside_this_one_has_ended(mo
         with pytest.raises(LostProcessError):
             several.wait_for(Moment(float("inf")))  # type: ignore[arg-type]
     assert not ranks.is_running(several._beside[0])
+
+
+def test_a_process_is_known_by_its_number_and_its_beginning() -> None:
+    me = psutil.Process()
+    assert ranks.process_of(me.pid, me.create_time()) == me
+    assert ranks.process_of(me.pid, me.create_time() - 60) is None, "another machine's"
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        gone.wait()
+    assert ranks.process_of(gone.pid, me.create_time()) is None
+
+
+def test_a_host_that_is_to_read_a_figure_looks_after_the_others_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy from the device would wait for one that waits for a process that has ended, and hear nothing."""
+    monkeypatch.setattr(torch.cuda, "Event", lambda: Moment(float("inf")))
+    monkeypatch.setattr(ranks, "PATIENCE_DEVICES", timedelta(seconds=0.01))
+    Ranks(0, 1).wait_until_now(torch.device("cuda"))
+    Ranks(0, 2).wait_until_now(torch.device("cpu"))
+    with pytest.raises(LostProcessError):
+        Ranks(0, 2).wait_until_now(torch.device("cuda"))
 
 
 def test_a_process_that_was_left_alone_ends_though_a_call_blocks_it() -> None:
