@@ -85,10 +85,9 @@ class InParts(torch.optim.Optimizer):
         for part in self.parts:
             part.make_states()
 
-    def after_capture(self) -> None:
+    def after_capture(self) -> list[torch.Tensor]:
         """As ``GuardedAdam`` has it."""
-        for part in self.parts:
-            part.after_capture()
+        return [tensor for part in self.parts for tensor in part.after_capture()]
 
 
 class GradientRelease:

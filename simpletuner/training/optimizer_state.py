@@ -6,6 +6,7 @@ Every optimizer's state is a tree of tensors and numbers per parameter, so these
 from __future__ import annotations
 
 import importlib
+import itertools
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -61,7 +62,8 @@ def pack(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dic
     state = torch.optim.Optimizer.state_dict(optimizer)  # bitsandbytes' own adds a wrapper of its own
     groups = [{k: v for k, v in group.items() if k != "params"} for group in state["param_groups"]]
     shapes = [list(p.shape) for group in optimizer.param_groups for p in group["params"]]
-    return tensors, {"state": walk(state["state"], "state"), "groups": walk(groups, "groups"), "shapes": shapes}
+    tree = {"state": walk(state["state"], "state"), "groups": walk(groups, "groups"), "shapes": shapes}
+    return tensors, {**tree, "sizes": _sizes(optimizer)}
 
 
 def _rebuild(tensors: Mapping[str, torch.Tensor], device_of: Callable[[torch.Tensor], torch.device], value: Any) -> Any:
@@ -116,7 +118,7 @@ def unpack(
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     saved = {int(index): values for index, values in structure["state"]["map"].items()}
-    trees = _regrouped(optimizer, structure["groups"]["list"], len(parameters))
+    trees = _regrouped(optimizer, structure["groups"]["list"], structure.get("sizes"))
     if trees is None or any(index >= len(parameters) for index in saved):
         raise ResumeError("the checkpoint's optimizer state belongs to another model; start a fresh run.")
     shapes = structure.get("shapes")
@@ -147,20 +149,27 @@ def unpack(
     return list(dict.fromkeys(changes))
 
 
-def _regrouped(optimizer: torch.optim.Optimizer, saved: list[Any], count: int) -> list[Any] | None:
-    """For each group of the optimizer the saved group of its first parameter; None where that is not known.
+def _sizes(optimizer: torch.optim.Optimizer) -> list[int]:
+    return [len(group["params"]) for group in optimizer.param_groups]
 
-    Gradient release has several groups of equal arguments, so a run that is continued with it, or without, has others.
+
+def _regrouped(optimizer: torch.optim.Optimizer, saved: list[Any], sizes: list[int] | None) -> list[Any] | None:
+    """For each group of the optimizer the saved group of its first parameter; None where these are other parameters.
+
+    Gradient release has groups of equal arguments, for blocks or for parameters, so a run that is continued with it, without,
+    or on another device has others.
+
+    Args:
+        optimizer: As it is now.
+        saved: Its groups as they were.
+        sizes: How many parameters each had; None in checkpoints that do not say so, whose groups must be those of now.
     """
-    here = [len(group["params"]) for group in optimizer.param_groups]
-    if len(saved) == len(here):
-        return saved
-    if len(saved) == 1:
-        return saved * len(here)
-    if len(here) == 1:
-        return saved[:1]
-    firsts = [sum(here[:index]) for index in range(len(here))]
-    return [saved[first] for first in firsts] if len(saved) == count else None
+    here = _sizes(optimizer)
+    sizes = sizes or here
+    if len(sizes) != len(saved) or sum(sizes) != sum(here):
+        return None
+    of_parameter = [tree for tree, size in zip(saved, sizes, strict=True) for _ in range(size)]
+    return [of_parameter[end - size] for end, size in zip(itertools.accumulate(here), here, strict=True)]
 
 
 def _paged(optimizer: Any, parameter: torch.Tensor, value: Any) -> Any:

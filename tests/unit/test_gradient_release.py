@@ -9,7 +9,7 @@ import pytest
 import torch
 import toy
 
-from simpletuner.errors import NonFiniteError
+from simpletuner.errors import NonFiniteError, ResumeError
 from simpletuner.training.gradient_release import GradientRelease, InParts, by_block
 from simpletuner.training.gradient_sums import Float32Sums
 from simpletuner.training.guard import PATIENCE
@@ -67,22 +67,13 @@ def guarded(**more: Any) -> Trainee:
     return trainee("adamw_bf16", True, **more)
 
 
-class Replayed:
-    """Stands for CUDA graphs: the work is a function of tensors alone."""
-
-    def __call__(self, work: Any, inputs: Any) -> Any:
-        return tuple(output.clone() for output in work(*inputs))
-
-    def make_room(self) -> None: ...
-
-
 @pytest.mark.parametrize("clip", [0.0, 0.02])
 @pytest.mark.parametrize("whole", [False, True])
 def test_the_device_steps_block_by_block_and_the_host_reads_late(whole: bool, clip: float) -> None:
     after, inside = trainee("adamw_bf16", False), guarded(clip=clip)
     assert inside.guards_itself and inside.release is not None and len(inside.optimizer.param_groups) == 2
     if whole:
-        inside.graphs = Replayed()  # type: ignore[assignment]
+        inside.graphs = toy.Replayed()  # type: ignore[assignment]
     expected = run(after, clip_norm=clip, clip_by_value=True)
     found = run(inside, clip_norm=clip, clip_by_value=True)
     torch.testing.assert_close(toy.flat(inside.transformer), toy.flat(after.transformer), rtol=1e-6, atol=1e-7)
@@ -155,6 +146,31 @@ def test_a_run_goes_on_with_it_or_without(name: str, turn: tuple[bool, bool]) ->
     unpack(second.optimizer, tensors, json.loads(json.dumps(structure)), arguments_of(name, {}))
     run(second, 3, 6)
     torch.testing.assert_close(toy.flat(second.transformer), toy.flat(whole.transformer), rtol=1e-6, atol=1e-7)
+
+
+def test_blocks_become_parameters_and_the_other_way_round() -> None:
+    """On another device, say. optimi counts steps in the group: each parameter goes on with those of its own."""
+
+    def made(*lengths: int) -> InParts:
+        parameters = iter([torch.nn.Parameter(torch.ones(2)) for _ in range(4)])
+        parts = [[next(parameters) for _ in range(length)] for length in lengths]
+        return InParts(parts, lambda index, some: build("optimi-adamw", some, 0.1, {}))
+
+    def steps(optimizer: torch.optim.Optimizer) -> list[int]:
+        return [int(group["step"]) for group in optimizer.param_groups for _ in group["params"]]
+
+    blocks = made(2, 1, 1)
+    for members in (blocks.members, blocks.members[:2], blocks.members[:1]):
+        for parameter in (p for some in members for p in some):
+            parameter.grad = torch.ones(2)
+        blocks.step()
+        blocks.zero_grad()
+    for lengths, expected in (((1, 1, 1, 1), [3, 3, 2, 1]), ((2, 2), [3, 3, 2, 2]), ((4,), [3] * 4)):
+        other = made(*lengths)
+        unpack(other, *pack(blocks), arguments_of("optimi-adamw", {}))
+        assert steps(other) == expected
+    with pytest.raises(ResumeError, match="another model"):
+        unpack(made(2, 1), *pack(blocks), arguments_of("optimi-adamw", {}))
 
 
 @pytest.mark.parametrize(("name", "most"), [("torch-adamw", 3), ("adamw_bf16", 30)])

@@ -214,21 +214,12 @@ def test_a_rollout_walks_in_evaluation_mode_and_the_step_trains() -> None:
     assert walk and not any(walk) and step and trainee.transformer.training
 
 
-class Replayed:
-    """Stands for CUDA graphs: the work is a function of tensors alone."""
-
-    def __call__(self, work: Any, inputs: Any) -> Any:
-        return tuple(output.clone() for output in work(*inputs))
-
-    def make_room(self) -> None: ...
-
-
 @pytest.mark.parametrize("clipped", [{}, {"clip_norm": 0.1}, {"clip_norm": 0.02, "clip_by_value": True}])
 def test_where_the_host_decides_a_graph_ends_with_the_gradients(clipped: dict[str, Any]) -> None:
     batches = [toy.batch(0, 1), toy.batch(2, 3), toy.batch(4, 5)]
     batches[1].latents[0] = float("nan")
     plain, other = toy.trainee(ema=True), toy.trainee(ema=True)
-    other.graphs = Replayed()  # type: ignore[assignment]
+    other.graphs = toy.Replayed()  # type: ignore[assignment]
     assert not other.guards_itself
     notes, more = Notes(), Notes()
     change = run(plain, toy.recipe(**clipped), batches, hooks=[notes])
