@@ -48,6 +48,11 @@ class LoraSettings:
     targets: tuple[str, ...] | None = None
 
     @property
+    def draws(self) -> bool:
+        """Whether a forward pass draws random numbers."""
+        return self.dropout > 0
+
+    @property
     def scale(self) -> float:
         """What the product of the two matrices is multiplied by."""
         return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
@@ -64,6 +69,11 @@ class LycorisSettings:
 
     config: Mapping[str, Any]
     lokr_norm: float | None = None
+
+    @property
+    def draws(self) -> bool:
+        """Whether a forward pass draws random numbers."""
+        return any(self.config.get(key) for key in ("dropout", "rank_dropout", "module_dropout"))
 
 
 class Adapter(Protocol):

@@ -45,7 +45,7 @@ class Lora:
         self.settings = settings
         self.about: dict[str, str] = {}
         self.layers = targets.resolve(transformer, settings.targets)
-        self.draws = settings.dropout > 0
+        self.draws = settings.draws
         weights = {n: quantize.dense(transformer.get_submodule(n)) for n in self.layers} if self._starts else {}
         self._check_rank(weights)
         common: dict[str, Any] = {

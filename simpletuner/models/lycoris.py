@@ -143,7 +143,7 @@ class Lycoris:
         transformer.add_module(PREFIX, network)  # so that .train() and .to() reach it
         network.requires_grad_(True)
         self.network = network
-        self.draws = any(arguments.get(key) for key in ("dropout", "rank_dropout", "module_dropout"))
+        self.draws = settings.draws
         named = list(network.named_parameters())
         self.names = [name for name, _ in named]
         paths = {id(module): name for name, module in transformer.named_modules() if not name.startswith(PREFIX)}

@@ -20,8 +20,6 @@ from simpletuner.training.adamw_fused import Row, available
 from simpletuner.training.guarded_adam import GuardedAdam, Mix, adam_where, plain_mix
 from simpletuner.training.seeds import mixed_seed
 
-BLOCK = 256  # numbers that share a scale, as the kernel has them
-
 
 def updated(row: Row, control: torch.Tensor, numbers: tuple[float, float]) -> tuple[torch.Tensor, ...]:
     """One update with states in 8 bits: the plain twin of ``adamw8bit_triton.adam8bit_kernel``, for blocks of any size.
@@ -55,7 +53,7 @@ class AoAdamW8bit(GuardedAdam, AdamW8bit):
         weight_decay: float = 1e-2,
         amsgrad: bool = False,
         *,
-        block_size: int = BLOCK,
+        block_size: int = eight_bits.BLOCK,
         bf16_stochastic_round: bool = False,
         seed: int = 0,
     ) -> None:
@@ -68,7 +66,7 @@ class AoAdamW8bit(GuardedAdam, AdamW8bit):
     def guarded_step(self) -> Any:
         """As ``GuardedAdam`` has it; absent where it cannot be had (AttributeError, so that ``hasattr`` is False)."""
         group = self.param_groups[0]
-        if len(self.param_groups) > 1 or group["amsgrad"] or self.block_size != BLOCK:
+        if len(self.param_groups) > 1 or group["amsgrad"] or self.block_size != eight_bits.BLOCK:
             raise AttributeError("guarded_step")
         if not all(available(p) for p in group["params"]):
             raise AttributeError("guarded_step")

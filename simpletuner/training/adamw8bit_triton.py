@@ -24,7 +24,7 @@ import triton.language as tl
 from simpletuner.training import eight_bits
 from simpletuner.training.adamw_triton import ALIGNMENT, _rounded
 
-BLOCK = 256  # numbers that share a scale
+BLOCK = eight_bits.BLOCK
 ROWS, TURNS, WARPS = 8, 2, 8  # blocks a turn, one a warp; turns a program
 COLUMNS = 6  # weight, gradient, codes of mean and square, scales of mean and square
 _SMALLEST = tl.constexpr(eight_bits.SMALLEST)

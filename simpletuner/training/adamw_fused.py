@@ -1,8 +1,8 @@
 """Room 8, Step: Adam's update of all tensors in one launch for each kind, with all that changes lying on the device.
 
-Holds the tables of addresses that ``adamw_triton`` and ``adamw8bit_triton`` read. A table is found again by its addresses, so a steady step makes
-none. Inside the capture of a CUDA graph nothing may be copied from the host: a spare table, made before, is written into
-the graph and filled after the capture.
+Holds the tables of addresses that ``adamw_triton`` and ``adamw8bit_triton`` read. A table is found again by its addresses, so
+a steady step makes none; where other tensors lie at the same addresses, it is theirs as well. Inside the capture of a CUDA
+graph nothing may be copied from the host: a spare table, made before, is written into the graph and filled after the capture.
 """
 
 from __future__ import annotations
@@ -61,7 +61,6 @@ class Launches:
         self._lengths, self._device = list(lengths), device
         self._tables: OrderedDict[tuple[int, ...], torch.Tensor] = OrderedDict()
         self._captured: list[tuple[torch.Tensor, tuple[int, ...]]] = []
-        self._in_graphs: list[torch.Tensor] = []  # a graph reads its table as long as it lives
         self._spare = self._empty()
 
     def table(self, rows: Sequence[Row]) -> torch.Tensor:
@@ -80,13 +79,17 @@ class Launches:
         self._tables.move_to_end(addresses)
         return self._tables[addresses]
 
-    def after_capture(self) -> None:
-        """Fill the table that was written into a graph, and make the next spare one."""
-        for table, addresses in self._captured:
+    def after_capture(self) -> list[torch.Tensor]:
+        """Fill the table that was written into a graph, and make the next spare one; the graph reads what is returned."""
+        tables = [table for table, _ in self._captured]
+        for (
+            table,
+            addresses,
+        ) in self._captured:  # after a capture that failed the same table again, with other addresses
             self._fill(table, addresses)
-            self._in_graphs.append(table)
             self._spare = self._empty()
         self._captured.clear()
+        return tables
 
     def _empty(self) -> torch.Tensor:
         return torch.zeros(self._columns + 1, len(self._lengths), dtype=torch.int64, device=self._device)
@@ -125,7 +128,6 @@ class FusedUpdate:
             kernel.launch(launches.table(some), launches.chunks, control, self._seed + kind.stream, self._numbers, kind)
         return left
 
-    def after_capture(self) -> None:
-        """To be called when an update was captured in a CUDA graph, before the graph runs."""
-        for launches in self._launches.values():
-            launches.after_capture()
+    def after_capture(self) -> list[torch.Tensor]:
+        """To be called when an update was captured in a CUDA graph, before the graph runs; it reads what is returned."""
+        return [table for launches in self._launches.values() for table in launches.after_capture()]

@@ -14,6 +14,7 @@ import functools
 import torch
 
 CODES = 256
+BLOCK = 256  # numbers that share a scale, where nothing else is said
 SMALLEST = 1e-12  # a block of zeros has this scale
 
 

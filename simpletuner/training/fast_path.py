@@ -9,7 +9,7 @@ import importlib.util
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 
 from simpletuner.models.base import Family, LoadSource
+from simpletuner.training import eight_bits
 from simpletuner.training.precision import Precision
 from simpletuner.training.step import Trainee
 from simpletuner.wording import install
@@ -27,6 +28,27 @@ Forward = Literal["auto", "fast", "plain", "diffusers"]
 TEXT_MULTIPLE, LARGE_BATCH = 64, 4
 GUARDED = ("optimi-adamw", "adamw_bf16", "torch-adamw", "ao-adamw8bit")  # optimizers whose step a GPU guards itself
 OLDEST = (8, 0)  # compute capability: the first with bf16
+
+
+def guards(optimizer: str, arguments: Mapping[str, Any], half: bool) -> bool:
+    """Whether a GPU guards this optimizer's step itself: what its ``guarded_step`` will say, before it is there.
+
+    Args:
+        optimizer: Its name.
+        arguments: That were given.
+        half: Trained weights are bf16.
+    """
+    off = {name for name, value in arguments.items() if value is False}
+    on = {name for name, value in arguments.items() if value}
+    hindered = {
+        "optimi-adamw": bool("decouple_lr" in on or (half and "kahan_sum" in off)),
+        "adamw_bf16": False,
+        "torch-adamw": half or bool({"amsgrad", "maximize"} & on),
+        "ao-adamw8bit": "amsgrad" in on
+        or arguments.get("block_size", eight_bits.BLOCK) != eight_bits.BLOCK
+        or (half and "bf16_stochastic_round" in off),
+    }
+    return optimizer in GUARDED and not hindered[optimizer]
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,6 +100,7 @@ class GuardedAdam(ABC):
     state: Any
     _taken: torch.Tensor | None = None  # steps taken, where the device counts them
     _stale: bool = False  # the states do not know that count
+    _in_graphs: bool = False  # steps are taken that the host does not hear of
     _fused: FusedUpdate | None = None
     _seed: int = 0
 
@@ -181,13 +182,17 @@ class GuardedAdam(ABC):
             for parameter in without:
                 parameter.grad = None
 
-    def after_capture(self) -> None:
-        """To be called when a guarded step was captured in a CUDA graph, before the graph runs."""
-        if self._fused:
-            self._fused.after_capture()
+    def after_capture(self) -> list[torch.Tensor]:
+        """To be called when a guarded step was captured in a CUDA graph, before the graph runs.
+
+        Returns:
+            What the graph reads, to be kept as long as the graph is.
+        """
+        self._in_graphs = True
+        return self._fused.after_capture() if self._fused else []
 
     def count_steps(self) -> None:
         """Write the device's count into the states."""
-        if self._taken is not None and self._stale:
+        if self._taken is not None and (self._stale or self._in_graphs):
             self._write_steps(int(self._taken.item()))
             self._stale = False

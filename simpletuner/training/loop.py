@@ -260,7 +260,7 @@ def train(
             figures.add(Figures(step, outcome, recipe.schedule.at(step - 1), began))
             acts = any([hook.acts_at(step) for hook in hooks])  # every hook is asked: one takes requests there
             if trainee.graphs and (acts or step == total):
-                trainee.graphs.make_room()
+                trainee.graphs.make_room(acting=True)
             figures.read(0 if acts or outcome.decided else LATE)
         figures.read(0)
     except NonFiniteError:

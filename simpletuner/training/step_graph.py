@@ -50,12 +50,13 @@ def undo_failed_capture(pool: Any) -> None:
 
 @dataclass(slots=True)
 class Captured:
-    """One graph with the tensors it reads, those it returns, and those it leaves behind."""
+    """One graph with the tensors it reads, those it returns, those it leaves behind, and what else it reads."""
 
     graph: torch.cuda.CUDAGraph
     inputs: Inputs
     outputs: tuple[torch.Tensor, ...]
     left: Any
+    kept: Any
 
 
 def shape_of(inputs: Inputs) -> Shape:
@@ -72,7 +73,7 @@ class StepGraphs:
 
     def __init__(
         self,
-        after_capture: Callable[[], None],
+        after_capture: Callable[[], Any],
         clear: Callable[[], None],
         say: Callable[[str], None],
         before_first: Callable[[], None] = lambda: None,
@@ -85,13 +86,13 @@ class StepGraphs:
         """Nothing is captured yet.
 
         Args:
-            after_capture: Called when work was captured, before its graph runs.
+            after_capture: Called when work was captured, before its graph runs. What it returns is kept as long as the graph.
             clear: Forgets what a piece of work that failed has left (gradients).
             say: Hears how steps are launched.
             before_first: Called before the first step: makes what lasts, so that it does not lie between what comes and goes.
             repeatable: Work that ran out of memory may be made again: nothing of it has reached weights or other processes.
             warn: Hears of obstacles, in place of ``say``.
-            yields: Graphs go whenever other work comes: it moves what they read.
+            yields: Graphs go before hooks act: these move what graphs read.
             left: What work has left behind besides what it returns (gradients); asked when it was captured.
             put_back: Puts what ``left`` gave where work would have left it; called after each replay.
         """
@@ -134,13 +135,16 @@ class StepGraphs:
         self._put_back(captured.left)
         return tuple(output.clone() for output in captured.outputs)
 
-    def make_room(self) -> None:
-        """Before other work on the device: give the graphs' memory back where little else is free, or where they yield anyway.
+    def make_room(self, acting: bool = False) -> None:
+        """Before other work on the device: give the graphs' memory back where little else is free.
 
         A graph keeps the memory of a whole step for itself. It is captured anew when the next step of its shape comes.
+
+        Args:
+            acting: It is hooks that act: then graphs go in any case where they ``yield``.
         """
         here = memory(torch.device("cuda"))
-        if self._captured and (self._yields or here.free < ROOM * here.total):
+        if self._captured and ((acting and self._yields) or here.free < ROOM * here.total):
             self.release()
             self._fresh_starts = 0  # what follows is captured anew whatever its order
 
@@ -232,6 +236,5 @@ class StepGraphs:
             self._say(f"From here on a step is one CUDA graph, which keeps {self._size / 2**30:.1f} GiB of memory")
             self._told = True
         self._pool = pool
-        self._after_capture()
-        self._captured[shape] = Captured(graph, places, outputs, left)
+        self._captured[shape] = Captured(graph, places, outputs, left, self._after_capture())
         return self._captured[shape]

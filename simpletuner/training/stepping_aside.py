@@ -5,6 +5,7 @@ In: the parts of a pipeline. Out: the same VAE, whose ``decode`` has the GPU nea
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -29,6 +30,9 @@ def away(module: torch.nn.Module) -> Iterator[None]:
         storage.resize_(0)
     try:
         yield
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)  # what they made lies where the weights are to come back to
+        raise
     finally:
         for storage, numbers in zip(ours, kept, strict=True):
             storage.resize_(numbers.nbytes())

@@ -221,13 +221,14 @@ def decoding_bytes(subject: Subject) -> int:
 def replays(subject: Subject) -> bool:
     """Whether steps become CUDA graphs, as ``fast_path.can_replay`` will decide."""
     training, adapter = subject.options.training, subject.options.model.model_type == "lora"
-    draws = adapter and subject.options.adapter.lora_dropout > 0
-    guarded = training.optimizer in fast_path.GUARDED
+    settings = translate_adapter.settings(subject.options)
+    half = not adapter and subject.precision.weights is torch.bfloat16  # adapters are float32
+    guarded = fast_path.guards(training.optimizer, training.optimizer_arguments(), half)
     return (
         subject.forward == "fast"
         and (guarded or (adapter and not training.releases_gradients()))
         and training.gradient_accumulation_steps == 1
-        and not (draws or subject.precision.scale_gradients)
+        and not ((settings and settings.draws) or subject.precision.scale_gradients)
         and quantize.captured(subject.options.precision.base_model_precision)
     )
 

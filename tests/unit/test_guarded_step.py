@@ -15,7 +15,7 @@ from simpletuner.data.loader import pad
 from simpletuner.data.types import Batch
 from simpletuner.errors import CacheError, NonFiniteError
 from simpletuner.models.sana.family import Sana
-from simpletuner.training import fast_path, loop
+from simpletuner.training import adamw8bit, adamw_bf16, fast_path, library_adam, loop
 from simpletuner.training.adamw_bf16 import AdamWBF16
 from simpletuner.training.ema import Ema, effective_decay
 from simpletuner.training.gradient_sums import Float32Sums
@@ -51,6 +51,39 @@ def test_clipping_is_a_factor_on_the_gradients(dtype: torch.dtype, near: float) 
         assert (a - b).abs().max() <= near, "bf16 differs by a rounding here and there"
     states = [optimizer.state_dict()["state"] for optimizer in (host, device)]
     assert [s[i]["step"] for s in states for i in range(3)] == [6] * 6
+
+
+def test_steps_that_a_graph_takes_are_counted_at_every_checkpoint() -> None:
+    """A replay runs no Python: it counts on the device alone, after a checkpoint too."""
+    optimizer = pair(torch.float32)[0][0]
+    for parameter in optimizer.param_groups[0]["params"]:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.guarded_step(ONE, ONE, YES)
+    optimizer.after_capture()
+    for taken in (2, 3, 4):
+        assert optimizer._taken is not None
+        optimizer._taken.add_(1)
+        assert {state["step"] for state in optimizer.state_dict()["state"].values()} == {taken}
+
+
+ARGUMENTS: list[tuple[str, dict[str, Any]]] = [
+    *[("optimi-adamw", given) for given in ({}, {"decouple_lr": True, "max_lr": 0.1}, {"kahan_sum": False})],
+    *[("torch-adamw", given) for given in ({}, {"amsgrad": True}, {"maximize": True}, {"amsgrad": False})],
+    *[("ao-adamw8bit", given) for given in ({}, {"amsgrad": True}, {"block_size": 128}, {"block_size": 256})],
+    *[("ao-adamw8bit", {"bf16_stochastic_round": False}), ("adamw_bf16", {}), ("optimi-lion", {}), ("torch-adam", {})],
+]
+
+
+@pytest.mark.parametrize(("name", "given"), ARGUMENTS)
+@pytest.mark.parametrize("half", [False, True])
+def test_what_a_gpu_guards_is_known_before(
+    name: str, given: dict[str, Any], half: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The estimate of memory says what the optimizer itself will say on a GPU."""
+    for module in (adamw8bit, adamw_bf16, library_adam):
+        monkeypatch.setattr(module, "available", lambda tensor: True)
+    weight = torch.nn.Parameter(torch.zeros(64, 64, dtype=torch.bfloat16 if half else torch.float32))
+    assert hasattr(build(name, [weight], 0.1, given), "guarded_step") is fast_path.guards(name, given, half)
 
 
 @pytest.mark.parametrize("name", ["adamw_bf16", "optimi-adamw", "torch-adamw", "ao-adamw8bit"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,14 @@ from simpletuner.training.memory_estimate import GIB, Estimate
 from simpletuner.training.session import Session, find_pictures, open_session
 from simpletuner.training.step_times import Step
 from simpletuner.training.stepping_aside import away, make_decoding_lonely
+
+RELEASED: dict[str, Any] = {"optimizer_release_gradients": True, "grad_clip_method": "value"}
+LORA: dict[str, Any] = {"model_type": "lora"}
+LYCORIS: dict[str, Any] = {
+    **{"algo": "lokr", "multiplier": 1.0, "linear_dim": 4, "linear_alpha": 1.0},
+    "apply_preset": {"target_module": ["Attention"]},
+}
+LOKR: dict[str, Any] = {**LORA, "lora_type": "lycoris", "lycoris_config": LYCORIS}
 
 
 def costs(choice: Choice) -> Estimate:
@@ -247,6 +256,51 @@ def test_weights_that_are_away_take_no_memory_and_come_back_as_they_lay() -> Non
         assert all(p.untyped_storage().nbytes() == 0 for p in layer.parameters())
     assert all(a is b and torch.equal(a, c) for a, b, c in zip(held, layer.parameters(), before, strict=True))
     assert joined.lie_together([part.weight for part in layer])
+
+
+def test_weights_come_back_where_decoding_has_found_no_memory() -> None:
+    """What it had made is let go before they come: they would find none either."""
+    layer = torch.nn.Linear(8, 8)
+    before = layer.weight.detach().clone()
+    made: list[weakref.ref[torch.Tensor]] = []
+
+    def decode() -> None:
+        pixels = torch.zeros(8)
+        made.append(weakref.ref(pixels))
+        raise torch.OutOfMemoryError("out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError) as failed, away(layer):
+        decode()
+    assert failed.value.__traceback__ and made[0]() is None and torch.equal(layer.weight, before)
+
+
+@pytest.mark.parametrize(
+    ("given", "graphs"),
+    [
+        ({}, True),
+        ({"optimizer": "torch-adam"}, False),
+        ({"optimizer": "torch-adamw", "optimizer_config": "amsgrad=True"}, False),
+        ({"gradient_accumulation_steps": 2}, False),
+        ({**RELEASED, "optimizer": "adamw_bf16"}, True),
+        ({**RELEASED, "optimizer": "optimi-lion"}, False),
+        ({**LORA, "optimizer": "torch-adam"}, True),
+        ({**LORA, "optimizer": "torch-adamw", "optimizer_config": "amsgrad=True"}, True),
+        ({**LORA, **RELEASED, "optimizer": "torch-adam"}, False),
+        ({**LORA, **RELEASED, "optimizer": "torch-adamw"}, True),
+        ({**LORA, "lora_dropout": 0.1}, False),
+        ({**LOKR, "optimizer": "optimi-lion"}, True),
+        ({**LOKR, "lycoris_config": {**LYCORIS, "rank_dropout": 0.1}}, False),
+        ({**LORA, "base_model_precision": "int8-torchao"}, True),
+        ({**LORA, "base_model_precision": "int8dq-torchao"}, False),
+        ({"transformer_forward": "plain"}, False),
+    ],
+)
+def test_which_steps_are_known_to_become_graphs(
+    given: dict[str, Any], graphs: bool, session: Callable[..., Session]
+) -> None:
+    made = session(**{"mixed_precision": "bf16", **given})
+    subject = fitting.subject_of(made, find_pictures(made)[0])
+    assert translate_memory.replays(subject) is graphs
 
 
 FAST = Step("fast", True, 8, 1024, 1604462752, 20, 0)

@@ -1,5 +1,6 @@
 """When a step is captured, replayed, given up or made again; CUDA itself is stood in for, as there is none here."""
 
+import weakref
 from collections.abc import Callable
 from contextlib import contextmanager
 from typing import Any
@@ -276,6 +277,35 @@ def test_pictures_get_room_where_there_is_little(free: int, fraction: float, res
     RECORDER.free, RECORDER.fraction, RECORDER.reserved = free, fraction, reserved
     work.graphs.make_room()
     assert work.step(9.0) == [18.0, 18.0] and RECORDER.captures == captures
+
+
+def test_graphs_that_read_what_moves_go_before_hooks_act_and_not_before_a_rollout() -> None:
+    work = Work()
+    work.graphs = StepGraphs(work.captured, work.clear, work.said.append, yields=True)
+    for n in range(WARM_UP + 1):
+        work.step(float(n))
+    work.graphs.make_room()
+    assert work.step(9.0) == [18.0, 18.0] and RECORDER.captures == 1
+    work.graphs.make_room(acting=True)
+    assert work.step(9.0) == [18.0, 18.0] and RECORDER.captures == 2
+
+
+def test_what_a_graph_reads_lives_as_long_as_the_graph() -> None:
+    made: list[weakref.ref[torch.Tensor]] = []
+
+    def after_capture() -> list[torch.Tensor]:
+        table = torch.zeros(2)
+        made.append(weakref.ref(table))
+        return [table]
+
+    work = Work()
+    work.graphs = StepGraphs(after_capture, work.clear, work.said.append)
+    for n in range(WARM_UP + 2):
+        work.step(float(n))
+    (table,) = made
+    assert table() is not None
+    work.graphs.release()
+    assert table() is None
 
 
 def test_what_work_leaves_behind_is_put_back_after_each_replay() -> None:
