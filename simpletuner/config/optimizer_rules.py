@@ -111,12 +111,12 @@ def _optimizer(options: Options) -> Iterator[Row]:
 
 
 def _released(options: Options) -> Iterator[Row]:
-    """What cannot be had when parameters are stepped inside backward."""
+    """What cannot be had when weights are stepped inside backward."""
     training = options.training
     if not training.releases_gradients():
         return
     key = "optimizer_release_gradients" if training.optimizer_release_gradients else "fuse_optimizer"
-    why = f"{key} frees each gradient before the next one is there, so"
+    why = f"{key} frees gradients before all of them are there, so"
     if training.gradient_accumulation_steps > 1:
         value = training.gradient_accumulation_steps
         yield ("gradient_accumulation_steps", value, f"{why} micro-batches cannot be added up", "set it to 1")

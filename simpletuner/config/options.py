@@ -162,7 +162,9 @@ class TrainingOptions(Section):
         "unmodified", description="fp32 adds up the micro-batches of a step in float32 where weights are bf16."
     )
     optimizer_release_gradients: bool = Field(
-        False, description="Step each parameter inside backward and free its gradient: less memory."
+        False,
+        description="Step weights inside backward, block by block or parameter by parameter, and free their gradients: less "
+        "memory.",
     )
     fuse_optimizer: bool = Field(False, description="The same as optimizer_release_gradients.")
     layer_freeze_strategy: Literal["none", "bitfit"] = Field(

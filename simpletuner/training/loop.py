@@ -36,7 +36,7 @@ class StepResult:
         loss: Mean loss of the step's ordinary samples, None without any: what keeps a model is no part of its course.
         grad_norm: Global gradient norm before clipping.
         learning_rate: In force in this step.
-        seconds: Wall time of the step.
+        seconds: Time of the step, on a GPU by its own clock, waiting for pictures included.
         samples: Pictures in the step.
         skipped: The sentence of a skipped step, or None.
         regularisation_loss: Mean loss of the step's regularisation samples, or None without any.

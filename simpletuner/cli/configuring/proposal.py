@@ -31,8 +31,8 @@ SHARE = 0.25  # of the training time is what validation may take unasked
 SETTINGS: Mapping[str, str] = {
     "memory": "recomputing and VAE tiles follow the memory that is free",
     "ema_device": "the average of the weights does not fit beside them; it is slower on the CPU",
-    "optimizer_release_gradients": "no gradient waits for the others, which saves as much as the weights take",
-    "grad_clip_method": "with gradients released one by one there is no norm of them all",
+    "optimizer_release_gradients": "no block's gradients wait for the others', which saves nearly as much as the weights take",
+    "grad_clip_method": "with gradients released block by block there is no norm of them all",
     "text_encoder_1_precision": "the text encoder is the largest part while captions are encoded",
     "quantize_via": "so it never is on the card whole",
     "base_model_precision": "the base under the adapter takes a quarter",
