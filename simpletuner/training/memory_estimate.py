@@ -16,7 +16,7 @@ GIB = 2**30
 SLACK = 1.01  # reserved beside in use, where tensors of a step come and go
 # Of what is trained, where steps are graphs: states that are made between activations leave room that nothing fits.
 # Where gradients are released, no large ones come between them.
-PIECES, PIECES_RELEASED = 0.075, 0.035
+PIECES, PIECES_RELEASED = 0.075, 0.02
 LIBRARIES = 192 * 2**20  # cuBLAS, cuDNN and pieces that nothing fits into
 SCALES = {
     4: 0.0162,

@@ -43,17 +43,28 @@ def remedies(options: Options) -> list[Remedy]:
     if training.train_batch_size > 1:
         listed.append(Remedy("train_batch_size 1", {"training": {"train_batch_size": 1}}))
     if options.model.model_type == "full":
-        bit = {"optimizer": eight}
-        listed += [
-            Remedy(f"optimizer {eight}", {"training": bit}),
-            Remedy("optimizer_release_gradients true with grad_clip_method value", {"training": released}),
-            Remedy(
-                f"optimizer {eight}, optimizer_release_gradients true and grad_clip_method value",
-                {"training": {**bit, **released}},
-            ),
-            Remedy("model_type lora", {"model": {"model_type": "lora"}, "adapter": {"lora_type": "standard"}}),
-        ]
+        bits = Remedy(f"optimizer {eight}", {"training": {"optimizer": eight}})
+        freed = Remedy("optimizer_release_gradients true with grad_clip_method value", {"training": released})
+        both = f"optimizer {eight}, optimizer_release_gradients true and grad_clip_method value"
+        new = [bits] * (training.optimizer != eight) + [freed] * (not training.releases_gradients())
+        if len(new) == 2:
+            new.append(Remedy(both, {"training": {"optimizer": eight, **released}}))
+        listed += [*new, *_without_average(options, new)]
+        listed.append(
+            Remedy("model_type lora", {"model": {"model_type": "lora"}, "adapter": {"lora_type": "standard"}})
+        )
     return listed
+
+
+def _without_average(options: Options, others: list[Remedy]) -> list[Remedy]:
+    """No EMA: on the CPU, too, it takes the GPU's memory while pictures are drawn. By itself, and with all of ``others``."""
+    if not options.ema.use_ema:
+        return []
+    off = Remedy("use_ema false", {"ema": {"use_ema": False}})
+    if not others:
+        return [off]
+    most = others[-1]
+    return [off, Remedy(f"use_ema false, {most.words}", {**off.changes, **most.changes})]
 
 
 def with_changes(subject: Subject, remedy: Remedy) -> Subject:

@@ -55,7 +55,13 @@ def quickest(subject: Subject, budget: float) -> Way:
     estimate = estimator(subject, MARGIN * budget)
     vae = memory_choice.vae_ways(tilings, batches)
     choice = memory_choice.choose(estimate, first, intervals, vae, MARGIN * budget)
-    return Way(choice, Choice(intervals[-1], tilings[-1], batches[-1]), estimate, kept)
+    smallest = Choice(intervals[-1], tilings[-1], batches[-1])
+    if (
+        choice is None
+    ):  # there is nothing more cautious than the least, so that may come as near to the card as it likes
+        estimate = estimator(subject, budget)
+        choice = smallest if estimate(smallest).peak <= budget else None
+    return Way(choice, smallest, estimate, kept)
 
 
 def estimator(subject: Subject, budget: float) -> Callable[[Choice], Estimate]:

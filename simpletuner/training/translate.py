@@ -231,7 +231,6 @@ def must_agree(options: Options, precision: Precision) -> dict[str, Any]:
     base = {} if precision.base is None else {"base weights in": str(precision.base).removeprefix("torch.")}
     return {
         "optimizer": settings.optimizer,
-        "optimizer_release_gradients": settings.releases_gradients(),
         "weights in": str(precision.weights).removeprefix("torch."),
         **base,
         "model_type": options.model.model_type,
@@ -252,6 +251,7 @@ def _learning(options: Options) -> dict[str, Any]:
         "ema_decay": [options.ema.ema_decay, options.ema.ema_update_interval],
         "ema_warmup_steps": options.ema.ema_warmup_steps,
         "max_grad_norm": [settings.max_grad_norm, settings.grad_clip_method],
+        "optimizer_release_gradients": settings.releases_gradients(),
     }
 
 

@@ -95,7 +95,7 @@ def test_what_is_proposed_breaks_no_guard_and_fills_every_bucket(
 def test_less_memory_is_found_rung_by_rung_until_only_an_adapter_is_left() -> None:
     rungs = list(ladder(Answers(kind="style"), "full", 4, Machine(24, packages=ALL)))
     assert rungs[0] == Rung("full", 4, {}, "of the preset")
-    assert [rung.method for rung in rungs].index("lora") == 1 + 3 * 3
+    assert [rung.method for rung in rungs].index("lora") == 1 + 4 * 3
     assert {"optimizer": "ao-adamw8bit"}.items() <= rungs[9].settings.items()
     assert rungs[-1].settings["base_model_precision"] == "nf4-bnb"
     plain = list(ladder(Answers(kind="style", method="full", train_batch_size=8), "full", 4, Machine(24)))

@@ -58,6 +58,25 @@ def test_every_rung_is_estimated_within_a_tenth(name: str, tmp_path: Path) -> No
     assert found.aside == (name == "8"), "there the picture's decoder has no room beside the weights"
 
 
+@pytest.mark.parametrize(("gib", "fits"), [(8.0, True), (7.6, True), (7.2, False)])
+def test_full_rank_within_8_gib_is_found_by_memory_too(gib: float, fits: bool, tmp_path: Path) -> None:
+    """The least there is may come near to the card; what is told to do about less was not done already."""
+    from simpletuner.training import memory_ways
+
+    memory_table = importlib.import_module("memory_table")
+    memory_table.model(tmp_path / "model")
+    (tmp_path / "pictures").mkdir()
+    options = {**memory_table.RELEASED, "optimizer": "ao-adamw8bit", "mixed_precision": "bf16", "memory": gib}
+    subject = memory_table.subject(memory_table.Row("8", options), tmp_path)
+    way = memory_ways.quickest(subject, gib * 2**30)
+    assert (way.choice is not None) is fits
+    if way.choice:
+        assert way.estimate(way.choice).aside and way.estimate(way.choice).peak <= gib * 2**30
+    else:
+        problem = memory_ways.nothing_fits(subject, way, gib * 2**30)
+        assert problem.remedy == "use model_type lora"
+
+
 def test_the_program_prints_what_the_ladder_reads() -> None:
     from simpletuner.training.memory_estimate import GIB, Estimate, describe
 

@@ -31,6 +31,7 @@ SHARE = 0.25  # of the training time is what validation may take unasked
 SETTINGS: Mapping[str, str] = {
     "memory": "recomputing and VAE tiles follow the memory that is free",
     "ema_device": "the average of the weights does not fit beside them; it is slower on the CPU",
+    "use_ema": "an average of the weights has no room beside them while pictures are drawn, from the CPU either",
     "optimizer_release_gradients": "no block's gradients wait for the others', which saves nearly as much as the weights take",
     "grad_clip_method": "with gradients released block by block there is no norm of them all",
     "text_encoder_1_precision": "the text encoder is the largest part while captions are encoded",
@@ -151,6 +152,7 @@ def ladder(answers: Answers, way: Method, batch: int, machine: Machine) -> Itera
         tiers = [{}, settings, {**settings, "optimizer_release_gradients": True, "grad_clip_method": "value"}]
         if "torchao" in machine.packages and not answers.optimizer:
             tiers.append({**tiers[-1], "optimizer": "ao-adamw8bit"})
+        tiers.append({**{key: value for key, value in tiers[-1].items() if key != "ema_device"}, "use_ema": False})
     elif "torchao" in machine.packages:
         settings = {"text_encoder_1_precision": "int8-torchao", "quantize_via": "cpu"}
         tiers.append(settings)
