@@ -102,8 +102,8 @@ def trainee_of(job: dict[str, Any], variant: Variant) -> tuple[Any, Any]:
     from simpletuner.models.sana.kernels import ahead
     from simpletuner.training import optimizers
     from simpletuner.training.learning_rate import Schedule
-    from simpletuner.training.step import Recipe, Trainee
     from simpletuner.training.step_graph import StepGraphs
+    from simpletuner.training.trainee import Recipe, Trainee
 
     precision, name = precision_of(job, variant)
     if variant.fast and job["device"] == "cuda":

@@ -12,7 +12,7 @@ from simpletuner.models.base import Facts
 from simpletuner.training.ema import Ema
 from simpletuner.training.learning_rate import Schedule
 from simpletuner.training.precision import choose
-from simpletuner.training.step import Recipe, Trainee
+from simpletuner.training.trainee import Recipe, Trainee
 
 CHANNELS, CELLS, WIDTH = 2, 3, 4
 

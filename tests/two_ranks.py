@@ -18,7 +18,7 @@ from simpletuner.training.adamw_bf16 import AdamWBF16
 from simpletuner.training.gradient_sums import Float32Sums
 from simpletuner.training.loop import StepResult, train
 from simpletuner.training.ranks import Ranks
-from simpletuner.training.step import Trainee
+from simpletuner.training.trainee import Trainee
 
 
 class Told:

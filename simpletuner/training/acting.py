@@ -14,7 +14,7 @@ from simpletuner.training.judging import Judging
 from simpletuner.training.loop import Hook
 from simpletuner.training.material import Material
 from simpletuner.training.session import Session
-from simpletuner.training.step import Recipe, Trainee
+from simpletuner.training.trainee import Recipe, Trainee
 from simpletuner.training.validating import ValidationPictures
 
 

@@ -40,9 +40,10 @@ from simpletuner.training.gradient_release import GradientRelease, InParts, by_b
 from simpletuner.training.gradient_sums import Float32Sums
 from simpletuner.training.held_out import HeldOutLoss
 from simpletuner.training.session import Session
-from simpletuner.training.step import Recipe, Trainee, plain_score
+from simpletuner.training.step import plain_score
 from simpletuner.training.step_graph import StepGraphs
 from simpletuner.training.stepping_aside import make_decoding_lonely
+from simpletuner.training.trainee import Recipe, Trainee
 from simpletuner.wording import counted
 
 

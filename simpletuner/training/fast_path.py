@@ -19,7 +19,7 @@ import torch
 from simpletuner.models.base import Family, LoadSource
 from simpletuner.training import eight_bits
 from simpletuner.training.precision import Precision
-from simpletuner.training.step import Trainee
+from simpletuner.training.trainee import Trainee
 from simpletuner.wording import install
 
 Forward = Literal["auto", "fast", "plain", "diffusers"]

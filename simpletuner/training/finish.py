@@ -21,7 +21,7 @@ from simpletuner.training.held_out import HeldOutLoss
 from simpletuner.training.loop import Hook
 from simpletuner.training.publishing import Publisher
 from simpletuner.training.session import Session
-from simpletuner.training.step import Trainee
+from simpletuner.training.trainee import Trainee
 from simpletuner.training.translate_usage import Sampling, usage
 from simpletuner.wording import counted
 

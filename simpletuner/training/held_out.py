@@ -19,7 +19,7 @@ from simpletuner.training.interrupt import GivenUp
 from simpletuner.training.interval import Interval
 from simpletuner.training.loop import StepResult
 from simpletuner.training.optimizers import evaluation_weights
-from simpletuner.training.step import Trainee
+from simpletuner.training.trainee import Trainee
 from simpletuner.wording import counted
 
 

@@ -21,7 +21,8 @@ from simpletuner.data.types import Batch
 from simpletuner.errors import LostProcessError, NonFiniteError
 from simpletuner.training.guard import Guard
 from simpletuner.training.ranks import Ranks
-from simpletuner.training.step import Outcome, Recipe, Trainee, one_step
+from simpletuner.training.step import Outcome, one_step
+from simpletuner.training.trainee import Recipe, Trainee
 
 LATE = 2
 BANDS = 5
@@ -260,6 +261,7 @@ def train(
             figures.add(Figures(step, outcome, recipe.schedule.at(step - 1), began))
             acts = any([hook.acts_at(step) for hook in hooks])  # every hook is asked: one takes requests there
             if trainee.graphs and (acts or step == total):
+                trainee.ranks.wait_until_now(trainee.device)  # what follows waits as well, and hears nothing
                 trainee.graphs.make_room(acting=True)
             figures.read(0 if acts or outcome.decided else LATE)
         figures.read(0)

@@ -14,7 +14,7 @@ import torch
 from simpletuner.errors import ResumeError, TunerError
 from simpletuner.training import checkpoint, optimizers
 from simpletuner.training.ema import Ema
-from simpletuner.training.step import Trainee
+from simpletuner.training.trainee import Trainee
 from simpletuner.training.weights import AdapterWeights, AllWeights, Weights
 from simpletuner.wording import counted
 

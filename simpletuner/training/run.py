@@ -55,8 +55,8 @@ from simpletuner.training.prefetch import on_device
 from simpletuner.training.previewing import make_previewer, tiny_decoder
 from simpletuner.training.ranks import Ranks
 from simpletuner.training.session import Session, find_pictures, mend_sheet, open_session, tell_data
-from simpletuner.training.step import Recipe, Trainee
 from simpletuner.training.telling import StepStatus, told
+from simpletuner.training.trainee import Recipe, Trainee
 from simpletuner.wording import counted
 
 

@@ -21,7 +21,7 @@ from simpletuner.training import optimizers, translate_adapter, translate_data, 
 from simpletuner.training.learning_rate import Schedule
 from simpletuner.training.precision import Precision
 from simpletuner.training.resuming import Identity
-from simpletuner.training.step import Recipe
+from simpletuner.training.trainee import Recipe
 
 
 def load_source(options: Options, precision: Precision) -> LoadSource:

@@ -14,7 +14,7 @@ from simpletuner.flow.rollout import Ramp, Rollout
 from simpletuner.flow.schedules import Bias, Density, auto_shift, histogram
 from simpletuner.models.base import Facts
 from simpletuner.training.prepare import Found
-from simpletuner.training.step import Recipe
+from simpletuner.training.trainee import Recipe
 
 
 def density(options: Options, facts: Facts) -> Density:

@@ -11,7 +11,7 @@ from simpletuner.data.sampler import Plan
 from simpletuner.data.types import Size
 from simpletuner.evaluation.pictures import ValidationSettings
 from simpletuner.training.interval import Interval
-from simpletuner.training.step import Trainee
+from simpletuner.training.trainee import Trainee
 from simpletuner.training.validating import Shown
 
 

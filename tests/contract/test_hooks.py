@@ -26,7 +26,7 @@ from simpletuner.reporting.stages import Stages
 from simpletuner.training import control, held_out, hooks, optimizers, telling, validating
 from simpletuner.training.interval import Interval
 from simpletuner.training.loop import Hook, StepResult, train
-from simpletuner.training.step import Trainee
+from simpletuner.training.trainee import Trainee
 
 MOMENTS = [name for name, _ in inspect.getmembers(Hook, inspect.isfunction) if name.startswith("on_")]
 MODULES = [

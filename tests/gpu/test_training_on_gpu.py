@@ -134,11 +134,18 @@ def test_a_resumed_run_goes_on_as_the_whole_one(kind: str, train: Callable[..., 
     start, end, again = (flat(folder) for folder in (first / "checkpoint-4", first, second))
     print(kind, "apart", (again - end).norm() / (end - start).norm())
     assert (again - end).norm() < 0.05 * (end - start).norm(), "as far as it went"
+    trees = [json.loads((last(folder) / "optimizer.json").read_text()) for folder in (first, second)]
+    assert trees[0] == trees[1], "a second checkpoint counts the steps of graphs as a first one does"
+
+
+def last(folder: Path) -> Path:
+    """The last checkpoint of a run."""
+    return max(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
 
 
 def flat(folder: Path) -> torch.Tensor:
     """All trained weights of a checkpoint, or of the last one of a run."""
     if not folder.name.startswith("checkpoint"):
-        folder = max(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+        folder = last(folder)
     files = sorted([*folder.rglob("diffusion_pytorch_model*.safetensors"), *folder.glob("*lora*.safetensors")])
     return torch.cat([tensor.float().flatten() for file in files for _, tensor in sorted(load_file(file).items())])

@@ -22,7 +22,8 @@ from simpletuner.models.sana.family import Sana
 from simpletuner.models.sana.prompts import default_instruction
 from simpletuner.training.learning_rate import Schedule
 from simpletuner.training.precision import choose
-from simpletuner.training.step import Recipe, Trainee, score
+from simpletuner.training.step import score
+from simpletuner.training.trainee import Recipe, Trainee
 
 CAPTIONS = ["A Fox on a hill ", "a crown", ""]
 

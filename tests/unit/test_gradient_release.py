@@ -15,7 +15,7 @@ from simpletuner.training.gradient_sums import Float32Sums
 from simpletuner.training.guard import PATIENCE
 from simpletuner.training.loop import train
 from simpletuner.training.optimizers import arguments_of, build, pack, unpack
-from simpletuner.training.step import Trainee
+from simpletuner.training.trainee import Trainee
 
 NAMES = ["torch-adamw", "adamw_bf16", "torch-sgd", "optimi-lion", "adamw_schedulefree", "muon", "torch-adafactor"]
 

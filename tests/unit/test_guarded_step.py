@@ -25,7 +25,8 @@ from simpletuner.training.learning_rate import Schedule
 from simpletuner.training.loop import StepResult, train
 from simpletuner.training.optimizers import build, pack, unpack
 from simpletuner.training.precision import choose
-from simpletuner.training.step import Trainee, one_step
+from simpletuner.training.step import one_step
+from simpletuner.training.trainee import Trainee
 
 YES, NO, ONE = torch.tensor(True), torch.tensor(False), torch.tensor(1.0)
 

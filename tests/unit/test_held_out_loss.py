@@ -20,7 +20,8 @@ from simpletuner.training.held_out import HeldOutLoss
 from simpletuner.training.interrupt import GivenUp
 from simpletuner.training.interval import Interval
 from simpletuner.training.loop import StepResult
-from simpletuner.training.step import Trainee, score
+from simpletuner.training.step import score
+from simpletuner.training.trainee import Trainee
 
 PICTURES = 11  # more than one micro-batch
 

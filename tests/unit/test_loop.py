@@ -12,7 +12,7 @@ from simpletuner.data.types import Batch
 from simpletuner.flow.rollout import Ramp, Rollout
 from simpletuner.training.learning_rate import Schedule
 from simpletuner.training.loop import Hook, StepResult, train
-from simpletuner.training.step import Recipe, Trainee
+from simpletuner.training.trainee import Recipe, Trainee
 
 
 @dataclass

@@ -15,15 +15,8 @@ from simpletuner.models.adapters import LoraSettings, LycorisSettings
 from simpletuner.models.sana.family import Sana
 from simpletuner.training.learning_rate import Schedule
 from simpletuner.training.loop import StepResult, train
-from simpletuner.training.step import (
-    Trainee,
-    gradients,
-    keep_base,
-    noise_batch,
-    position_generator,
-    predict,
-    score,
-)
+from simpletuner.training.step import gradients, keep_base, noise_batch, position_generator, predict, score
+from simpletuner.training.trainee import Trainee
 
 LOKR = {"algo": "lokr", "multiplier": 1.0, "linear_dim": 4, "linear_alpha": 4.0, "factor": 4,
         "apply_preset": {"target_module": ["Attention", "GLUMBConv"]}}  # fmt: skip

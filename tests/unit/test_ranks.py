@@ -26,7 +26,8 @@ from simpletuner.flow.schedules import Bias, Density
 from simpletuner.training import device
 from simpletuner.training.launch import Launch
 from simpletuner.training.ranks import Ranks
-from simpletuner.training.step import Recipe, noise_batch, position_generator, rolled_out
+from simpletuner.training.step import noise_batch, position_generator, rolled_out
+from simpletuner.training.trainee import Recipe
 
 WORLDS = (2, 4)
 
