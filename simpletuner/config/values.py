@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -78,17 +80,15 @@ def parse_memory(value: Any) -> Any:
     Raises:
         ValueError: None of these.
     """
-    if isinstance(value, bool) or value is None:
-        raise ValueError("it must be as_set, auto or a number of GiB")
     if isinstance(value, str):
         word = value.strip().lower().replace("-", "_")
         if word in ("as_set", "auto"):
             return word
-        try:
-            return float(re.sub(r"\s*gi?b?$", "", word))
-        except ValueError as error:
-            raise ValueError("it must be as_set, auto or a number of GiB") from error
-    return value
+        with contextlib.suppress(ValueError):
+            value = float(re.sub(r"\s*gi?b?$", "", word))
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError("it must be as_set, auto or a number of GiB above 0")
+    return float(value)
 
 
 def parse_four(value: Any) -> Any:

@@ -84,6 +84,17 @@ def told(drawing: Drawing, asked: Mapping[str, object]) -> str:
     return f"As in the run's own validation: {', '.join(words)}. Options say otherwise." if words else ""
 
 
+def departure(record: Mapping[str, Any]) -> str:
+    """Why pictures differ a little from the run's own validation, "" if nothing is known to."""
+    lora = record.get("model_type") == "lora"
+    parts = {"base model": "base_model_precision" if lora else "", "text encoder": "text_encoder_1_precision"}
+    held = {part: record.get(key) or "no_change" for part, key in parts.items()}
+    words = [f"the {part} in {value}" for part, value in held.items() if value != "no_change"]
+    if not words:
+        return ""
+    return f"The run's own validation had {' and '.join(words)}; here it is whole, so pictures are a little different."
+
+
 def _number(value: object) -> float | None:
     right = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= MOST
     return float(value) if right else None  # type: ignore[arg-type]

@@ -26,7 +26,7 @@ class Progress:
     def __init__(self, bar: Bar, metrics: MetricsFile, reporter: Reporter) -> None:
         """Show on ``bar``; skipped steps are said aloud."""
         self._bar, self._metrics, self._reporter = bar, metrics, reporter
-        self._smooth: float | None = None
+        self._sum, self._weight = 0.0, 0.0
 
     def on_start(self, step: int) -> None:
         """Go on with the smoothed loss of the steps that were done before."""
@@ -45,16 +45,17 @@ class Progress:
             self._reporter.say(result.skipped)
         else:
             self._note(result.loss)
-        self._metrics.write("step", asdict(result) | {"smoothed_loss": self._smooth})
-        loss = "-" if self._smooth is None else f"{self._smooth:.3f}"
+        smooth = self._sum / self._weight if self._weight else None
+        self._metrics.write("step", asdict(result) | {"smoothed_loss": smooth})
+        loss = "-" if smooth is None else f"{smooth:.3f}"
         speed = result.samples / result.seconds
         self._bar.advance(1, f"smoothed loss {loss}  lr {result.learning_rate:.2e}  {speed:.1f} pictures/s")
 
     def _note(self, loss: float | None) -> None:
-        """One more loss in the smoothed one; None where a step had only regularisation data."""
+        """One more loss in the smoothed one; None where a step had only regularisation data. As ``series.smoothed``."""
         if loss is not None:
-            before = loss if self._smooth is None else self._smooth
-            self._smooth = SMOOTHING * before + (1 - SMOOTHING) * loss
+            self._sum = SMOOTHING * self._sum + (1 - SMOOTHING) * loss
+            self._weight = SMOOTHING * self._weight + (1 - SMOOTHING)
 
     def on_stop(self, step: int, finished: bool) -> None:
         """Nothing to do."""

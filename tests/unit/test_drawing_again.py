@@ -12,7 +12,7 @@ from simpletuner.cli.generate import _drawing, generate
 from simpletuner.data.types import Size
 from simpletuner.reporting.progress import Reporter
 from simpletuner.training import subject
-from simpletuner.training.drawing_again import Drawing, of_run, told, unknown_sampler
+from simpletuner.training.drawing_again import Drawing, departure, of_run, told, unknown_sampler
 
 RECORD = {
     "validation_guidance": 3.5, "validation_num_inference_steps": 8, "validation_seed": 0, "seed": 7,
@@ -84,3 +84,10 @@ def test_a_record_that_makes_no_sense_is_passed_over(key: str) -> None:
         if key == "validation_noise_scheduler":
             assert unknown_sampler({key: value}) == (str(value) if value else None)
     assert unknown_sampler(RECORD) is None and of_run({}) == Drawing()
+
+
+def test_a_base_that_was_quantised_in_the_run_is_told() -> None:
+    over = {"model_type": "lora", "base_model_precision": "nf4-bnb", "text_encoder_1_precision": "no_change"}
+    assert "had the base model in nf4-bnb; here it is whole" in departure(over)
+    assert "and the text encoder in int8-torchao" in departure({**over, "text_encoder_1_precision": "int8-torchao"})
+    assert not departure({**over, "model_type": "full"}) and not departure({})
