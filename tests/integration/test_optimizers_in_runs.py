@@ -78,6 +78,9 @@ def test_stopped_and_resumed_it_ends_with_the_same_bits(run: Run, name: str) -> 
         assert {key for key in average if not torch.equal(average[key], trained[key])} == moved
     if name == "release":
         assert "Gradient release" in said
+        _, without = run("parts", **{**options, "optimizer_release_gradients": False, "max_train_steps": 5})
+        assert "Resuming from checkpoint-4" in without and "Done: 5 steps" in without
+        assert "optimizer_release_gradients changed since checkpoint-4" in without, "told, and no obstacle"
 
 
 def test_schedule_free_exports_and_measures_its_average(run: Run) -> None:
