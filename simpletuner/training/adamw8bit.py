@@ -17,7 +17,7 @@ from torchao.optim.subclass_8bit import OptimState8bit
 from simpletuner.training import eight_bits
 from simpletuner.training.adamw_bf16 import drawn_bits, stochastic_round, update_at_random
 from simpletuner.training.adamw_fused import Row, available
-from simpletuner.training.guarded_adam import GuardedAdam, Mix, adam_where, plain_mix
+from simpletuner.training.guarded_adam import TensorCountedAdam, adam_where
 from simpletuner.training.seeds import mixed_seed
 
 
@@ -41,7 +41,7 @@ def updated(row: Row, control: torch.Tensor, numbers: tuple[float, float]) -> tu
     return new, kept[0][0], kept[1][0], kept[0][1], kept[1][1]
 
 
-class AoAdamW8bit(GuardedAdam, AdamW8bit):
+class AoAdamW8bit(TensorCountedAdam, AdamW8bit):
     """torchao's AdamW8bit. Few numbers (below 4096, or no whole blocks) keep states of the weight's dtype."""
 
     def __init__(
@@ -115,16 +115,6 @@ class AoAdamW8bit(GuardedAdam, AdamW8bit):
             if old is not None:
                 state[name].copy_(old.dequantize())
         return state[name]
-
-    def _mix(self, group: dict[str, Any], taken: torch.Tensor) -> Mix:
-        return plain_mix(group["betas"], taken)
-
-    def _steps(self) -> int:
-        return max((int(state["step"]) for state in self._states()), default=0)
-
-    def _write_steps(self, taken: int) -> None:
-        for state in self._states():
-            state["step"].fill_(taken)
 
     def _update_row(self, number: int, row: Row, control: torch.Tensor, group: dict[str, Any]) -> None:
         numbers = group["eps"], group["weight_decay"]

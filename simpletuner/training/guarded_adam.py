@@ -196,3 +196,17 @@ class GuardedAdam(ABC):
         if self._taken is not None and (self._stale or self._in_graphs):
             self._write_steps(int(self._taken.item()))
             self._stale = False
+
+
+class TensorCountedAdam(GuardedAdam):
+    """For optimizers that count the steps of each parameter in a tensor, and correct Adam's averages after them, as torch's do."""
+
+    def _mix(self, group: dict[str, Any], taken: torch.Tensor) -> Mix:
+        return plain_mix(group["betas"], taken)
+
+    def _steps(self) -> int:
+        return max((int(state["step"]) for state in self._states()), default=0)
+
+    def _write_steps(self, taken: int) -> None:
+        for state in self._states():
+            state["step"].fill_(taken)

@@ -12,7 +12,7 @@ import optimi
 import torch
 
 from simpletuner.training.adamw_fused import Row, available
-from simpletuner.training.guarded_adam import GuardedAdam, Mix, debiased_mix, plain_mix
+from simpletuner.training.guarded_adam import GuardedAdam, Mix, TensorCountedAdam, debiased_mix
 
 
 class OptimiAdamW(GuardedAdam, optimi.AdamW):
@@ -47,7 +47,7 @@ class OptimiAdamW(GuardedAdam, optimi.AdamW):
         self.param_groups[0]["step"].fill_(taken)
 
 
-class TorchAdamW(GuardedAdam, torch.optim.AdamW):
+class TorchAdamW(TensorCountedAdam, torch.optim.AdamW):
     """torch's AdamW, fused."""
 
     @property
@@ -70,16 +70,6 @@ class TorchAdamW(GuardedAdam, torch.optim.AdamW):
                 state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
             rows.append((parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"]))
         return rows
-
-    def _mix(self, group: dict[str, Any], taken: torch.Tensor) -> Mix:
-        return plain_mix(group["betas"], taken)
-
-    def _steps(self) -> int:
-        return max((int(state["step"]) for state in self._states()), default=0)
-
-    def _write_steps(self, taken: int) -> None:
-        for state in self._states():
-            state["step"].fill_(taken)
 
 
 def _in_bf16(group: dict[str, Any]) -> bool:

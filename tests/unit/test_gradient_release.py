@@ -51,6 +51,15 @@ def run(made: Trainee, start: int = 0, total: int = 4, **changes: Any) -> list[A
     return results
 
 
+def go_on(first: Trainee, second: Trainee, name: str) -> None:
+    """Three steps of one, and three more of another that has what a checkpoint of the first has."""
+    run(first, 0, 3)
+    second.transformer.load_state_dict(first.transformer.state_dict())
+    tensors, structure = pack(first.optimizer)
+    unpack(second.optimizer, tensors, json.loads(json.dumps(structure)), arguments_of(name, {}))
+    run(second, 3, 6)
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("clip", [0.0, 0.02])
 def test_it_computes_what_a_step_after_backward_computes(name: str, clip: float) -> None:
@@ -140,11 +149,7 @@ def test_blocks_are_told_by_their_names(tiny_sana: Path) -> None:
 def test_a_run_goes_on_with_it_or_without(name: str, turn: tuple[bool, bool]) -> None:
     whole, first, second = (trainee(name, released) for released in (turn[0], *turn))
     run(whole, 0, 6)
-    run(first, 0, 3)
-    second.transformer.load_state_dict(first.transformer.state_dict())
-    tensors, structure = pack(first.optimizer)
-    unpack(second.optimizer, tensors, json.loads(json.dumps(structure)), arguments_of(name, {}))
-    run(second, 3, 6)
+    go_on(first, second, name)
     torch.testing.assert_close(toy.flat(second.transformer), toy.flat(whole.transformer), rtol=1e-6, atol=1e-7)
 
 
@@ -259,11 +264,7 @@ def test_a_loss_that_is_not_finite_changes_nothing() -> None:
 def test_a_resumed_run_goes_on_to_the_same_bits(name: str) -> None:
     whole, first, second = (trainee(name, True) for _ in range(3))
     run(whole, 0, 6)
-    run(first, 0, 3)
-    second.transformer.load_state_dict(first.transformer.state_dict())
-    tensors, structure = pack(first.optimizer)
-    unpack(second.optimizer, tensors, json.loads(json.dumps(structure)), arguments_of(name, {}))
-    run(second, 3, 6)
+    go_on(first, second, name)
     assert torch.equal(toy.flat(whole.transformer), toy.flat(second.transformer))
 
 
