@@ -193,7 +193,7 @@ class ArgumentsError(ValueError):
 
 def nearest_optimizer(name: str) -> str:
     """A remedy for a name that no optimizer has: the nearest ones, rather those that need no further package."""
-    names = get_args(OptimizerName)
+    names, name = get_args(OptimizerName), name.lower()
     free = [known for known in names if known.partition("-")[0] not in PACKAGES]
     close = difflib.get_close_matches(name, names, n=1)
     close_free = difflib.get_close_matches(name, free, n=3, cutoff=0.5)

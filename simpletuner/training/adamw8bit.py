@@ -1,8 +1,9 @@
 """Room 8, Step: torchao's AdamW with states in 8 bits, with a step that the device itself takes or leaves.
 
-Arguments, states and files are torchao's own, and so is the step on a CPU. On a GPU with Triton one kernel makes the same
-update of all tensors, and nothing is compiled for each of their shapes. Only there is rounding drawn by that kernel; torchao
-draws from torch's global generator, which is seeded here by the step, so a resumed run rounds the same either way.
+Arguments, states and files are torchao's own. On a GPU with Triton one kernel makes its update of all tensors, on a CPU the
+kernel's plain twin, and nothing is compiled for each of their shapes. Rounding is drawn here then; torchao's own step, which
+is what is left on a GPU without Triton and with arguments that the kernel does not take, draws from torch's global generator,
+which is seeded by the step: a resumed run rounds the same in each way.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class AoAdamW8bit(TensorCountedAdam, AdamW8bit):
         group = self.param_groups[0]
         if len(self.param_groups) > 1 or group["amsgrad"] or self.block_size != eight_bits.BLOCK:
             raise AttributeError("guarded_step")
-        if not all(available(p) for p in group["params"]):
+        if any(p.is_cuda and not available(p) for p in group["params"]):
             raise AttributeError("guarded_step")
         # The kernel rounds at random alone.
         if not self.bf16_stochastic_round and any(p.dtype is torch.bfloat16 for p in group["params"]):

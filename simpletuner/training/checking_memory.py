@@ -64,10 +64,11 @@ def memory_lines(
     estimated = translate_memory.within(subject, plan, free)
     step = translate_memory.timed(subject, plan)
     slowly = None if card else step_times.describe_on_cpu(step, max(1, steps))
+    idle = [] if card else memory_remedies.without_card(options.precision.memory)
     if slowly:  # so small a model is trained here: what a card would take tells its user nothing
-        return [slowly] if steps else [], []
+        return [*idle, *([slowly] if steps else [])], []
     where = "" if card else "On an NVIDIA card, "
-    lines = [f"{where}{'training' if where else 'Training'} takes {memory_estimate.describe(estimated)}"]
+    lines = [*idle, f"{where}{'training' if where else 'Training'} takes {memory_estimate.describe(estimated)}"]
     refused = refusals(subject, free) if card else []
     if card and not (refused or memory_problems(config)):
         lines.append(beside_free(subject, estimated, free))

@@ -22,7 +22,6 @@ from simpletuner.training import (
 )
 from simpletuner.training.device import CONTEXT, bound_memory, memory
 from simpletuner.training.memory_estimate import GIB
-from simpletuner.training.memory_remedies import as_written
 from simpletuner.training.session import Session
 from simpletuner.training.translate_memory import Subject
 
@@ -57,8 +56,8 @@ def fit(
     found = [*training, *held_out]
     on_gpu = session.device.type == "cuda"
     if not on_gpu:
-        if wanted != "as_set":
-            say(f"memory {as_written(wanted)}: it acts on NVIDIA GPUs alone, and there is none here")
+        for sentence in memory_remedies.without_card(wanted):
+            say(sentence)
         return found[: len(training)], found[len(training) :]
     card = memory(session.device)
     here = min(card.free + torch.cuda.memory_reserved(session.device) + CONTEXT, float(card.total))

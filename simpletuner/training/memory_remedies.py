@@ -19,6 +19,13 @@ def as_written(wanted: str | float) -> str:
     return wanted if isinstance(wanted, str) else f"{wanted:g}"
 
 
+def without_card(wanted: str | float) -> list[str]:
+    """What is said of ``memory`` where there is no NVIDIA GPU."""
+    if wanted == "as_set":
+        return []
+    return [f"memory {as_written(wanted)}: it acts on NVIDIA GPUs alone, and there is none here"]
+
+
 @dataclass(frozen=True, slots=True)
 class Remedy:
     """A change that takes less memory: words for a person, and what to set."""

@@ -39,7 +39,7 @@ class OptimizerEntry:
             trains.
         per_parameter: Each parameter can be stepped alone.
         matrices: Weights of 1x1 convolutions are given to it as matrices.
-        compiles: Its first step is compiled, but where a GPU guards its steps.
+        compiles: Its first step is compiled, but where it guards its steps itself.
         remark: What to know beside its arguments; printed with them.
     """
 

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from simpletuner.config.read import RunConfig, load
-from simpletuner.config.values import parse_memory
 from simpletuner.errors import ConfigError
 
 Load = Callable[..., RunConfig]
@@ -216,16 +215,3 @@ def test_two_datasets_may_share_folders(folder: Path) -> None:
 def test_old_schedule_names_are_told(write: Load) -> None:
     run = write({"lr_scheduler": "cosine_with_warmup"})
     assert run.options.training.lr_scheduler == "cosine" and any("cosine_with_warmup" in n for n in run.notices)
-
-
-@pytest.mark.parametrize(
-    ("value", "read"), [("16GiB", 16.0), (8, 8.0), ("7.5", 7.5), ("Auto", "auto"), ("as-set", "as_set")]
-)
-def test_memory_is_a_word_or_gib(value: object, read: object) -> None:
-    assert parse_memory(value) == read
-
-
-@pytest.mark.parametrize("value", [0, -3, "0", "nan", float("inf"), True, None, "8,5", [8]])
-def test_memory_that_is_neither_says_what_it_takes(value: object) -> None:
-    with pytest.raises(ValueError, match="as_set, auto or a number of GiB above 0"):
-        parse_memory(value)

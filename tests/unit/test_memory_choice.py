@@ -17,7 +17,7 @@ from simpletuner.errors import ConfigError
 from simpletuner.models.sana import joined
 from simpletuner.reporting.progress import Reporter
 from simpletuner.training import fitting, memory_choice, memory_remedies, memory_ways, step_times, translate_memory
-from simpletuner.training.checking_memory import beside_free, refusals
+from simpletuner.training.checking_memory import beside_free, memory_lines, refusals
 from simpletuner.training.memory_choice import Choice
 from simpletuner.training.memory_estimate import GIB, Estimate
 from simpletuner.training.session import Session, find_pictures, open_session
@@ -118,7 +118,10 @@ def test_without_a_gpu_it_says_so_and_chooses_nothing(session: Callable[..., Ses
     training, held_out = find_pictures(made)
     assert fitting.fit(made, training, held_out) == (training, held_out)
     said = made.reporter.console.export_text()
-    assert made.config is before and "memory auto: it acts on NVIDIA GPUs alone, and there is none here" in said
+    idle = "memory auto: it acts on NVIDIA GPUs alone, and there is none here"
+    assert made.config is before and idle in said
+    lines, refused = memory_lines(made.config, made.family, made.facts, training, 10)
+    assert lines[0] == idle and not refused, "and check says so as well"
 
 
 def test_a_choice_is_put_into_a_run_of_its_own(session: Callable[..., Session]) -> None:
@@ -218,9 +221,9 @@ def test_values_of_memory(pocket_run: Callable[..., Path], given: Any, expected:
     assert load(str(pocket_run(memory=given)), environ={}).options.precision.memory == expected
 
 
-@pytest.mark.parametrize("given", ["lots", 0, -3, True])
+@pytest.mark.parametrize("given", ["lots", 0, -3, True, "nan", "inf", "8,5"])
 def test_what_memory_is_not(pocket_run: Callable[..., Path], given: Any) -> None:
-    with pytest.raises(ConfigError, match="memory"):
+    with pytest.raises(ConfigError, match="memory = .* as_set, auto or a number of GiB above 0"):
         load(str(pocket_run(memory=given)), environ={})
 
 

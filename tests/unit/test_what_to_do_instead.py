@@ -73,6 +73,7 @@ def test_the_command_that_adds_an_extra_works_where_it_is_read(tmp_path: Path, m
     ("name", "meant"),
     [
         ("adamw", "'adamw_bf16', 'torch-adamw' or 'optimi-adamw'"),
+        ("AdamW", "'adamw_bf16', 'torch-adamw' or 'optimi-adamw'"),
         ("prodgy", "'prodigy'"),
         ("lion", "'optimi-lion' or 'muon'"),
         ("lion8bit", "'bnb-lion8bit'"),  # nothing that needs no package is as near
