@@ -223,7 +223,7 @@ def test_values_of_memory(pocket_run: Callable[..., Path], given: Any, expected:
 
 @pytest.mark.parametrize("given", ["lots", 0, -3, True, "nan", "inf", "8,5"])
 def test_what_memory_is_not(pocket_run: Callable[..., Path], given: Any) -> None:
-    with pytest.raises(ConfigError, match="memory = .* as_set, auto or a number of GiB above 0"):
+    with pytest.raises(ConfigError, match=r"memory = .* as_set, auto or a number of GiB above 0"):
         load(str(pocket_run(memory=given)), environ={})
 
 
