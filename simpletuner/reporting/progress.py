@@ -39,24 +39,27 @@ class _PlainBar:
 
     def __init__(self, console: Console, label: str, total: int, done: int, quiet_s: float = 0.0) -> None:
         self._quiet_s = quiet_s
-        self._console, self._label, self._total, self._first, self._done = console, label, total, done, done
+        self._console, self._label, self._total, self._done = console, label, total, done
         self._last = self._began = time.monotonic()
+        self._steady: tuple[float, int] | None = None  # the first move is over: it compiles, loads and warms up
 
     def advance(self, count: int, note: str = "") -> None:
         self._done += count
         now = time.monotonic()
+        self._steady = self._steady or (now, self._done)
         finished = self._done >= self._total and now - self._began >= self._quiet_s
         if finished or now - self._last >= PLAIN_INTERVAL_S:
             self._last = now
-            text = f"{self._label} {self._done}/{self._total} ({self._times(now - self._began)}) {note}".rstrip()
+            text = f"{self._label} {self._done}/{self._total} ({self._times(now)}) {note}".rstrip()
             self._console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
-    def _times(self, took: float) -> str:
-        """How long it took, and about how long the rest takes at that pace."""
-        left, made = self._total - self._done, self._done - self._first
-        about = took / made * left if made > 0 else 0.0
+    def _times(self, now: float) -> str:
+        """How long it took, and about how long the rest takes at the pace since the first move."""
+        since, before = self._steady or (now, self._done)
+        left, made = self._total - self._done, self._done - before
+        about = (now - since) / made * left if made > 0 else 0.0
         ahead = f", about {about:.0f} s left" if about < 120 else f", about {about / 60:.0f} min left"
-        return f"{took:.0f} s{ahead if left > 0 and made > 0 else ''}"
+        return f"{now - self._began:.0f} s{ahead if left > 0 and made > 0 else ''}"
 
 
 class _MirroredBar:
