@@ -100,7 +100,7 @@ class Plan:
         bits: Bits a weight takes, scales not counted.
         capability: CUDA compute capability needed, as (major, minor), or None if any device does.
         swap: (layer, device, compute dtype) → its quantised form on that device.
-        captured: A CUDA graph can hold its products; the library's kernels that round activations, too, break the capture.
+        captured: A CUDA graph can hold its products. Those of int8 on both sides broke a capture (torchao 0.18); fp8's were not tried.
     """
 
     package: str
