@@ -23,7 +23,6 @@ from simpletuner.config.catalogue import ALIASES, CATALOGUE, OTHER_VALUES, Known
 from simpletuner.config.datasets import (
     FIELD_ALIASES,
     FIELD_CATALOGUE,
-    FILLED_FROM_OPTIONS,
     OTHER_FIELD_VALUES,
     CaptionShuffle,
     CaptionTableOptions,
@@ -33,6 +32,7 @@ from simpletuner.config.datasets import (
 )
 from simpletuner.config.options import sections
 from simpletuner.config.section import Section
+from simpletuner.shared_keys import FILLED_FROM_OPTIONS
 
 ROOT = Path(__file__).resolve().parent.parent
 PROSE = ROOT / "tools" / "reference"

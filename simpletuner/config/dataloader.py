@@ -14,7 +14,6 @@ from simpletuner.config.dataset_rules import Entry
 from simpletuner.config.datasets import (
     FIELD_ALIASES,
     FIELD_CATALOGUE,
-    FILLED_FROM_OPTIONS,
     MASK_SATISFIED,
     OTHER_FIELD_VALUES,
     TEXT_ONLY,
@@ -26,6 +25,7 @@ from simpletuner.config.datasets import (
 from simpletuner.config.options import Options
 from simpletuner.config.values import to_bool
 from simpletuner.errors import Problem
+from simpletuner.shared_keys import FILLED_FROM_OPTIONS
 
 
 def load_datasets(entries: Any, file: str, options: Options, findings: Findings) -> Datasets | None:

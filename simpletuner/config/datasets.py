@@ -235,23 +235,6 @@ FIELD_ALIASES: Mapping[str, str] = {
     "disable": "disabled",
 }
 
-# Global options that fill in what an entry leaves out.
-FILLED_FROM_OPTIONS = (
-    "resolution",
-    "resolution_type",
-    "minimum_image_size",
-    "maximum_image_size",
-    "target_downsample_size",
-    "caption_strategy",
-    "instance_prompt",
-    "prepend_instance_prompt",
-    "only_instance_prompt",
-    "vae_batch_size",
-    "max_upscale_threshold",
-    "vae_cache_ondemand",
-    "vae_cache_disable",
-)
-
 
 def _known(status: str, text: str, keys: str, off: tuple[Any, ...] = ()) -> dict[str, Known]:
     return {key: Known(status, text, (*OFF, *off, *defaults_of(key))) for key in keys.split()}

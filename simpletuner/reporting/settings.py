@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from simpletuner.shared_keys import FILLED_FROM_OPTIONS
+
 
 @dataclass(frozen=True, slots=True)
 class Group:
@@ -23,26 +25,6 @@ class Group:
 
     title: str
     rows: tuple[tuple[str, str, bool], ...]
-
-
-# Options that fill in what an entry of the dataloader file leaves out: what acts is what each dataset has.
-OF_DATASETS = frozenset(
-    [
-        "resolution",
-        "resolution_type",
-        "minimum_image_size",
-        "maximum_image_size",
-        "target_downsample_size",
-        "caption_strategy",
-        "instance_prompt",
-        "prepend_instance_prompt",
-        "only_instance_prompt",
-        "vae_batch_size",
-        "max_upscale_threshold",
-        "vae_cache_ondemand",
-        "vae_cache_disable",
-    ]
-)
 
 
 def text_of(value: Any) -> str:
@@ -68,7 +50,7 @@ def acted(raw: Mapping[str, Any], datasets: Sequence[Any]) -> dict[str, Any]:
     """
     entries = [entry for entry in datasets if isinstance(entry, dict)]
     shown = dict(raw)
-    for key in OF_DATASETS & raw.keys():
+    for key in (key for key in FILLED_FROM_OPTIONS if key in raw):
         values = {str(entry.get("id", "")): text_of(entry[key]) for entry in entries if key in entry}
         different = set(values.values())
         if len(different) == 1:

@@ -18,7 +18,7 @@ from torchao.optim.subclass_8bit import OptimState8bit
 from simpletuner.training import eight_bits
 from simpletuner.training.adamw_bf16 import drawn_bits, stochastic_round, update_at_random
 from simpletuner.training.adamw_fused import Row, available
-from simpletuner.training.guarded_adam import TensorCountedAdam, adam_where
+from simpletuner.training.guarded_adam import TensorCountedAdam, adam_where, with_gradient
 from simpletuner.training.seeds import mixed_seed
 
 
@@ -80,32 +80,24 @@ class AoAdamW8bit(TensorCountedAdam, AdamW8bit):
     def step(self, closure: Any = None) -> None:
         """Update every parameter that has a gradient. ``closure`` is not supported."""
         self.count_steps()
-        if not hasattr(self, "guarded_step"):
-            torch.manual_seed(mixed_seed(self._seed, self._steps()))
-            super().step()
+        if hasattr(self, "guarded_step"):
+            self._step_anyway()
             return
-        (group,) = self.param_groups
-        touched = [p for p in group["params"] if p.grad is not None]
-        if touched:
-            rate, one = (torch.full((), n, device=touched[0].device) for n in (float(group["lr"]), 1.0))
-            self._guarded_step(rate, one, one > 0)
-            self._write_steps(self._steps() + 1)  # the host knows that it was taken, and need not ask
-            self._stale = False
+        torch.manual_seed(mixed_seed(self._seed, self._steps()))
+        super().step()
 
     def _rows(self, group: dict[str, Any]) -> list[Row]:
         """(weight, gradient, codes of mean and square, their scales), or (weight, gradient, mean, square) of few numbers."""
         rows: list[Row] = []
-        for parameter in group["params"]:
-            if parameter.grad is None:
-                continue
+        for parameter, gradient in with_gradient(group):
             state = self.state[parameter]
             if not state:
                 state["step"] = torch.tensor(0.0)
             mean, square = (self._kept(parameter, state, name) for name in ("exp_avg", "exp_avg_sq"))
             if isinstance(mean, OptimState8bit):
-                rows.append((parameter, parameter.grad, mean.codes, square.codes, mean.scale, square.scale))
+                rows.append((parameter, gradient, mean.codes, square.codes, mean.scale, square.scale))
             else:
-                rows.append((parameter, parameter.grad, mean, square))
+                rows.append((parameter, gradient, mean, square))
         return rows
 
     def _kept(self, parameter: torch.Tensor, state: dict[str, Any], name: str) -> Any:

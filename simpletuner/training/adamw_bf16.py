@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from simpletuner.training.adamw_fused import available
-from simpletuner.training.guarded_adam import GuardedAdam, Mix, adam_where, plain_mix
+from simpletuner.training.guarded_adam import GuardedAdam, Mix, adam_where, plain_mix, with_gradient
 from simpletuner.training.seeds import mixed_seed
 
 Piece = tuple[torch.Tensor, ...]
@@ -87,14 +87,8 @@ class AdamWBF16(GuardedAdam, torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Update every parameter that has a gradient. ``closure`` is not supported."""
-        (group,) = self.param_groups
         self.count_steps()
-        touched = self._touched(group)
-        if touched:
-            rate, one = (torch.full((), n, device=touched[0].device) for n in (group["lr"], 1.0))
-            self._guarded_step(rate, one, one > 0)
-            self._write_steps(self._steps() + 1)  # the host knows that it was taken, and need not ask
-            self._stale = False
+        self._step_anyway()
 
     @property
     def guarded_step(self) -> Any:
@@ -104,22 +98,15 @@ class AdamWBF16(GuardedAdam, torch.optim.Optimizer):
             raise AttributeError("guarded_step")
         return self._guarded_step
 
-    def _touched(self, group: dict[str, Any]) -> list[torch.Tensor]:
-        """The parameters that have a gradient, their states made."""
-        touched: list[torch.Tensor] = [p for p in group["params"] if p.grad is not None]
-        for parameter in touched:
+    def _rows(self, group: dict[str, Any]) -> list[Piece]:
+        rows: list[Any] = []
+        for parameter, gradient in with_gradient(group):
             state = self.state[parameter]
             if not state:
                 state["step"] = 0
                 state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
                 state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
-        return touched
-
-    def _rows(self, group: dict[str, Any]) -> list[Piece]:
-        rows: list[Any] = []
-        for parameter in self._touched(group):
-            state = self.state[parameter]
-            rows.append((parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"]))
+            rows.append((parameter, gradient, state["exp_avg"], state["exp_avg_sq"]))
         return rows
 
     def _mix(self, group: dict[str, Any], taken: torch.Tensor) -> Mix:

@@ -93,6 +93,11 @@ def with_rest(
     return new, rest + (decayed - new.float())
 
 
+def with_gradient(group: dict[str, Any]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The parameters of an optimizer's group that have a gradient, each with it."""
+    return [(parameter, parameter.grad) for parameter in group["params"] if parameter.grad is not None]
+
+
 class GuardedAdam(ABC):
     """Gives an optimizer ``guarded_step``; it says where its numbers and states are."""
 
@@ -165,6 +170,17 @@ class GuardedAdam(ABC):
             self._update_row(number, row, control, group)
         self._stale = True
         self._taken.copy_(taken)  # last, so that a step that ran out of memory can be made again
+
+    @torch.no_grad()
+    def _step_anyway(self) -> None:
+        """One step that is taken in any case, at the group's rate: ``step`` of a class that makes all its steps this way."""
+        (group,) = self.param_groups
+        touched = with_gradient(group)
+        if touched:
+            rate, one = (torch.full((), n, device=touched[0][0].device) for n in (float(group["lr"]), 1.0))
+            self._guarded_step(rate, one, one > 0)
+            self._write_steps(self._steps() + 1)  # the host knows that it was taken, and need not ask
+            self._stale = False
 
     @torch.no_grad()
     def make_states(self) -> None:

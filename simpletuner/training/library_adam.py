@@ -12,7 +12,7 @@ import optimi
 import torch
 
 from simpletuner.training.adamw_fused import Row, available
-from simpletuner.training.guarded_adam import GuardedAdam, Mix, TensorCountedAdam, debiased_mix
+from simpletuner.training.guarded_adam import GuardedAdam, Mix, TensorCountedAdam, debiased_mix, with_gradient
 
 
 class OptimiAdamW(GuardedAdam, optimi.AdamW):
@@ -60,15 +60,13 @@ class TorchAdamW(TensorCountedAdam, torch.optim.AdamW):
 
     def _rows(self, group: dict[str, Any]) -> list[Row]:
         rows: list[Row] = []
-        for parameter in group["params"]:
-            if parameter.grad is None:
-                continue
+        for parameter, gradient in with_gradient(group):
             state = self.state[parameter]
             if not state:
                 state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
                 state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
                 state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-            rows.append((parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"]))
+            rows.append((parameter, gradient, state["exp_avg"], state["exp_avg_sq"]))
         return rows
 
 

@@ -11,7 +11,6 @@ import pytest
 
 import simpletuner
 from simpletuner.config.datasets import (
-    FILLED_FROM_OPTIONS,
     CaptionShuffle,
     CaptionTableOptions,
     ImageDataset,
@@ -20,6 +19,7 @@ from simpletuner.config.datasets import (
 )
 from simpletuner.config.options import section_of
 from simpletuner.config.section import Section
+from simpletuner.shared_keys import FILLED_FROM_OPTIONS
 
 PACKAGE = Path(simpletuner.__file__).parent
 

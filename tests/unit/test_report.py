@@ -17,7 +17,6 @@ from rich.console import Console
 from written_run import HOSTILE, draw, step_line, write_run
 
 from simpletuner.cli.report import report as command
-from simpletuner.config.datasets import FILLED_FROM_OPTIONS
 from simpletuner.config.options import defaults
 from simpletuner.config.read import load
 from simpletuner.data.survey import Picture, Survey
@@ -30,7 +29,7 @@ from simpletuner.reporting.model_card import USAGE
 from simpletuner.reporting.progress import Reporter
 from simpletuner.reporting.report import page, what_was_trained, write
 from simpletuner.reporting.run_folder import RunFolder, read_object
-from simpletuner.reporting.settings import OF_DATASETS, with_defaults
+from simpletuner.reporting.settings import with_defaults
 from simpletuner.training.finish import reported
 from simpletuner.training.run import train
 from simpletuner.training.session import open_session
@@ -187,10 +186,6 @@ def test_settings_are_those_that_acted(tmp_path: Path) -> None:
     (run / "config.resolved.json").write_text(json.dumps({"instance_prompt": None}))
     prompts = [{**sets[0], "instance_prompt": None}, {**sets[1], "instance_prompt": "a fox"}]
     assert shown(prompts) == {"instance_prompt": "a fox (small)"}, "nothing is said of those that have none"
-
-
-def test_what_datasets_have_their_own_of_is_what_the_configuration_fills_in() -> None:
-    assert frozenset(FILLED_FROM_OPTIONS) == OF_DATASETS
 
 
 def test_halves_of_a_run_make_a_page(tmp_path: Path) -> None:

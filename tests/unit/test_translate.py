@@ -19,7 +19,7 @@ import toy
 from PIL import Image
 from tables import row_name, value_at
 
-from simpletuner.config.datasets import FILLED_FROM_OPTIONS, CaptionShuffle, CaptionTableOptions, ImageDataset
+from simpletuner.config.datasets import CaptionShuffle, CaptionTableOptions, ImageDataset
 from simpletuner.config.options import section_of
 from simpletuner.config.read import RunConfig, load
 from simpletuner.data.captions import Shuffle
@@ -28,6 +28,7 @@ from simpletuner.data.types import Size
 from simpletuner.errors import ConfigError
 from simpletuner.flow.densities import Uniform
 from simpletuner.models.base import Facts
+from simpletuner.shared_keys import FILLED_FROM_OPTIONS
 from simpletuner.training import translate, translate_data, translate_noise, translate_precision, translate_validation
 from simpletuner.training.precision import choose
 from simpletuner.training.resuming import Identity
