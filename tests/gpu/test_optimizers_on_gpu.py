@@ -29,11 +29,6 @@ def test_the_average_is_the_same_bits_on_the_cpu(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("name", ["bnb-lion8bit-paged", "bnb-adamw-paged", "adamw_bf16", "ao-adamw8bit"])
 def test_it_resumes_to_the_same_bits_and_stays_paged(name: str) -> None:
-    if name.startswith("bnb"):
-        pytest.importorskip("bitsandbytes")
-    if name.startswith("ao"):
-        pytest.importorskip("torchao")
-
     def make() -> tuple[torch.nn.Parameter, torch.optim.Optimizer]:
         torch.manual_seed(0)
         weight = torch.nn.Parameter(torch.randn(512, 512, device="cuda", dtype=torch.bfloat16))
@@ -63,7 +58,6 @@ RATE = 1e-3
 
 
 def eight(dtype: torch.dtype, seed: int = 1) -> tuple[list[torch.nn.Parameter], Any]:
-    pytest.importorskip("torchao")
     torch.manual_seed(0)
     weights = [torch.nn.Parameter(torch.randn(n, device=GPU).to(dtype)) for n in LENGTHS]
     return weights, build("ao-adamw8bit", weights, RATE, {"weight_decay": 0.1}, seed=seed)

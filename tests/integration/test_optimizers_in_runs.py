@@ -112,7 +112,6 @@ def test_what_only_the_class_refuses_is_a_problem_before_the_model_is_loaded(run
 
 
 def test_sums_in_float32_and_paging_without_a_gpu_are_told(run: Run) -> None:
-    pytest.importorskip("bitsandbytes")
     options = {
         "train_batch_size": 1,
         "gradient_accumulation_steps": 4,

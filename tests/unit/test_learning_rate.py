@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from transformers import optimization
 
 from simpletuner.training.learning_rate import Schedule
 
@@ -49,14 +50,13 @@ def test_wsd_is_stable_and_then_decays_over_its_share_of_the_run() -> None:
 @pytest.mark.parametrize("cycles", [1, 3])
 def test_courses_are_transformers_own(cycles: int) -> None:
     """After warm-up, which they count one step later than ours, and up to the end, which they swing past."""
-    transformers = pytest.importorskip("transformers.optimization")
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 1.0)
     references = {
-        "cosine_with_restarts": transformers.get_cosine_with_hard_restarts_schedule_with_warmup(
+        "cosine_with_restarts": optimization.get_cosine_with_hard_restarts_schedule_with_warmup(
             optimizer, 10, 110, num_cycles=cycles
         ),
-        "linear": transformers.get_linear_schedule_with_warmup(optimizer, 10, 110),
-        "cosine": transformers.get_cosine_schedule_with_warmup(optimizer, 10, 110),
+        "linear": optimization.get_linear_schedule_with_warmup(optimizer, 10, 110),
+        "cosine": optimization.get_cosine_schedule_with_warmup(optimizer, 10, 110),
     }
     for name, reference in references.items():
         (factor,) = reference.lr_lambdas

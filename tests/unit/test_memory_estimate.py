@@ -159,7 +159,6 @@ def test_encoders_averages_and_earlier_micro_batches_count() -> None:
      if (name, dtype) != ("adamw_bf16", torch.float32)],  # which is for bf16 weights alone
 )  # fmt: skip
 def test_states_are_as_large_as_the_table_says(name: str, dtype: torch.dtype) -> None:
-    pytest.importorskip(optimizers.OPTIMIZERS[name].module.split(".")[0])
     weight = torch.nn.Parameter(torch.ones(256, 256, dtype=dtype))
     optimizer = optimizers.build(name, [weight], 1e-3, {})
     for _ in range(2):
