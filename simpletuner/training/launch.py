@@ -68,7 +68,7 @@ class Launch:
             min_nodes=self.machines,
             max_nodes=self.machines,
             nproc_per_node=self.here,
-            logs_specs=DefaultLogsSpecs(),
+            logs_specs=DefaultLogsSpecs(log_dir=os.devnull),  # its own would stay behind in a folder for each run
             run_id="simpletuner" if several else uuid.uuid4().hex,
             rdzv_backend="static" if several else "c10d",
             rdzv_endpoint=f"{self.address}:{self.port}" if several else "localhost:0",

@@ -1,5 +1,6 @@
 """Several processes through the real command: the same course as one, no work twice, one writer, one end."""
 
+import getpass
 import json
 import os
 import re
@@ -77,6 +78,8 @@ def test_two_processes_on_the_toy() -> None:
         "-m",
         "torch.distributed.run",
         "--standalone",
+        "--log-dir",
+        os.devnull,
         "--nproc-per-node",
         "2",
         str(ROOT / "tests" / "two_ranks.py"),
@@ -89,17 +92,20 @@ def test_two_processes_on_the_toy() -> None:
 def test_an_interrupt_ends_both_with_a_checkpoint_and_a_death_ends_the_other(
     pocket_run: Callable[..., Path], tmp_path: Path
 ) -> None:
-    output = tmp_path / "out"
+    output, aside = tmp_path / "out", tmp_path / "aside"
+    aside.mkdir()
     config = pocket_run(**TOGETHER, num_processes=2, max_train_steps=100_000, report_to="none")
-    with started("train", "--config", config, cwd=tmp_path) as process:
+    with started("train", "--config", config, cwd=tmp_path, TMPDIR=str(aside)) as process:
         until(lambda: has_recorded(output, 3), process)
         process.send_signal(signal.SIGINT)
         said, _ = process.communicate(timeout=60)
     assert process.returncode == 130 and said.count("the same command goes on from here") == 1, said
+    left = {path.name for path in aside.iterdir()} - {"torchinductor_" + getpass.getuser()}  # torch's own, one for all
+    assert not left, "a run leaves nothing behind in the machine's temporary folder"
     (saved,) = output.glob("checkpoint-*")
     step = int(saved.name.rpartition("-")[2])
 
-    with started("train", "--config", config, cwd=tmp_path) as process:
+    with started("train", "--config", config, cwd=tmp_path, TMPDIR=str(aside)) as process:
         until(lambda: has_recorded(output, step + 2), process)
         children = psutil.Process(process.pid).children()
         (one,) = [child for child in children if child.environ().get("RANK") == "1"]
