@@ -67,11 +67,14 @@ def verify(config: str | None, env: str | None, example: str | None, debug: bool
 def gc(
     config: str | None, env: str | None, example: str | None, debug: bool, delete: bool, arguments: tuple[str, ...]
 ) -> None:
-    """List shards of which the configuration uses nothing: other models, edited or removed pictures."""
+    """List shards of which the configuration uses nothing: other models or settings, edited or removed pictures.
+
+    The VAE and the text encoder are loaded, since caches are named by their weights.
+    """
     run_config, reporter = _load(config, env, example, arguments)
     from simpletuner.training import caching
 
-    caching.collect(caching.homes(run_config, reporter), reporter, delete)
+    caching.collect(caching.homes(run_config, reporter, compare=True), reporter, delete)
 
 
 @cache.command(context_settings=_SETTINGS)

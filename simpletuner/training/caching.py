@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from simpletuner.config.read import RunConfig
 from simpletuner.data import undecodable
-from simpletuner.data.cache import TensorStore, content_key, weights_digest
+from simpletuner.data.cache import TensorStore
 from simpletuner.data.encode import embeds_of, text_key
 from simpletuner.data.healing import CAPTIONS_ANEW, Healing
 from simpletuner.data.loader import DROPPED
@@ -24,6 +22,7 @@ from simpletuner.models.base import Components
 from simpletuner.reporting.progress import Reporter
 from simpletuner.training import (
     cache_places,
+    cache_prints,
     keeping,
     prepare,
     quantising,
@@ -38,30 +37,17 @@ from simpletuner.wording import counted
 Texts = Healing | TextsOnDemand
 
 
-def latents_print(vae: Any, dtype: torch.dtype, tile_rules: str) -> str:
-    """Names the latents of one encoder by what made them, wherever its folder lies and whichever diffusers has read it.
-
-    Args:
-        vae: A diffusers model.
-        dtype: Of the latents that are kept.
-        tile_rules: How pictures are cut, or "".
-    """
-    settings = {name: value for name, value in dict(vae.config).items() if not name.startswith("_")}
-    about = (weights_digest(vae), type(vae).__name__, json.dumps(settings, sort_keys=True, default=str))
-    return content_key("latents", *about, dtype, *([tile_rules] if tile_rules else []))
-
-
 def fill_caches(session: Session, parts: Components, found: list[prepare.Found]) -> tuple[keeping.Refs, Texts]:
     """Room 4: latents and text embeds on disk, in folders named by everything that went into them.
 
     The text encoder comes on the CPU, and ends on the device; quantised, if it is to be.
     """
     family, dtype = session.family, session.precision.cache
-    vae_print = latents_print(parts.vae, dtype, session.facts.vae_tile_rules if in_tiles(session, found) else "")
+    _tell_tiles(session, found)
     with session.stages.stage("init_vae_cache", "Latents"):
         refs = keeping.keep_latents(
             found,
-            vae_print[:16],
+            cache_prints.latents_of(session, parts.vae, found),
             lambda pixels: family.encode_pixels(parts.vae, pixels.to(session.device)),
             dtype,
             session.reporter,
@@ -79,11 +65,8 @@ def _fill_texts(session: Session, parts: Components, found: list[prepare.Found])
     """The text half of ``fill_caches``."""
     dtype = session.precision.cache
     text_settings = translate_precision.text_quantisation(session.config.options, session.precision, session.device)
-    tokenizer = json.dumps(sorted(parts.tokenizer.get_vocab().items()))
-    text_print = content_key(
-        *("text", weights_digest(parts.text_encoder), tokenizer, asdict(session.text), dtype),
-        *([text_settings.name] if text_settings else []),
-    )
+    never = session.config.datasets.text_caching == "never"
+    name = "" if never else cache_prints.texts_of(session, parts.text_encoder, parts.tokenizer)
     if text_settings:
         session.reporter.say(quantising.text_encoder(parts, text_settings))
     parts.text_encoder.to(session.device)
@@ -93,12 +76,12 @@ def _fill_texts(session: Session, parts: Components, found: list[prepare.Found])
         return encode_trimmed(session, parts, captions)
 
     captions = list(dict.fromkeys([DROPPED, *keeping.captions_of(found)]))
-    if datasets.text_caching == "never":
+    if never:
         session.reporter.say(
             f"{counted(len(captions), 'distinct caption is', 'distinct captions are')} encoded when needed, and not kept"
         )
         return TextsOnDemand(None, encode, dtype, captions, session.reporter.say)
-    place = (datasets.text_cache_dir / text_print[:16], translate_data.text_remote(datasets), session.caches)
+    place = (datasets.text_cache_dir / name, translate_data.text_remote(datasets), session.caches)
     store = keeping.open_store(*place, session.ranks)
     for shard in store.dropped:
         session.reporter.say(f"{shard} was damaged and is encoded anew")
@@ -128,18 +111,15 @@ def _encode_anew(
         return {text_key(caption): embeds for caption, embeds in made}
 
 
-def in_tiles(session: Session, found: list[prepare.Found]) -> bool:
-    """Whether latents are encoded in tiles, which makes them other latents; said in one line."""
-    if not session.source.vae_tiling:
-        return False
+def _tell_tiles(session: Session, found: list[prepare.Found]) -> None:
+    """In one line, where tiles are asked for."""
     tile = session.facts.vae_tile
-    larger = prepare.longest_side(found) > tile
-    session.reporter.say(
-        f"VAE: pictures above {tile} px are encoded in overlapping tiles of that size"
-        if larger
-        else f"vae_enable_tiling: no picture is larger than a tile of {tile} px, so all are encoded whole"
-    )
-    return larger
+    if session.source.vae_tiling:
+        session.reporter.say(
+            f"VAE: pictures above {tile} px are encoded in overlapping tiles of that size"
+            if cache_prints.in_tiles(session, found)
+            else f"vae_enable_tiling: no picture is larger than a tile of {tile} px, so all are encoded whole"
+        )
 
 
 def on_demand(session: Session, parts: Components) -> OnDemand:
@@ -193,24 +173,34 @@ class Home:
         title: The dataset it belongs to, or "captions"; of masks it says so.
         used: Keys that the configuration asks for, under any fingerprint.
         remote: The URL above its twin, or None.
+        foreign: Whether another model, prefix, dtype or way to cut made it, so that the configuration does not read it;
+            False too where that was not compared.
     """
 
     folder: Path
     title: str
     used: frozenset[str]
     remote: RemoteSource | None = None
+    foreign: bool = False
 
     def shards(self) -> list[Path]:
         """Its files, whole or not."""
         return sorted(self.folder.glob("shard-*.safetensors"))
 
 
-def homes(config: RunConfig, reporter: Reporter) -> list[Home]:
-    """Every folder of shards of this configuration, also those of other fingerprints (another VAE, prefix or dtype)."""
+def homes(config: RunConfig, reporter: Reporter, compare: bool = False) -> list[Home]:
+    """Every folder of shards of this configuration, also those of other fingerprints (another VAE, prefix or dtype).
+
+    Args:
+        config: What ``config.read.load`` gave.
+        reporter: Where to print.
+        compare: Find out which are of other fingerprints; loads the VAE and the text encoder.
+    """
     session = open_session(config, reporter, "look")
     training, held_out = find_pictures(session, refuse_small=False)
     latents: dict[Path, tuple[list[str], set[str], set[str], RemoteSource | None]] = {}
-    captions = {text_key(DROPPED)}
+    keep_texts = config.datasets.text_caching != "never"
+    captions = {text_key(DROPPED)} if keep_texts else set()
     for item in (*training, *held_out):
         ids, keys, masks, _ = latents.setdefault(item.source.latent_dir, ([], set(), set(), item.source.latent_remote))
         ids.append(item.source.id)
@@ -218,9 +208,9 @@ def homes(config: RunConfig, reporter: Reporter) -> list[Home]:
         wanted = [
             p for p in item.placed if p.digest not in broken
         ]  # where they are encoded on demand they stay in the plan
-        keys |= {p.key for p in wanted}
+        keys |= {p.key for p in wanted if item.source.caching != "never"}
         masks |= {p.mask_key for p in wanted if p.mask_key}
-        captions |= {text_key(c) for p in item.placed for c in p.sample.captions}
+        captions |= {text_key(c) for p in item.placed for c in p.sample.captions if keep_texts}
     found: list[Home] = []
     for root, (ids, keys, masks, remote) in latents.items():
         title, folder = ", ".join(ids), root / prepare.MASKS
@@ -230,7 +220,16 @@ def homes(config: RunConfig, reporter: Reporter) -> list[Home]:
     text_dir = Path(config.datasets.text_cache_dir).expanduser()
     text_remote = translate_data.text_remote(config.datasets)
     found += [Home(f, "captions", frozenset(captions), text_remote) for f in _shard_folders(text_dir)]
-    return found
+    return _compared(session, [*training, *held_out], found) if compare else found
+
+
+def _compared(session: Session, pictures: list[prepare.Found], found: list[Home]) -> list[Home]:
+    """The same, saying which are foreign; masks are made by no model."""
+    if not any(home.shards() for home in found):
+        return found
+    session.reporter.say("Reading the VAE and the text encoder, to know which caches are theirs")
+    known = {*cache_prints.in_force(session, pictures), prepare.MASKS}
+    return [replace(home, foreign=bool(home.shards()) and home.folder.name not in known) for home in found]
 
 
 def _shard_folders(root: Path) -> list[Path]:
@@ -307,10 +306,13 @@ def collect(found: list[Home], reporter: Reporter, delete: bool) -> int:
     """
     total, kept, caches = 0, 0, RemoteCaches(reporter.say)
     for home in found:
+        used = frozenset() if home.foreign else home.used
+        if home.foreign:
+            reporter.say(f"[{home.title}] {home.folder}: made by another model, or with other settings")
         for shard in home.shards():
             held = TensorStore.keys_of(shard)
-            if not home.used.isdisjoint(held):
-                kept += len(held - home.used)
+            if not used.isdisjoint(held):
+                kept += len(held - used)
             else:
                 total += shard.stat().st_size
                 reporter.say(f"[{home.title}] {'removed' if delete else 'unused'}: {shard}")

@@ -52,6 +52,28 @@ def test_build_verify_stats_and_gc(simpletuner: Command, pocket_run: Callable[..
     assert "4 of 4" in simpletuner("cache", "stats", "--config", config).stdout
 
 
+def test_gc_knows_the_caches_of_another_dtype_and_length_and_of_none(
+    simpletuner: Command, pocket_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Their keys are the same, since pictures and captions are; what made them is not."""
+    config = pocket_run()
+    simpletuner("cache", "build", "--config", config)
+    kept = {*shards(tmp_path / "cache")}
+    assert "0.0 MiB could be removed" in (said := simpletuner("cache", "gc", "--config", config).stdout), said
+    simpletuner("cache", "build", "--config", config, "--mixed_precision=bf16")
+    simpletuner("cache", "build", "--config", config, "--tokenizer_max_length=20")
+    assert len(shards(tmp_path / "cache")) == 5
+    said = simpletuner("cache", "gc", "--config", config, "--delete").stdout
+    assert said.count("made by another model, or with other settings") == 3, said
+    assert {*shards(tmp_path / "cache")} == kept
+    # What is never kept has no cache that is used.
+    entries = tmp_path / "config" / "multidatabackend.json"
+    entries.write_text(entries.read_text().replace('"default": true', '"default": true, "text_cache_disable": true'))
+    said = simpletuner("cache", "gc", "--config", config, "--delete").stdout
+    assert "[captions] removed" in said and len(shards(tmp_path / "cache")) == 1
+    assert "[captions]" not in simpletuner("cache", "verify", "--config", config).stdout
+
+
 def test_verify_removes_a_damaged_shard_and_build_mends_it(
     simpletuner: Command, pocket_run: Callable[..., Path], tmp_path: Path
 ) -> None:

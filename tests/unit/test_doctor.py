@@ -68,6 +68,7 @@ def test_what_is_missing_or_outside_of_its_range_is_named() -> None:
         (Requirement("click>=8"), Requirement("click<8"), Requirement("no-such-package>=1"), Requirement("torch<1")),
         {
             "bnb": (Requirement("no-such-package"),),
+            "cuda": (Requirement("no-such-package"),),
             "hf": (Requirement("no-such-package"),),
             "s3": (Requirement("x; platform_system == 'Nowhere'"),),
             "wandb": (Requirement("click<8"),),
@@ -77,7 +78,8 @@ def test_what_is_missing_or_outside_of_its_range_is_named() -> None:
     assert [line.state for line in found] == ["problem", "problem", "problem", "problem", "OK", "note", "note"]
     python, old, missing, torch, nothing, outside, extra = map(str, found)
     assert "bnb: nf4 base" in extra and "hf: datasets of the hub" in extra and "[wandb]'" in outside
-    assert "bnb" not in str(list(packages.lines(asked, card=False))[-1])
+    without = str(list(packages.lines(asked, card=False))[-1])
+    assert "cuda:" in extra and "cuda:" not in without and "bnb:" in without, "nf4 works on a CPU too"
     assert "needs >=3.30" in python and "outside of <8" in old and "no-such-package is not installed" in missing
     assert "[bnb]'" in extra and "torch 2" in torch and "nothing to add" in nothing
 

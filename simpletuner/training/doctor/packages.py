@@ -22,11 +22,11 @@ from simpletuner.wording import counted, install
 NAME = "simpletuner"
 _PROJECT = Path(__file__).resolve().parents[3] / "pyproject.toml"
 _DEVELOPMENT = ("dev",)  # for work on the program, not with it
-_FOR_CARDS = ("cuda", "bnb")
+_FOR_CARDS = ("cuda",)
 # What each extra is for: a test compares the names with pyproject.toml.
 PURPOSES: Mapping[str, str] = {
     "cuda": "hand-written kernels, figures of the GPU",
-    "bnb": "nf4 base, bnb-* optimizers",
+    "bnb": "nf4 base, and with a card bnb-* optimizers",
     "torchao": "int8 and fp8 bases, ao-* optimizers",
     "parquet": "captions in parquet tables",
     "s3": "pictures and caches in buckets",
