@@ -132,7 +132,7 @@ def test_a_step_in_8_bits_in_a_graph_is_the_plain_one_and_can_be_left(dtype: tor
         if step == 2:
             with torch.cuda.graph(graph):
                 second.guarded_step(rate, one, good)
-            second.after_capture()
+            tables = second.after_capture()  # the graph reads them: without this name they would be gone
         if step >= 2:
             graph.replay()
         else:
@@ -145,6 +145,7 @@ def test_a_step_in_8_bits_in_a_graph_is_the_plain_one_and_can_be_left(dtype: tor
     (tensors, tree), (others, other_tree) = pack(first), pack(second)
     assert tree == other_tree and all(torch.equal(tensors[name], others[name]) for name in tensors)
     assert [float(state["step"]) for state in first.state.values()] == [taken] * len(LENGTHS)
+    assert len(tables) == 3, "one for each kind of tensors"
 
 
 def test_the_plain_step_in_8_bits_compiles_nothing_and_is_near_torchaos() -> None:
