@@ -79,6 +79,11 @@ class Ema:
             torch._foreach_add_(shadow, change)
         self.updates += 1
 
+    def waits(self, step: int) -> bool:
+        """Whether the host waits for the device in the update after this step (from 1): weights are copied to the CPU."""
+        apart = self.shadow[0].device.type != self._parameters[0].device.type
+        return apart and (step <= self._warmup_steps or step % self._interval == 0)
+
     def _batches(self) -> Iterator[tuple[list[torch.Tensor], list[torch.nn.Parameter]]]:
         """(averages, parameters) of about ``BATCH`` elements: float32 copies of all at once would not fit."""
         first, size = 0, 0

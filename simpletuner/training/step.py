@@ -156,6 +156,8 @@ def one_step(trainee: Trainee, recipe: Recipe, batches: Iterator[Batch], step: i
     if outcome.good is None:  # in a graph the update belongs to the same launch, where the device decides
         finish(trainee, recipe, outcome, step, guard)
     if trainee.ema and outcome.good is not None:
+        if trainee.ema.waits(step + 1):
+            trainee.ranks.wait_until_now(trainee.device)
         before = trainee.ema.updates
         trainee.ema.update(step + 1, outcome.good)
         outcome.averaged = trainee.ema.updates - before
@@ -179,6 +181,8 @@ def gradients(trainee: Trainee, recipe: Recipe, batches: Iterator[Batch], step: 
         if trainee.adapter and trainee.adapter.draws:  # dropout: the same in a resumed run, and not the noise's numbers
             torch.manual_seed(mixed_seed(mixed_seed(recipe.seed, position), DROPOUT + trainee.ranks.rank))
         shown = noise_batch(batch, trainee, recipe, position, generator)
+        if recipe.rollout:  # the host reads how far samples walk, and would hear nothing while it waits for that
+            trainee.ranks.wait_until_now(trainee.device)
         if trainee.graphs and (recipe.rollout or batch.regularisation):
             trainee.graphs.make_room()
         shown = rolled_out(batch, shown, trainee, recipe, position, generator)

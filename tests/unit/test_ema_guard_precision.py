@@ -46,6 +46,13 @@ def test_an_interval_skips_updates() -> None:
     assert ema.updates == 2
 
 
+def test_the_host_waits_for_an_average_that_lies_on_the_cpu_alone() -> None:
+    ema = Ema([torch.nn.Parameter(torch.ones(1))], 0.9, interval=3, warmup_steps=1)
+    assert not any(map(ema.waits, range(1, 7)))
+    ema._parameters = [torch.nn.Parameter(torch.ones(1, device="meta"))]  # stands for a GPU
+    assert [step for step in range(1, 7) if ema.waits(step)] == [1, 3, 6]
+
+
 def test_ten_skipped_steps_in_a_row_stop_the_run() -> None:
     guard = Guard()
     for step in range(PATIENCE - 1):

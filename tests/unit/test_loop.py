@@ -10,9 +10,14 @@ import toy
 
 from simpletuner.data.types import Batch
 from simpletuner.flow.rollout import Ramp, Rollout
+from simpletuner.training.adamw_bf16 import AdamWBF16
+from simpletuner.training.ema import Ema
 from simpletuner.training.learning_rate import Schedule
 from simpletuner.training.loop import Hook, StepResult, train
+from simpletuner.training.ranks import Ranks
 from simpletuner.training.trainee import Recipe, Trainee
+
+WALK: dict[str, Any] = {"rollout": Rollout(6, Ramp(1.0, 1.0), "biased_late", "euler")}
 
 
 @dataclass
@@ -209,9 +214,41 @@ def test_the_ema_follows_the_weights_and_the_model_is_in_training_mode() -> None
 
 def test_a_rollout_walks_in_evaluation_mode_and_the_step_trains() -> None:
     trainee = toy.trainee()
-    run(trainee, toy.recipe(rollout=Rollout(6, Ramp(1.0, 1.0), "biased_late", "euler")), [toy.batch(0, 1)])
+    run(trainee, toy.recipe(**WALK), [toy.batch(0, 1)])
     *walk, step = trainee.family.in_training  # type: ignore[attr-defined]
     assert walk and not any(walk) and step and trainee.transformer.training
+
+
+class Looking(Ranks):
+    """Counts how often the other processes are looked after."""
+
+    looked = 0
+
+    def wait_until_now(self, device: torch.device) -> None:
+        self.looked += 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "average_on_cpu", "host", "looked"),
+    [
+        ({}, False, True, 1),
+        (WALK, False, True, 2),
+        (WALK, False, False, 1),
+        ({}, True, False, 1),
+        ({}, False, False, 0),
+    ],
+)
+def test_the_others_are_looked_after_before_the_host_waits_for_its_device(
+    changes: dict[str, Any], average_on_cpu: bool, host: bool, looked: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For how far samples walk, for weights that are averaged on the CPU, for the figures that it decides by."""
+    trainee, ranks = toy.trainee(ema=True), Looking()
+    trainee.ranks = ranks
+    if not host:
+        trainee.optimizer = AdamWBF16(trainee.parameters, lr=1.0)
+    monkeypatch.setattr(Ema, "waits", lambda ema, step: average_on_cpu)
+    run(trainee, toy.recipe(**changes), [toy.batch(0, 1)] * 3)
+    assert ranks.looked == 3 * looked
 
 
 @pytest.mark.parametrize("clipped", [{}, {"clip_norm": 0.1}, {"clip_norm": 0.02, "clip_by_value": True}])
