@@ -13,6 +13,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import faulthandler
+import math
 import os
 import signal
 import threading
@@ -56,13 +57,22 @@ def is_running(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+    except psutil.AccessDenied:
+        return True
+
+
+def beginning(process: psutil.Process) -> float:
+    """When it began (seconds), NaN where that is hidden: a sandbox may show processes and not when the machine started."""
+    with contextlib.suppress(psutil.Error, OSError, RuntimeError):
+        return process.create_time()
+    return math.nan
 
 
 def process_of(number: int, began: float) -> psutil.Process | None:
     """The process of this number and beginning (seconds), if it is seen from here: elsewhere another has its number."""
     with contextlib.suppress(psutil.Error):
         found = psutil.Process(number)
-        if abs(found.create_time() - began) < SAME_S:
+        if abs(beginning(found) - began) < SAME_S:
             return found
     return None
 
@@ -119,8 +129,7 @@ class Ranks:
         self._store = dist.distributed_c10d._get_default_store()
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._terminated)
-        me = psutil.Process()
-        everyone = self.of_all((me.pid, me.create_time()))
+        everyone = self.of_all((os.getpid(), beginning(psutil.Process())))
         first = self.rank - self.local
         beside = [*everyone[first : self.rank], *everyone[self.rank + 1 : first + self.local_world]]
         # Where one cannot be seen, torchrun ends this one.

@@ -1,6 +1,7 @@
 """Gradients of two processes: averaged while backward goes on, in one order, and in a step that is one piece."""
 
 import json
+import math
 import subprocess
 import sys
 import time
@@ -136,6 +137,25 @@ def test_a_process_is_known_by_its_number_and_its_beginning() -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as gone:
         gone.wait()
     assert ranks.process_of(gone.pid, me.create_time()) is None
+
+
+def test_what_is_hidden_of_processes_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a sandbox whose /proc has processes and nothing else: then they are not looked after."""
+
+    def hidden(process: psutil.Process) -> float:
+        raise FileNotFoundError("/proc/stat")
+
+    def denied(process: psutil.Process) -> str:
+        raise psutil.AccessDenied(process.pid)
+
+    me = psutil.Process()
+    began = ranks.beginning(me)
+    assert ranks.process_of(me.pid, began) == me
+    monkeypatch.setattr(psutil.Process, "create_time", hidden)
+    assert math.isnan(ranks.beginning(me))
+    assert ranks.process_of(me.pid, began) is None and ranks.process_of(me.pid, math.nan) is None
+    monkeypatch.setattr(psutil.Process, "status", denied)
+    assert ranks.is_running(me)
 
 
 def test_a_host_that_is_to_read_a_figure_looks_after_the_others_first(monkeypatch: pytest.MonkeyPatch) -> None:
