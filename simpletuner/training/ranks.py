@@ -61,19 +61,18 @@ def is_running(process: psutil.Process) -> bool:
         return True
 
 
-def beginning(process: psutil.Process) -> float:
-    """When it began (seconds), NaN where that is hidden: a sandbox may show processes and not when the machine started."""
+def beginning(number: int) -> float:
+    """When the process of this number began (seconds), NaN where it is not seen: a sandbox may hide all of them, or the clock."""
     with contextlib.suppress(psutil.Error, OSError, RuntimeError):
-        return process.create_time()
+        return psutil.Process(number).create_time()
     return math.nan
 
 
 def process_of(number: int, began: float) -> psutil.Process | None:
     """The process of this number and beginning (seconds), if it is seen from here: elsewhere another has its number."""
     with contextlib.suppress(psutil.Error):
-        found = psutil.Process(number)
-        if abs(beginning(found) - began) < SAME_S:
-            return found
+        if abs(beginning(number) - began) < SAME_S:
+            return psutil.Process(number)
     return None
 
 
@@ -129,7 +128,7 @@ class Ranks:
         self._store = dist.distributed_c10d._get_default_store()
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._terminated)
-        everyone = self.of_all((os.getpid(), beginning(psutil.Process())))
+        everyone = self.of_all((os.getpid(), beginning(os.getpid())))
         first = self.rank - self.local
         beside = [*everyone[first : self.rank], *everyone[self.rank + 1 : first + self.local_world]]
         # Where one cannot be seen, torchrun ends this one.

@@ -149,10 +149,10 @@ def test_what_is_hidden_of_processes_ends_no_run(monkeypatch: pytest.MonkeyPatch
         raise psutil.AccessDenied(process.pid)
 
     me = psutil.Process()
-    began = ranks.beginning(me)
+    began = ranks.beginning(me.pid)
     assert ranks.process_of(me.pid, began) == me
     monkeypatch.setattr(psutil.Process, "create_time", hidden)
-    assert math.isnan(ranks.beginning(me))
+    assert math.isnan(ranks.beginning(me.pid))
     assert ranks.process_of(me.pid, began) is None and ranks.process_of(me.pid, math.nan) is None
     monkeypatch.setattr(psutil.Process, "status", denied)
     assert ranks.is_running(me)
