@@ -47,7 +47,7 @@ second_lane() {
 }
 
 CUDA_VISIBLE_DEVICES=0 TESTS_S=80 TESTS=step_graph TAIL=30 bash bench/on_gpu.sh "$out/a" tests &
-both "$out/a/two-course.log" 170 python3 -m pytest -q -s --tb=short -p no:cacheprovider tests/gpu/test_two_gpus.py
+both "$out/a/two-course.log" 240 python3 -m pytest -q -s --tb=short -p no:cacheprovider tests/gpu/test_two_gpus.py
 wait
 echo "== speed at $SECONDS s"
 both "$out/a/two-speed.log" 260 python3 bench/several_gpus.py --json "$out/a/several.json"

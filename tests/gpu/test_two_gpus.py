@@ -40,11 +40,19 @@ def test_two_gpus_take_the_course_of_one(
         assert together["loss"] == pytest.approx(alone["loss"], rel=1e-5 if kind == "float32" else 2e-2)
 
 
+WAITS: dict[str, dict[str, Any]] = {  # the host, in each step, for a figure or for weights
+    "for losses": {},
+    "for an average on the CPU": {"use_ema": True, "ema_device": "cpu"},
+    "for how far samples walk": {"scheduled_sampling_max_step_offset": 3, "scheduled_sampling_probability": 0.5},
+}
+
+
+@pytest.mark.parametrize("waits", WAITS)
 def test_a_process_that_dies_ends_the_other_though_its_gpu_waits(
-    pocket_run: Callable[..., Path], tmp_path: Path
+    waits: str, pocket_run: Callable[..., Path], tmp_path: Path
 ) -> None:
     options = {"mixed_precision": "bf16", "optimizer": "adamw_bf16", "num_processes": 2, "report_to": "none"}
-    config, output = pocket_run(**options, max_train_steps=1_000_000), tmp_path / "out"
+    config, output = pocket_run(**options, **WAITS[waits], max_train_steps=1_000_000), tmp_path / "out"
     with started("train", "--config", config, cwd=tmp_path, CUDA_VISIBLE_DEVICES="0,1") as process:
         until(lambda: has_recorded(output, 50), process)  # by graphs
         children = psutil.Process(process.pid).children()
