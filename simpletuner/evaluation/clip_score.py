@@ -5,7 +5,9 @@ In: pictures and prompts. Out: 0 to 100 for each. Downloads nothing where a fold
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,6 +18,48 @@ from simpletuner.models.base import LoadSource
 from simpletuner.models.load import fetched
 
 AT_ONCE = 8  # pictures per call
+
+
+def _where(path: str) -> str:
+    """The folder, if there is one of that name; else the hub id."""
+    return str(LoadSource(path).local or path)
+
+
+@contextmanager
+def _explained(path: str) -> Iterator[None]:
+    """What the library raises while a CLIP is read, as a ModelError."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"cannot load a CLIP from {path!r} (pretrained_evaluation_model_name_or_path): {reason.rstrip('.')}. What to do: give "
+            "a folder with a CLIPModel, its tokenizer and its image processor, or a hub id that can be reached; or "
+            "leave evaluation_type out."
+        ) from error
+
+
+def read_small_files(path: str) -> tuple[Any, Any]:
+    """Tokenizer and image processor of a CLIP; no weights, so that a wrong path is told in a moment.
+
+    Args:
+        path: As for ``ClipScorer``.
+
+    Raises:
+        ModelError: There is no CLIP there; UnreachableError where the hub cannot be asked for it.
+    """
+    # CLIPImageProcessorPil is the form without torchvision, which is not needed for this.
+    from transformers import AutoTokenizer, CLIPImageProcessorPil
+
+    source = LoadSource(path, key="pretrained_evaluation_model_name_or_path")
+    with _explained(path):
+        file = source.local / "config.json" if source.local else fetched(source, "config.json", "CLIP")
+        if not file.is_file():
+            raise ValueError("it has no config.json")
+        kind = json.loads(file.read_text("utf-8")).get("model_type")
+        if kind != "clip":
+            raise ValueError(f"its config.json is of a model of type {kind!r}, not 'clip'")
+        return AutoTokenizer.from_pretrained(_where(path)), CLIPImageProcessorPil.from_pretrained(_where(path))
 
 
 class ClipScorer:
@@ -30,24 +74,11 @@ class ClipScorer:
         Raises:
             ModelError: It cannot be loaded.
         """
-        # The form without torchvision, which is not needed for this.
-        from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
+        from transformers import CLIPModel
 
-        source = LoadSource(path, key="pretrained_evaluation_model_name_or_path")
-        where = str(source.local or path)
-        try:
-            if not source.local:
-                fetched(source, "config.json", "CLIP")
-            self._model: Any = CLIPModel.from_pretrained(where, dtype=torch.float32)
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(where)
-            self._processor: Any = CLIPImageProcessorPil.from_pretrained(where)
-        except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise ModelError(
-                f"cannot load a CLIP from {path!r} (pretrained_evaluation_model_name_or_path): {reason.rstrip('.')}. What to do: give "
-                "a folder with a CLIPModel, its tokenizer and its image processor, or a hub id that can be reached; or "
-                "leave evaluation_type out."
-            ) from error
+        self._tokenizer, self._processor = read_small_files(path)
+        with _explained(path):
+            self._model: Any = CLIPModel.from_pretrained(_where(path), dtype=torch.float32)
         self._model.eval().requires_grad_(False)
         self._device, self._dtype = torch.device("cpu"), torch.float32
         text: Any = self._model.config.text_config

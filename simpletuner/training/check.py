@@ -31,6 +31,7 @@ from simpletuner.reporting.dataset_page import page
 from simpletuner.reporting.progress import Reporter
 from simpletuner.training import (
     cache_places,
+    checking_drawing,
     checking_resume,
     prepare,
     translate,
@@ -56,14 +57,14 @@ class Checked:
         surveys: One a dataset that could be read.
         lines: Sentences about the run.
         problems: Why training would refuse to start; empty if it would not.
-        unknown: Whether the model could not be asked for, so that nobody can tell whether training would start.
+        unknown: What could not be asked for, so that nobody can tell whether training would start; empty if nothing.
         left: Optimizer steps still to be done.
     """
 
     surveys: list[Survey]
     lines: list[str]
     problems: list[str]
-    unknown: bool = False
+    unknown: str = ""
     left: int = 0
 
 
@@ -108,6 +109,10 @@ def check(config: RunConfig, reporter: Reporter, page_at: Path | None = None, re
     resumed = checking_resume.look(config, family, source, has_model=facts is not None)
     checked.lines += resumed.lines
     checked.problems += resumed.problems
+    drawing = checking_drawing.look(config, family, source, facts)
+    checked.lines += drawing.lines
+    checked.problems += drawing.problems
+    checked.unknown = checked.unknown or drawing.unknown
     steps, course = _plan(config, training, checked)
     checked.left = max(0, steps - resumed.state.step)
     course += resumed.course(config, steps)
@@ -148,7 +153,7 @@ def _verdict(checked: Checked) -> str:
     if not checked.left:
         return "Nothing would be trained: all steps are done. The model would be exported as it is."
     if checked.unknown:
-        return "All that could be looked at is right; whether training would start cannot be told without the model."
+        return f"All that could be looked at is right; whether training would start cannot be told without {checked.unknown}."
     return "Training would start."
 
 
@@ -205,7 +210,7 @@ def _facts(family: Family, source: LoadSource, checked: Checked) -> Facts | None
     try:
         return family.peek(source)
     except UnreachableError as error:
-        checked.unknown = True
+        checked.unknown = "the model"
         checked.lines.append(f"The model cannot be looked at, so buckets are for 32 px steps: {error}")
     except ModelError as error:
         checked.problems.append(str(error))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small_clip
 import torch
 from conftest import Command
 from PIL import Image, ImageFilter
@@ -92,6 +93,29 @@ def test_what_training_would_refuse_is_exit_code_1(
     assert good.read_text().startswith("<!doctype html>") and not refused.exists()
     again = simpletuner("check", "--config", config, "--page", tmp_path / "elsewhere.html")
     assert (tmp_path / "elsewhere.html").is_file() and "Training would start" in again.stdout
+
+
+def test_what_validation_needs_is_asked_for_as_training_asks(
+    simpletuner: Command, pocket_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Sizes, preview decoder and CLIP: training refused them after a check that had said it would start."""
+    draws = {"validation_disable": False, "validation_prompt": "a house", "validation_resolution": "64x64"}
+    config = pocket_run(train_batch_size=1, validation_preview=True, evaluation_type="clip", **draws)
+    clip = "--pretrained_evaluation_model_name_or_path"
+    bad = ("--validation_resolution=100x100,96x64", "--validation_preview_decoder=./none.pth", clip, str(tmp_path))
+    checked, trained = (simpletuner(command, "--config", config, *bad, check=False) for command in ("check", "train"))
+    said = " ".join(checked.stdout.split())
+    assert checked.returncode == 1 and "Training would not start" in said
+    size = "validation_resolution = '100x100': both sides must be multiples of 32 pixels → use 96x96"
+    assert size in said and size in " ".join(trained.stderr.split())
+    assert "'./none.pth' (validation_preview_decoder)" in said and "96x64" not in said
+    assert f"cannot load a CLIP from '{tmp_path}'" in said and "it has no config.json" in said
+    away = simpletuner("check", "--config", config, clip, "nobody/clip")
+    assert "'nobody/clip'" in away.stdout and "cannot be told without the CLIP" in " ".join(away.stdout.split())
+    here = simpletuner("check", "--config", config, clip, small_clip.write(tmp_path / "clip"))
+    assert "Training would start." in here.stdout
+    undrawn = simpletuner("check", "--config", config, *bad, "--validation_disable")
+    assert "Training would start." in undrawn.stdout
 
 
 def test_it_says_of_each_key_and_dataset_what_training_says(
