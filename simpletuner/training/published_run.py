@@ -69,6 +69,18 @@ def by_hand(output_dir: Path, repository: str) -> str:
     return f"simpletuner publish {output_dir} --to {repository}"
 
 
+def _refuse_without_hub() -> None:
+    """What no second try can mend, instead of minutes of tries. Raises TunerError."""
+    from huggingface_hub import constants, get_token
+
+    if constants.is_offline_mode():
+        raise TunerError("nothing can be published: HF_HUB_OFFLINE is set. What to do: unset it.")
+    if not get_token():
+        raise TunerError(
+            "nothing can be published: nobody is logged in to the hub. What to do: `hf auth login`, or set HF_TOKEN."
+        )
+
+
 def publish(
     output_dir: Path, repository: str, private: bool, words: Words, groups: Sequence[Group], reporter: Reporter
 ) -> None:
@@ -77,6 +89,7 @@ def publish(
     Raises:
         TunerError: There is nothing to upload, or the hub does not take it.
     """
+    _refuse_without_hub()
     upload = of_run(output_dir.expanduser(), repository, private, words, groups)
     size = sum(Path(path).stat().st_size for path in upload.files.values())
     reporter.say(f"Uploading {counted(len(upload.files) + 1, 'file')} ({size / 2**20:,.1f} MiB) to {repository}")

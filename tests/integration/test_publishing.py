@@ -153,3 +153,6 @@ def test_without_a_login_it_is_told_before_anything_is_loaded(
     assert not (tmp_path / "out").exists()
     done = simpletuner("train", "--config", path, check=False, HF_TOKEN="hf_x")
     assert done.returncode == 1 and "HF_HUB_OFFLINE is set" in done.stderr
+    for environment, said in ((nobody, "nobody is logged in"), ({"HF_TOKEN": "hf_x"}, "HF_HUB_OFFLINE is set")):
+        done = simpletuner("publish", tmp_path / "out", "--to", "me/mine", check=False, **environment)
+        assert done.returncode == 1 and f"nothing can be published: {said}" in " ".join(done.stderr.split())
