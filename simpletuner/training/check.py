@@ -117,7 +117,7 @@ def check(config: RunConfig, reporter: Reporter, page_at: Path | None = None, re
     checked.left = max(0, steps - resumed.state.step)
     course += resumed.course(config, steps)
     place = len(checked.lines)
-    if facts is not None:
+    if facts is not None and not resumed.unfit:
         lines, refused = memory_lines(config, family, facts, [item for item, _ in found], checked.left)
         checked.lines += lines
         checked.problems += map(str, refused)

@@ -22,12 +22,14 @@ class Resumed:
         state: Where its run was, and what it recorded of it.
         lines: Sentences.
         problems: Why training would refuse.
+        unfit: Whether no adapter can be made of the configuration, so that nothing it would take can be told.
     """
 
     folder: Path | None = None
     state: checkpoint.TrainingState = field(default_factory=lambda: checkpoint.TrainingState(step=0))
     lines: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    unfit: bool = False
 
     def course(self, config: RunConfig, total: int) -> list[str]:
         """What is done and what is left of a run of ``total`` steps, and whether its learning rate jumps."""
@@ -62,6 +64,7 @@ def look(config: RunConfig, family: Family, source: LoadSource, has_model: bool)
             pass
         except ModelError as error:
             found.problems.append(str(error))
+            found.unfit = True
             return found
     try:
         found.folder, notes = checkpoint.find(

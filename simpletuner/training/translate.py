@@ -229,11 +229,11 @@ def must_agree(options: Options, precision: Precision) -> dict[str, Any]:
     """What options alone tell of what another value of makes another run."""
     settings = options.training
     base = {} if precision.base is None else {"base weights in": str(precision.base).removeprefix("torch.")}
-    return {
+    return {  # in the order in which they are compared: what explains the others first
+        "model_type": options.model.model_type,
         "optimizer": settings.optimizer,
         "weights in": str(precision.weights).removeprefix("torch."),
         **base,
-        "model_type": options.model.model_type,
     }
 
 

@@ -68,6 +68,11 @@ def test_another_adapter_and_what_is_left_are_told_before_anything_is_loaded(
         looked = checked(**{**run, **change})
         assert str(error) in looked and "Training would not start" in looked and "in all" not in looked
     assert "was trained with lora_rank 4, the configuration says 8" in checked(**{**run, "lora_rank": 8})
+    whole = checked(model_type="full", max_train_steps=2, optimizer="torch-adamw")
+    assert "was trained with model_type 'lora', the configuration says 'full'" in whole, (
+        "what explains the rest is named"
+    )
+    assert checked(**run, peft_lora_target_modules=["to_x"]).count("matches no layer") == 1
     further = checked(**{**run, "max_train_steps": 6})
     assert "Training goes on from checkpoint-2: 2 of 6 steps done, 4 left" in further
     assert "Training would start." in further
