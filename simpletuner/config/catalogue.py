@@ -163,6 +163,8 @@ _REFUSED = {
     **_refused("buckets that are too small are listed; use allow_dataset_oversubscription", "disable_bucket_pruning"),
     **_refused("only plain fine-tuning is done, from pictures and not from another model", "distillation_config"),
     **_refused("Sana has no ControlNet training here", "controlnet"),
+    **_refused('each option in it is a key of its own here, such as "user_prompt_library": "config/user_prompt_library.json"',
+               "TRAINER_EXTRA_ARGS"),
     **_refused("weights are used as the formula gives them (docs/noise.md); leave it out", "snr_weight", (1,)),
 }  # fmt: skip
 

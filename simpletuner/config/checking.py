@@ -26,7 +26,7 @@ class Findings:
 
 def nearest(name: str, names: Collection[str]) -> str:
     """A remedy that names the nearest known key, or none."""
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.6)  # a variable's name is in capitals
     return f"did you mean {close[0]!r}?" if close else "remove it"
 
 

@@ -43,15 +43,15 @@ def find_config(config: str | None, env: str | None, example: str | None, enviro
         if found is None:
             raise one_problem(str(path), "--config", asked, "there is no such configuration", "check the path")
         return found
-    name = env or next(
-        (environ[k] for k in ("SIMPLETUNER_ENVIRONMENT", "SIMPLETUNER_ENV", "ENV") if environ.get(k)), ""
-    )
+    variables = ("SIMPLETUNER_ENVIRONMENT", "SIMPLETUNER_ENV", "ENV")
+    asked_by, name = ("--env", env) if env else next(((k, environ[k]) for k in variables if environ.get(k)), ("", ""))
     if name and name != "default":
         found = _in_folder(Path("config") / name)
         if found is None:
-            if env or not environ.get("ENV") == name:
+            if asked_by != "ENV":
+                reason, remedy = "it has no config.json", f"make config/{name}/config.json"
                 raise one_problem(
-                    f"config/{name}", "--env", name, "it has no config.json", f"make config/{name}/config.json"
+                    f"config/{name}", asked_by, name, reason, remedy if env else f"{remedy}, or unset {asked_by}"
                 )
             return _in_folder(Path()) or _in_folder(Path("config"))
         return found

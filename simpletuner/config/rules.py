@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from simpletuner.config.adapter_rules import problems as adapter_problems
 from simpletuner.config.adapter_rules import without_effect as adapter_without_effect
@@ -49,6 +50,7 @@ def check(options: Options, where: Mapping[str, str], config_file: str) -> list[
 def without_effect(options: Options, where: Mapping[str, str]) -> list[str]:
     """Sentences about options that are given but change nothing beside the others."""
     return [
+        *_model_without_effect(options, where),
         *optimizer_without_effect(options, where),
         *noise_without_effect(options, where),
         *adapter_without_effect(options, where),
@@ -60,6 +62,18 @@ def without_effect(options: Options, where: Mapping[str, str]) -> list[str]:
         *_page_without_effect(options, where),
         *publishing_without_effect(options.publishing, where),
     ]
+
+
+def _model_without_effect(options: Options, where: Mapping[str, str]) -> Iterator[str]:
+    model, precision = options.model, options.precision
+    path = model.pretrained_model_name_or_path
+    if "model_flavour" in where and "pretrained_model_name_or_path" in where:
+        yield "model_flavour has no effect: pretrained_model_name_or_path names the weights"
+    if "revision" in where and path and Path(path).expanduser().is_dir():
+        yield f"revision has no effect: {path} is a folder of this machine"
+    interval = precision.gradient_checkpointing_interval
+    if interval > 1 and "gradient_checkpointing_interval" in where and not precision.gradient_checkpointing:
+        yield "gradient_checkpointing_interval has no effect: gradient_checkpointing is false, so nothing is recomputed"
 
 
 def _page_without_effect(options: Options, where: Mapping[str, str]) -> Iterator[str]:

@@ -238,7 +238,10 @@ def test_environments_toml_and_env_files(write: Callable[..., RunConfig], tmp_pa
     assert load(environ={"SIMPLETUNER_ENVIRONMENT": "other"}).options.training.max_train_steps == 9
     assert load(environ={"CONFIG_PATH": str(folder)}).options.training.max_train_steps == 9
     (text,) = problems(lambda: load(env="missing", environ={}))
-    assert "config/missing" in text
+    assert "config/missing: --env = 'missing'" in text
+    for name in ("SIMPLETUNER_ENVIRONMENT", "SIMPLETUNER_ENV"):
+        (text,) = problems(lambda name=name: load(environ={name: "missing"}))
+        assert f"config/missing: {name} = 'missing'" in text and f"or unset {name}" in text
     (tmp_path / "config" / "shell").mkdir()
     (tmp_path / "config" / "shell" / "config.env").write_text("MODEL_TYPE=full\n")
     (text,) = problems(lambda: load(env="shell", environ={}))
@@ -426,6 +429,26 @@ def test_a_variable_that_is_no_option_is_a_problem_like_the_same_key_elsewhere(w
     assert near.endswith("there is no such option → did you mean SIMPLETUNER_TRAIN_BATCH_SIZE?")
     assert near.startswith("environment: SIMPLETUNER_TRAIN_BATCHSIZE = '2'") and far.endswith("unset SIMPLETUNER_XYZZY")
     assert "did you mean 'train_batch_size'?" in file
+
+
+def test_a_variable_of_the_original_written_into_the_file_is_told_as_what_it_is(
+    write: Callable[..., RunConfig],
+) -> None:
+    args, capitals = problems(lambda: write({"TRAINER_EXTRA_ARGS": "--user_prompt_library a.json", "LEARNING_RATE": 1}))
+    assert "each option in it is a key of its own here" in args and '"user_prompt_library"' in args
+    assert capitals.endswith("there is no such option → did you mean 'learning_rate'?")
+
+
+def test_what_a_model_key_cannot_act_on_is_told(write: Callable[..., RunConfig], pocket: Path) -> None:
+    given = {"revision": "main", "gradient_checkpointing": False, "gradient_checkpointing_interval": 2}
+    path = {"pretrained_model_name_or_path": str(pocket / "model"), "model_flavour": "sana1.0-600m-512"}
+    said = "\n".join(write({**given, **path}).notices)
+    for key in ("model_flavour", "revision", "gradient_checkpointing_interval"):
+        assert f"{key} has no effect" in said, key
+    acting = {"pretrained_model_name_or_path": "someone/sana", "revision": "main", "gradient_checkpointing_interval": 2}
+    assert "has no effect" not in "\n".join(write(acting).notices)
+    off = {"model_flavour": "sana1.0-600m-512", "gradient_checkpointing": False, "gradient_checkpointing_interval": 1}
+    assert "has no effect" not in "\n".join(write({**off, "pretrained_model_name_or_path": None}).notices)
 
 
 def test_a_satisfied_key_at_the_originals_default_says_nothing(write: Callable[..., RunConfig]) -> None:
