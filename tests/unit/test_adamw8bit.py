@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from simpletuner.models import imports
-from simpletuner.training import eight_bits
+from simpletuner.training import eight_bits, guarded_adam
 from simpletuner.training.guarded_adam import control_of, plain_mix
 from simpletuner.training.optimizers import arguments_of, build, describe, pack, unpack
 
@@ -284,6 +285,38 @@ def test_the_twin_takes_blocks_of_any_size() -> None:
         torch.testing.assert_close(new, row[0] - 1e-3 * row[1].sign(), rtol=0, atol=1e-5)
         error = (eight_bits.read(mean, scale, True) - 0.1 * row[1]).view(blocks, -1).abs().amax(1)
         assert (error <= 0.01 * scale).all()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Triton is for Linux alone")
+def test_tables_that_a_graph_reads_are_filled_after_its_capture_and_go_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each capture has tables of its own; whoever replays holds them, and the optimizer does not."""
+    from simpletuner.training import adamw8bit_triton, adamw_triton
+
+    launched: list[tuple[int, weakref.ref[torch.Tensor]]] = []
+    for kernel in (adamw8bit_triton, adamw_triton):
+        monkeypatch.setattr(
+            kernel, "launch", lambda table, *others: launched.append((int(table.abs().sum()), weakref.ref(table)))
+        )
+    monkeypatch.setattr(guarded_adam, "available", lambda tensor: True)
+    parameters = weights()
+    optimizer: Any = build(NAME, parameters, 1e-3, {})
+    kept = []
+    for capturing in (False, True, True):
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda capturing=capturing: capturing)
+        for parameter in parameters:
+            parameter.grad = torch.ones_like(parameter)
+        optimizer._guarded_step(RATE, ONE, YES)
+        if capturing:
+            kept.append(optimizer.after_capture())
+    assert [bool(numbers) for numbers, _ in launched] == [True, True, False, False, False, False], "filled later"
+    tables = [table() for _, table in launched[2:]]
+    assert [id(table) for table in tables] == [id(table) for some in kept for table in some] and len(set(tables)) == 4
+    for eights, others in zip(tables[::2], tables[1::2], strict=True):
+        assert eights is not None and others is not None
+        assert eights[0].tolist() == [p.data_ptr() for p in parameters[:2]] and eights[-1].tolist() == [20 * 256] * 2
+        assert others[0].tolist() == [parameters[2].data_ptr()] and others[-1].tolist() == [100]
+    del kept, tables, eights, others
+    assert [table() is None for _, table in launched] == [False, False, True, True, True, True]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton is for Linux alone")
