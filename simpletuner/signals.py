@@ -9,6 +9,12 @@ from contextlib import contextmanager
 from types import FrameType
 
 
+def hangup() -> tuple[signal.Signals, ...]:
+    """SIGHUP, which a terminal sends when it is closed; nothing where there is none, or where ``nohup`` has it ignored."""
+    number = getattr(signal, "SIGHUP", None)
+    return () if number is None or signal.getsignal(number) == signal.SIG_IGN else (number,)
+
+
 @contextmanager
 def handled(by: Callable[[int, FrameType | None], object], *numbers: signal.Signals) -> Iterator[None]:
     """Inside, these signals are handled so; afterwards as before. Signals come to the main thread alone: others change nothing."""

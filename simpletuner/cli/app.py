@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import errno
+import io
 import os
 import sys
 import traceback
@@ -13,6 +16,7 @@ import click
 
 from simpletuner import __version__
 from simpletuner.errors import TunerError, printable
+from simpletuner.wording import where_to_write
 
 # name → (where it is, its line in --help: asking the command itself would load it)
 _LAZY = {
@@ -121,6 +125,10 @@ def copy_example(name: str, destination: Path, force: bool) -> None:
 def main() -> None:
     """Entry point: run, and turn errors into one paragraph and an exit code."""
     debug = "--debug" in sys.argv
+    for stream in (sys.stdout, sys.stderr):
+        # Elsewhere than in UTF-8 letters may be lacking, which is no reason to end.
+        if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower() != "utf-8":
+            stream.reconfigure(errors="replace")
     try:
         app.main(standalone_mode=False)
     except click.exceptions.Exit as stop:
@@ -129,7 +137,7 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("Interrupted.", err=True)
+        _say_wrong("Interrupted.")
         sys.exit(130)
     except TunerError as error:
         if debug:
@@ -139,6 +147,13 @@ def main() -> None:
     except Exception as error:  # noqa: BLE001 - the border: a person gets a sentence, --debug the rest
         if debug:
             traceback.print_exc()
+        if _is_interrupt(error):
+            _say_wrong("Interrupted.")
+            sys.exit(130)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            what = f"Error: cannot write {error.filename or 'a file'}: {error.strerror}. "
+            _say_wrong(printable(f"{what}What to do: {where_to_write(error)}, then start again."))
+            sys.exit(1)
         what = f"Error: something unforeseen happened ({type(error).__name__}: {error}). "
         _say_wrong(
             printable(what) + "This is a fault of the program; run again with --debug and report what it prints."
@@ -146,8 +161,19 @@ def main() -> None:
         sys.exit(1)
 
 
+def _is_interrupt(error: BaseException) -> bool:
+    """Whether Ctrl-C came while a class was being made: Python 3.11 hands on a RuntimeError that it caused."""
+    cause = error.__cause__
+    return isinstance(error, KeyboardInterrupt) or (cause is not None and _is_interrupt(cause))
+
+
 def _say_wrong(text: str) -> None:
-    """An error: in a terminal its lines break between words."""
+    """An error: in a terminal its lines break between words. The terminal may be closed by now."""
+    with contextlib.suppress(OSError):
+        _show(text)
+
+
+def _show(text: str) -> None:
     if sys.stderr.isatty():
         from rich.console import Console
 

@@ -65,8 +65,11 @@ def grid(
         top += heights[number] + _PAD
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_suffix(".tmp")
-    sheet.save(temporary, format="PNG", compress_level=1)  # quicker, and hardly larger
-    temporary.replace(out)
+    try:
+        sheet.save(temporary, format="PNG", compress_level=1)  # quicker, and hardly larger
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)
     return out
 
 

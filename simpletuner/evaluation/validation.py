@@ -220,8 +220,11 @@ class Validator:
 def _write(image: Image.Image, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    image.save(temporary, format="PNG")
-    temporary.replace(path)
+    try:
+        image.save(temporary, format="PNG")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _first_line(error: BaseException) -> str:

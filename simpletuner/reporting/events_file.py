@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 
 from simpletuner.reporting.events import Event, Figures, Status
+from simpletuner.reporting.json_lines import append
 
 
 class EventsFile:
@@ -28,8 +29,7 @@ class EventsFile:
     def handle(self, event: Event, ending: threading.Event) -> None:
         """One line, on disk at once. Raises OSError if the disk takes nothing more."""
         line = json.dumps(event.to_json(self._relative), ensure_ascii=False, default=str)
-        with open(self._path, "a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(line + "\n")
+        append(self._path, line + "\n")
 
     def finish(self) -> None:
         """Nothing is left open."""

@@ -1,4 +1,4 @@
-"""Following a file of JSON lines that another process writes.
+"""Files of JSON lines: adding whole lines, and following a file that another process writes.
 
 In: the file. Out: its new lines at each look. Takes a last line that is half written, a file that is not there yet, and
 one that is cut or written anew.
@@ -6,12 +6,40 @@ one that is cut or written anew.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 _HEAD = 256  # bytes at the front by which a file written anew is known
 _MOST = 64 * 2**20  # bytes read at one look; the rest comes at the next
+
+
+def append(path: Path, text: str) -> None:
+    """Add whole lines to a file, made if missing: all of them or none.
+
+    A half line at its end, which a killed run has left, is ended first, or it would spoil the first of these.
+
+    Args:
+        path: The file.
+        text: Lines with their ends.
+
+    Raises:
+        OSError: The disk takes nothing more; the file is as it was.
+    """
+    with open(path, "ab+", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(0, end - 1))
+        data = (b"" if file.read(1) in (b"", b"\n") else b"\n") + text.encode("utf-8", "backslashreplace")
+        try:
+            if file.write(data) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.truncate(end)
+            raise
 
 
 class JsonLines:

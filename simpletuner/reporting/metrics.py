@@ -10,14 +10,24 @@ from typing import Any
 
 from simpletuner.errors import TunerError
 from simpletuner.reporting.events import Event, Figures, finite
+from simpletuner.reporting.json_lines import append
 
 
 class MetricsFile:
     """Appends to ``metrics.jsonl``."""
 
-    def __init__(self, path: Path, emit: Callable[[Event], None] | None = None) -> None:
-        """Append to ``path``, made if missing; ``emit`` is told of every line as well, which is how trackers learn it."""
-        self._emit = emit
+    def __init__(
+        self, path: Path, emit: Callable[[Event], None] | None = None, say: Callable[[str], None] | None = None
+    ) -> None:
+        """Append to ``path``, made if missing.
+
+        Args:
+            path: The file.
+            emit: Told of every line as well, which is how trackers learn it.
+            say: Told once where the disk takes no line.
+        """
+        self._emit, self._say = emit, say
+        self._waiting: list[str] = []
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -25,23 +35,31 @@ class MetricsFile:
         self._path = path
 
     def write(self, kind: str, values: dict[str, Any]) -> None:
-        """Append one line; NaN and infinity become null, so that every JSON reader takes it."""
+        """Append one line; NaN and infinity become null, so that every JSON reader takes it.
+
+        What a full disk does not take waits for the next line: no step is lost for want of its figures.
+        """
         clean = finite(values)
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"kind": kind, "time": round(time.time(), 3), **clean}) + "\n")
+        self._waiting.append(json.dumps({"kind": kind, "time": round(time.time(), 3), **clean}) + "\n")
+        try:
+            append(self._path, "".join(self._waiting))
+            self._waiting.clear()
+        except OSError as error:
+            if self._say:
+                self._say(f"{self._path}: {error.strerror} (said once; its lines wait for room, and training goes on)")
+                self._say = None
         if self._emit:
             self._emit(Figures(kind=kind, values=clean))
 
     def read(self, kind: str) -> list[dict[str, Any]]:
         """All lines of one kind, in order; a line cut off by a kill is passed over."""
-        if not self._path.is_file():
-            return []
+        written = self._path.read_text(encoding="utf-8", errors="replace") if self._path.is_file() else ""
         lines = []
-        for text in self._path.read_text(encoding="utf-8").splitlines():
+        for text in [*written.splitlines(), *self._waiting]:
             try:
                 line = json.loads(text)
             except ValueError:
                 continue
-            if line.get("kind") == kind:
+            if isinstance(line, dict) and line.get("kind") == kind:
                 lines.append(line)
         return lines

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from typing import Protocol, TextIO, TypeVar, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
 
 from simpletuner.errors import printable
+from simpletuner.reporting.screen import Screen
 from simpletuner.reporting.stages import Stages
 from simpletuner.reporting.wrapping import wrapped
 
@@ -73,12 +75,20 @@ class _MirroredBar:
         self._mirror(count)
 
 
+def standard_output() -> Console:
+    """A console on standard output that outlives its readers; a width of 0, as COLUMNS has it in some shells, is none."""
+    console = Console(file=cast(TextIO, Screen(sys.stdout)) if sys.stdout else None)  # closed from the start: None
+    if not console.width:
+        console.width = 80
+    return console
+
+
 class Reporter:
     """Bars and sentences on one console."""
 
     def __init__(self, console: Console | None = None) -> None:
         """Print on ``console`` (standard output by default)."""
-        self.console = console or Console()
+        self.console = console or standard_output()
         self._stages: Stages | None = None
 
     def tell(self, stages: Stages | None) -> None:

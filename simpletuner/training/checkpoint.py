@@ -28,6 +28,7 @@ from simpletuner.wording import where_to_write
 MANIFEST = "checkpoint_manifest.json"
 STATE = "training_state.json"
 _NAME = re.compile(r"checkpoint-(\d+)$")
+_LEFT = re.compile(r"\.checkpoint-\d+\.(staging|old)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,20 @@ def staged_folder(final: Path) -> Any:
         ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def tidy(output_dir: Path) -> None:
+    """Clear away the checkpoints that killed runs left half written, in a folder that no other run is in.
+
+    Such a folder is hidden, and as large as a checkpoint; the run that goes on may never save that very step again.
+    """
+    for left in output_dir.glob(".checkpoint-*"):
+        if _LEFT.fullmatch(left.name):
+            final = output_dir / left.name[1:].rpartition(".")[0]
+            if left.suffix == ".old" and not final.exists():  # killed between the two renames of ``staged_folder``
+                os.replace(left, final)
+            else:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def problem_with(folder: Path) -> str | None:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: stop cleanly between two steps, and what takes long between them is given up."""
+"""Ctrl-C, SIGTERM and a closed terminal: stop cleanly between two steps, and what takes long between them is given up."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from simpletuner.reporting.progress import Reporter
-from simpletuner.signals import handled
+from simpletuner.signals import handled, hangup
 
 
 class GivenUp(Exception):
@@ -17,13 +17,21 @@ class GivenUp(Exception):
 
 @contextmanager
 def stop_on_interrupt(reporter: Reporter, asked: threading.Event) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM sets ``asked``, for a clean stop; a second one interrupts at once."""
+    """The first Ctrl-C or SIGTERM sets ``asked``, for a clean stop; a second one interrupts at once.
+
+    SIGHUP only sets it: a terminal that is closed sends it itself, then its shell does, and then SIGTERM may follow.
+    """
+    insisted = False
 
     def ask(number: int, frame: object) -> None:
-        if asked.is_set():
+        nonlocal insisted
+        if insisted and number not in hangups:
             raise KeyboardInterrupt
-        asked.set()
-        reporter.say("Stopping once the step or the picture in hand is finished (interrupt again to stop at once)")
+        insisted = insisted or number not in hangups
+        if not asked.is_set():
+            asked.set()
+            reporter.say("Stopping once the step or the picture in hand is finished (interrupt again to stop at once)")
 
-    with handled(ask, signal.SIGINT, signal.SIGTERM):
+    hangups = hangup()
+    with handled(ask, signal.SIGINT, signal.SIGTERM, *hangups):
         yield

@@ -2,7 +2,7 @@
 
 In: how many, on which machines, and the words of the command. Out: an exit status. Trains nothing and loads no model.
 
-Ctrl-C and SIGTERM are passed on, once for each, and then waited for: the processes stop after a step and its checkpoint,
+Ctrl-C, SIGTERM and SIGHUP are passed on, once for each, and then waited for: the processes stop after a step and its checkpoint,
 however long that takes. Torchrun's own way would kill them after 30 seconds.
 """
 
@@ -24,7 +24,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from simpletuner import own_process
 from simpletuner.errors import TunerError, printable
-from simpletuner.signals import handled
+from simpletuner.signals import handled, hangup
 
 INTERRUPTED = 130
 RENDEZVOUS_S = 900  # machines may be started one after another
@@ -75,7 +75,7 @@ class Launch:
             rdzv_configs={"rank": self.machine_rank, "timeout": RENDEZVOUS_S} if several else {},
             local_addr=None if several else "localhost",
             max_restarts=0,
-            signals_to_handle="SIGHUP,SIGQUIT",
+            signals_to_handle="SIGQUIT",
         )
 
 
@@ -93,7 +93,7 @@ def launch(asked: Launch, words: Sequence[str]) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // asked.here)))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it is told in plain words here
     try:
-        with handled(_pass_on, signal.SIGINT, signal.SIGTERM):
+        with handled(_pass_on, signal.SIGINT, signal.SIGTERM, *hangup()):
             program, *start = own_process.command("simpletuner", *words)
             elastic_launch(asked.config(), program)(*start)
     except ChildFailedError as error:

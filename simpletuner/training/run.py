@@ -93,6 +93,7 @@ def _known(session: Session) -> Iterator[None]:
         translate_reporting.uploads(session),
     ):
         forget(session.output_dir / FOLDER)
+        checkpoint.tidy(session.output_dir)
         records = {"config": session.config.raw, "datasets": masked(session.config.datasets.record())}
         for name, record in records.items():
             text = json.dumps(record, indent=2, default=str)

@@ -121,7 +121,7 @@ def open_session(
         config=config,
         reporter=reporter,
         output_dir=output_dir,
-        metrics=MetricsFile(output_dir / "metrics.jsonl", stages.emit),
+        metrics=MetricsFile(output_dir / "metrics.jsonl", stages.emit, reporter.say),
         stages=stages,
         family=family,
         facts=facts,

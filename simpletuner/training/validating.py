@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from shutil import copyfile
@@ -207,7 +207,8 @@ class ValidationPictures:
         shown = whole or {labels[0]: first}
         drawn = {picture.key for rendering in shown.values() for picture in rendering.drawn}
         if drawn:
-            self._grids(step, drawn, list(shown), whole=len(whole) == len(labels))
+            with self._going_on(step, "a sheet of the pictures"):
+                self._grids(step, drawn, list(shown), whole=len(whole) == len(labels))
         if self.judging:
             for label, rendering in done.items():
                 self.judging(step, label, rendering.drawn)
@@ -217,8 +218,19 @@ class ValidationPictures:
         self.metrics.write("picture", picture.line(self.output_dir))
         if picture.step == 0 and not picture.label and self.shown.benchmark and not self.shown.continued:
             kept = self._base(picture)
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            copyfile(picture.path, kept)
+            with self._going_on(picture.step, "the base model's picture"):
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                copyfile(picture.path, kept)
+
+    @contextmanager
+    def _going_on(self, step: int, what: str) -> Iterator[None]:
+        """A disk that is full, or a picture that is damaged, costs what was to be written and not the run."""
+        try:
+            yield
+        except OSError as error:
+            sentence = f"step {step}: {what} could not be written: {error.strerror or error}; training goes on"
+            self.reporter.say(f"WARNING: {sentence}")
+            self.stages.emit(Notification(title="Validation", message=sentence, severity="error"))
 
     def _prompt_finished(self, pictures: list[Picture]) -> None:
         """All pictures of one prompt with one kind of weights are on disk."""

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Command, Python, has_recorded, stopped_when
+from conftest import Command, Python, has_recorded, started, stopped_when
 from PIL import Image
+from processes import until
 from safetensors.torch import load_file, save_file
 
 
@@ -96,6 +97,19 @@ def test_an_interrupt_saves_and_says_how_to_go_on(pocket_run: Callable[..., Path
     status, output = stopped_when(lambda: has_recorded(tmp_path / "out", 3), config, tmp_path, by=signal.SIGINT)
     assert status == 130, output
     assert "Stopped at step" in output and list((tmp_path / "out").glob("checkpoint-*"))
+
+
+def test_a_closed_terminal_saves_too(pocket_run: Callable[..., Path], tmp_path: Path) -> None:
+    """Nobody reads any more what is said, which is no error either."""
+    config, output = pocket_run(max_train_steps=5000), tmp_path / "out"
+    with started("train", "--config", config, cwd=tmp_path) as process:
+        until(lambda: has_recorded(output, 3), process)
+        assert process.stdout
+        process.stdout.close()
+        process.send_signal(signal.SIGHUP)
+        process.wait(120)
+    assert process.returncode > 0 and list(output.glob("checkpoint-*"))
+    assert json.loads((output / "run.json").read_text())["status"] == "interrupted"
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])

@@ -123,3 +123,15 @@ def test_checkpoints_beyond_the_one_resumed_are_set_aside(tmp_path: Path) -> Non
     moved = checkpoint.set_aside(tmp_path, 100)
     assert moved is not None and sorted(p.name for p in moved.iterdir()) == ["checkpoint-200", "checkpoint-300"]
     assert [p.name for p in checkpoint.existing(tmp_path)] == ["checkpoint-100"]
+
+
+def test_what_killed_saves_left_is_cleared_away_and_nothing_else(tmp_path: Path) -> None:
+    whole = save(tmp_path, 3)
+    whole.rename(tmp_path / ".checkpoint-3.old")  # killed between the two renames
+    for name in (".checkpoint-7.staging", ".checkpoint-5.old", ".merged.staging", ".checkpoint-x.old", "checkpoint-5"):
+        (tmp_path / name).mkdir()
+    checkpoint.tidy(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {
+        *("checkpoint-3", "checkpoint-5", ".merged.staging", ".checkpoint-x.old")
+    }
+    assert checkpoint.problem_with(whole) is None

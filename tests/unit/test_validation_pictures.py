@@ -167,6 +167,18 @@ def test_both_kinds_of_weights_share_the_time_and_draw_the_same(tmp_path: Path) 
     ]  # fmt: skip
 
 
+def test_a_sheet_that_cannot_be_written_does_not_end_the_run(tmp_path: Path) -> None:
+    """Nor the base model's picture that is kept beside the later ones."""
+    run = Run(tmp_path, validator(tmp_path, Pipeline()))
+    for name in ("grids", "benchmarks"):
+        (tmp_path / name).write_text("in the way")
+    run.hook.on_start(0)
+    assert run.steps(1) == [["a0", "b0", "c0"]]
+    said = " ".join(run.said.getvalue().split())
+    assert "step 0: the base model's picture could not be written: " in said
+    assert "step 1: a sheet of the pictures could not be written: " in said and said.count("training goes on") >= 2
+
+
 def test_one_prompt_that_fails_does_not_stop_the_others_and_is_told_once(tmp_path: Path) -> None:
     pipeline = Pipeline()
     pipeline.fails = lambda count: ValueError("a cat\nwalked over it") if len(pipeline.calls) in (2, 3) else None

@@ -1,0 +1,51 @@
+"""metrics.jsonl: whole lines, whatever was killed or full before."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import Python
+
+from simpletuner.reporting.json_lines import append
+from simpletuner.reporting.metrics import MetricsFile
+
+
+@pytest.mark.parametrize("before", ["", '{"a": 1}\n', '{"a": 1}\n{"b'])
+def test_a_half_line_of_a_killed_run_spoils_no_other(tmp_path: Path, before: str) -> None:
+    path = tmp_path / "lines"
+    path.write_text(before)
+    append(path, '{"c": 3}\n')
+    assert path.read_text() == before + ("\n" if before.endswith("b") else "") + '{"c": 3}\n'
+
+
+def test_what_does_not_fit_is_left_out_whole(python: Python, tmp_path: Path) -> None:
+    program = """
+import resource, sys
+from pathlib import Path
+from simpletuner.reporting.json_lines import append
+path = Path("lines")
+append(path, "first\\n")
+resource.setrlimit(resource.RLIMIT_FSIZE, (20, resource.RLIM_INFINITY))
+try:
+    append(path, "a line that is too long for it\\n")
+except OSError as error:
+    print(error.strerror)
+append(path, "last\\n")
+"""
+    done = python(program, folder=tmp_path)
+    assert done.returncode == 0 and done.stdout, done.stderr
+    assert (tmp_path / "lines").read_text() == "first\nlast\n"
+
+
+def test_lines_wait_while_the_disk_takes_none(tmp_path: Path) -> None:
+    path, said = tmp_path / "metrics.jsonl", list[str]()
+    metrics = MetricsFile(path, say=said.append)
+    path.mkdir()  # nothing can be written there
+    for step in (1, 2):
+        metrics.write("step", {"step": step})
+    assert len(said) == 1 and "training goes on" in said[0]
+    assert [line["step"] for line in metrics.read("step")] == [1, 2]
+    path.rmdir()
+    metrics.write("step", {"step": 3})
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
+    assert [line["step"] for line in metrics.read("step")] == [1, 2, 3]
