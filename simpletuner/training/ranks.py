@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import faulthandler
-import math
 import os
 import signal
 import threading
@@ -28,12 +26,12 @@ import torch
 import torch.distributed as dist
 
 from simpletuner.errors import DataError, LostProcessError, NonFiniteError, TunerError
+from simpletuner.training import neighbours
 
 PATIENCE_DEVICES = timedelta(hours=1)  # hosts are never more than a few steps apart
 POLL_S = 2e-4  # between two looks at a device
 LAST_WORDS_S = 15.0  # for a process that was left alone to say so; torchrun would end it after 30
 LOOK_S = 1.0  # between two looks at the processes beside this one
-SAME_S = 2.0  # two looks at when a process began differ by less
 SMALL = 2**18  # elements: smaller tensors travel together
 PATIENCE_MAIN = timedelta(hours=2)  # the first process waits for others that do what it does
 PATIENCE = timedelta(hours=48)  # the others wait for the first: pictures, checkpoints
@@ -41,45 +39,6 @@ GRACE_S = 1.0  # rank 0 may be about to say the same
 FAILURE = "simpletuner/failure"
 
 T = TypeVar("T")
-
-
-def let_go() -> None:
-    """At the end of a process that was left alone: its GPU may wait for the others, and the end would wait for the GPU."""
-    everyone = dist.group.WORLD
-    if everyone is not None:
-        with contextlib.suppress(RuntimeError):
-            everyone.abort()
-
-
-def is_running(process: psutil.Process) -> bool:
-    """Whether it has not ended, waited for or not."""
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-    except psutil.AccessDenied:
-        return True
-
-
-def beginning(number: int) -> float:
-    """When the process of this number began (seconds), NaN where it is not seen: a sandbox may hide all of them, or the clock."""
-    with contextlib.suppress(psutil.Error, OSError, RuntimeError):
-        return psutil.Process(number).create_time()
-    return math.nan
-
-
-def process_of(number: int, began: float) -> psutil.Process | None:
-    """The process of this number and beginning (seconds), if it is seen from here: elsewhere another has its number."""
-    with contextlib.suppress(psutil.Error):
-        if abs(beginning(number) - began) < SAME_S:
-            return psutil.Process(number)
-    return None
-
-
-def leave_within(seconds: float) -> None:
-    """End this process then, whatever it waits for: by a thread that needs no Python, and so no end of a call that blocks it."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
 
 
 class Ranks:
@@ -128,11 +87,11 @@ class Ranks:
         self._store = dist.distributed_c10d._get_default_store()
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._terminated)
-        everyone = self.of_all((os.getpid(), beginning(os.getpid())))
+        everyone = self.of_all((os.getpid(), neighbours.beginning(os.getpid())))
         first = self.rank - self.local
         beside = [*everyone[first : self.rank], *everyone[self.rank + 1 : first + self.local_world]]
         # Where one cannot be seen, torchrun ends this one.
-        self._beside = [process for other in beside if (process := process_of(*other))]
+        self._beside = [process for other in beside if (process := neighbours.process_of(*other))]
 
     def _terminated(self, number: int, frame: object) -> None:
         """SIGTERM outside the loop: an interrupt, but for one that is ending already because another has ended."""
@@ -227,7 +186,7 @@ class Ranks:
         while not moment.query():
             now, alone = time.monotonic(), False
             if now > look:
-                look, alone = now + LOOK_S, not all(map(is_running, self._beside))
+                look, alone = now + LOOK_S, not all(map(neighbours.is_running, self._beside))
             if alone or now > end:
                 raise self._left_alone()
             time.sleep(POLL_S)
@@ -398,8 +357,8 @@ class Ranks:
 
     def _left_alone(self) -> LostProcessError:
         if not self.lost and dist.is_initialized() and dist.get_backend() == "nccl":
-            atexit.register(let_go)
-            leave_within(LAST_WORDS_S)  # on its way out it may call the device, which does not answer
+            atexit.register(neighbours.let_go)
+            neighbours.leave_within(LAST_WORDS_S)  # on its way out it may call the device, which does not answer
         self.lost = True
         return LostProcessError(
             "another process of this run has ended, or does not answer; the step in which that happened is lost. What to do: "

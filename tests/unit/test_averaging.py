@@ -21,7 +21,7 @@ from rich.console import Console
 
 from simpletuner.errors import LostProcessError
 from simpletuner.reporting.progress import Reporter
-from simpletuner.training import ranks
+from simpletuner.training import neighbours, ranks
 from simpletuner.training.adamw_bf16 import AdamWBF16
 from simpletuner.training.assemble import make_graphs, may_average_early
 from simpletuner.training.averaging import Averaging
@@ -127,16 +127,16 @@ def test_a_device_is_not_waited_for_where_a_process_beside_this_one_has_ended(mo
         other.kill()
         with pytest.raises(LostProcessError):
             several.wait_for(Moment(float("inf")))  # type: ignore[arg-type]
-    assert not ranks.is_running(several._beside[0])
+    assert not neighbours.is_running(several._beside[0])
 
 
 def test_a_process_is_known_by_its_number_and_its_beginning() -> None:
     me = psutil.Process()
-    assert ranks.process_of(me.pid, me.create_time()) == me
-    assert ranks.process_of(me.pid, me.create_time() - 60) is None, "another machine's"
+    assert neighbours.process_of(me.pid, me.create_time()) == me
+    assert neighbours.process_of(me.pid, me.create_time() - 60) is None, "another machine's"
     with subprocess.Popen([sys.executable, "-c", ""]) as gone:
         gone.wait()
-    assert ranks.process_of(gone.pid, me.create_time()) is None
+    assert neighbours.process_of(gone.pid, me.create_time()) is None
 
 
 def test_what_is_hidden_of_processes_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,13 +149,13 @@ def test_what_is_hidden_of_processes_ends_no_run(monkeypatch: pytest.MonkeyPatch
         raise psutil.AccessDenied(process.pid)
 
     me = psutil.Process()
-    began = ranks.beginning(me.pid)
-    assert ranks.process_of(me.pid, began) == me
+    began = neighbours.beginning(me.pid)
+    assert neighbours.process_of(me.pid, began) == me
     monkeypatch.setattr(psutil.Process, "create_time", hidden)
-    assert math.isnan(ranks.beginning(me.pid))
-    assert ranks.process_of(me.pid, began) is None and ranks.process_of(me.pid, math.nan) is None
+    assert math.isnan(neighbours.beginning(me.pid))
+    assert neighbours.process_of(me.pid, began) is None and neighbours.process_of(me.pid, math.nan) is None
     monkeypatch.setattr(psutil.Process, "status", denied)
-    assert ranks.is_running(me)
+    assert neighbours.is_running(me)
 
 
 def test_a_host_that_is_to_read_a_figure_looks_after_the_others_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,9 +170,7 @@ def test_a_host_that_is_to_read_a_figure_looks_after_the_others_first(monkeypatc
 
 def test_a_process_that_was_left_alone_ends_though_a_call_blocks_it() -> None:
     """As one of CUDA does: the interpreter's lock is held, so that no other thread of Python runs, and no signal is heard."""
-    blocked = (
-        "import ctypes; from simpletuner.training import ranks; ranks.leave_within(0.5); ctypes.PyDLL(None).sleep(120)"
-    )
+    blocked = "import ctypes; from simpletuner.training import neighbours; neighbours.leave_within(0.5); ctypes.PyDLL(None).sleep(120)"
     began = time.monotonic()
     done = subprocess.run([sys.executable, "-c", blocked], timeout=PATIENCE_S, capture_output=True, check=False)
     assert done.returncode == 1 and not done.stderr and time.monotonic() - began < 100
