@@ -120,12 +120,15 @@ class FusedUpdate:
             kernel = kernel_of(row)
             kind = kernel.kind(row)
             (left if kind is None else kinds.setdefault((kernel, kind), [])).append(row)
+        # What needs room comes before the first launch: a step that finds none has changed nothing, and may be repeated.
+        ready = []
         for (kernel, kind), some in kinds.items():
             key = kernel, kind, tuple(row[0].numel() for row in some)
             if key not in self._launches:
                 self._launches[key] = Launches(key[2], some[0][0].device, kernel)
-            launches = self._launches[key]
-            kernel.launch(launches.table(some), launches.chunks, control, self._seed + kind.stream, self._numbers, kind)
+            ready.append((kernel, kind, self._launches[key].chunks, self._launches[key].table(some)))
+        for kernel, kind, chunks, table in ready:
+            kernel.launch(table, chunks, control, self._seed + kind.stream, self._numbers, kind)
         return left
 
     def after_capture(self) -> list[torch.Tensor]:
