@@ -150,9 +150,8 @@ def main() -> None:
         if _is_interrupt(error):
             _say_wrong("Interrupted.")
             sys.exit(130)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            what = f"Error: cannot write {error.filename or 'a file'}: {error.strerror}. "
-            _say_wrong(printable(f"{what}What to do: {where_to_write(error)}, then start again."))
+        if known := _known(error):
+            _say_wrong(printable(f"Error: {known}"))
             sys.exit(1)
         what = f"Error: something unforeseen happened ({type(error).__name__}: {error}). "
         _say_wrong(
@@ -165,6 +164,16 @@ def _is_interrupt(error: BaseException) -> bool:
     """Whether Ctrl-C came while a class was being made: Python 3.11 hands on a RuntimeError that it caused."""
     cause = error.__cause__
     return isinstance(error, KeyboardInterrupt) or (cause is not None and _is_interrupt(cause))
+
+
+def _known(error: Exception) -> str:
+    """What it means and what to do, of the few errors that any place may meet and that are a person's to mend; or ""."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        remedy = f"What to do: {where_to_write(error)}, then start again."
+        return f"cannot write {error.filename or 'a file'}: {error.strerror}. {remedy}"
+    if isinstance(error, RuntimeError) and "home directory" in str(error):  # Path.expanduser
+        return "a path begins with ~, and there is no such home folder. What to do: write that path in full."
+    return ""
 
 
 def _say_wrong(text: str) -> None:

@@ -14,6 +14,8 @@ from simpletuner.config.examples import example_folder
 from simpletuner.config.json_hints import hint
 from simpletuner.errors import ConfigError, Problem
 
+_SHOWN = 80  # characters of a line with an error
+
 
 def one_problem(file: str, key: str, value: object, reason: str, remedy: str = "") -> ConfigError:
     """The error of a single problem."""
@@ -119,11 +121,25 @@ def parse(path: Path) -> tuple[Any, list[Problem]]:
     except UnicodeDecodeError as error:
         raise one_problem(str(path), "", "", "it is not UTF-8 text", "save it as UTF-8") from error
     except json.JSONDecodeError as error:
-        lines = text.splitlines() or [""]
-        line = lines[min(error.lineno, len(lines)) - 1].strip()
-        raise one_problem(f"{path}:{error.lineno}:{error.colno}", "JSON", line, error.msg, hint(text, error)) from error
+        where = f"{path}:{error.lineno}:{error.colno}"
+        raise one_problem(where, "JSON", _around(text, error), error.msg, hint(text, error)) from error
     except tomllib.TOMLDecodeError as error:
         raise one_problem(str(path), "TOML", "", str(error)) from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets by the thousand
+        raise one_problem(
+            str(path), "", "", f"it is no configuration: {error}", "write it anew, or copy an example"
+        ) from error
+
+
+def _around(text: str, error: json.JSONDecodeError) -> str:
+    """The line with the error, or of a long one what stands around it: all may be in one line, secrets too."""
+    start = text.rfind("\n", 0, error.pos) + 1
+    line = text[start:].partition("\n")[0]
+    if len(line) <= _SHOWN:
+        return line.strip()
+    at = error.pos - start
+    part = line[max(0, at - _SHOWN // 2) : at + _SHOWN // 2]
+    return f"{'…' if at > _SHOWN // 2 else ''}{part.strip()}{'…' if at + _SHOWN // 2 < len(line) else ''}"
 
 
 def _twice(path: Path, key: str, text: str) -> Problem:

@@ -18,7 +18,7 @@ from typing import Protocol
 import torch
 
 from simpletuner.data.types import Batch
-from simpletuner.errors import LostProcessError, NonFiniteError
+from simpletuner.errors import CacheError, DataError, LostProcessError, NonFiniteError
 from simpletuner.training.guard import Guard
 from simpletuner.training.ranks import Ranks
 from simpletuner.training.step import Outcome, one_step
@@ -244,6 +244,8 @@ def train(
 
     Raises:
         NonFiniteError: Too many steps in a row were not finite.
+        DataError: The pictures of a batch cannot be read any more.
+        CacheError: Nor can what was kept of them.
         LostProcessError: Another process has ended.
     """
     figures = Unread(trainee, hooks)
@@ -265,9 +267,12 @@ def train(
                 trainee.graphs.make_room(acting=True)
             figures.read(0 if acts or outcome.decided else LATE)
         figures.read(0)
-    except NonFiniteError:
-        for hook in hooks:  # what was learned until the last good step is saved
-            hook.on_stop(step, False)
+    except (NonFiniteError, DataError, CacheError) as error:
+        if not isinstance(error, NonFiniteError):  # no batch: a disk that is gone says nothing against the weights
+            figures.tell_the_rest()
+        if step > start:
+            for hook in hooks:  # what was learned until the last good step is saved
+                hook.on_stop(step, False)
         raise
     except LostProcessError:
         raise  # a device may wait for the one that has ended: nothing on it can be read

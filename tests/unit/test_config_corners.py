@@ -215,3 +215,23 @@ def test_two_datasets_may_share_folders(folder: Path) -> None:
 def test_old_schedule_names_are_told(write: Load) -> None:
     run = write({"lr_scheduler": "cosine_with_warmup"})
     assert run.options.training.lr_scheduler == "cosine" and any("cosine_with_warmup" in n for n in run.notices)
+
+
+@pytest.mark.parametrize(
+    ("content", "shown"),
+    [
+        ('{"webhook_config": "' + "s" * 400 + '", "seed": 7,}', 's", "seed": 7,}'),
+        ("\0" * 4000, "\\x00"),
+        ('{"seed": 7,\n "max_train_steps": 5,\n}', "'}'"),
+    ],
+)
+def test_of_a_long_line_with_an_error_only_what_is_around_it_is_shown(folder: Path, content: str, shown: str) -> None:
+    (folder / "config" / "config.json").write_text(content)
+    (found,) = problems(lambda: load(environ={}))
+    assert shown in found and len(found) < 700 and "s" * 100 not in found
+
+
+@pytest.mark.parametrize("content", ['{"seed": ' + "9" * 5000 + "}", "[" * 100_000])
+def test_what_no_reader_takes_is_one_problem(folder: Path, content: str) -> None:
+    (folder / "config" / "config.json").write_text(content)
+    assert "it is no configuration" in problems(lambda: load(environ={}))[0]

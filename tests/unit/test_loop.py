@@ -1,6 +1,6 @@
 """One step against sums done by hand: accumulation, noise, clipping, learning rate, hooks."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 import toy
 
 from simpletuner.data.types import Batch
+from simpletuner.errors import DataError
 from simpletuner.flow.rollout import Ramp, Rollout
 from simpletuner.training.adamw_bf16 import AdamWBF16
 from simpletuner.training.ema import Ema
@@ -187,6 +188,21 @@ def test_an_error_in_a_hook_stops_the_run(moment: str, monkeypatch: pytest.Monke
     monkeypatch.setattr(hook, moment, fail)
     with pytest.raises(OSError, match="the disk is full"):
         run(toy.trainee(), toy.recipe(), [toy.batch(0)] * 2, hooks=[hook])
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_pictures_that_are_gone_cost_no_step_that_was_taken(steps: int) -> None:
+    """A drive that is not there any more: what was learned is saved, and nothing where nothing was."""
+
+    def batches() -> Iterator[Batch]:
+        yield from [toy.batch(0)] * steps
+        raise DataError("no picture of this batch can be decoded")
+
+    notes = Notes()
+    with pytest.raises(DataError, match="no picture"):
+        train(toy.trainee(), toy.recipe(), batches(), 0, 9, [notes], lambda: False)
+    assert notes.told[-1] == (("stop", 2, False) if steps else ("start", 0))
+    assert len(notes.results) == steps
 
 
 def test_a_stop_is_clean_and_told_as_unfinished() -> None:

@@ -66,10 +66,15 @@ def test_no_columns_are_no_width(monkeypatch: pytest.MonkeyPatch, capsys: pytest
             1,
             "Error: cannot write a/b: No space left on device. ",
         ),
+        (
+            "import pathlib; pathlib.Path('~nobody-here/x').expanduser()",
+            1,
+            "Error: a path begins with ~, and there is no",
+        ),
         ("raise RuntimeError('Error calling __set_name__') from KeyboardInterrupt()", 130, "Interrupted.\n"),
     ],
 )
-def test_a_full_disk_and_an_interrupt_are_no_fault_of_the_program(
+def test_full_disks_strange_paths_and_interrupts_are_no_fault_of_the_program(
     python: Python, tmp_path: Path, raised: str, status: int, said: str
 ) -> None:
     program = f"from simpletuner.cli import app\n@app.app.command()\ndef wrong():\n    {raised}\napp.main()"
