@@ -129,6 +129,11 @@ def discover(
         what = "it is a file" if folder.exists() else "it does not exist"
         raise DataError(f"{folder} (instance_data_dir) is no folder: {what}. Make it, or correct the path.")
     pictures, skipped = find_pictures(folder, known)
+    if closed := [left.reason for left in skipped if left.path == folder]:
+        raise DataError(
+            f"{folder} (instance_data_dir): {closed[0]}. What to do: allow reading it, for instance with `chmod -R u+rX`, or "
+            "correct the path."
+        )
     if not pictures:
         raise DataError(
             f"no images detected in dataset: {folder} holds no picture files ({counted(len(skipped), 'other file')}). Put pictures "

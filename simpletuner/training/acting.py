@@ -32,7 +32,7 @@ def make_hooks(
         return []
     options, plan = session.config.options, material.plan
     keep = options.checkpoints.checkpoints_total_limit or None
-    save = resuming.saver(trainee, session.output_dir, identity, keep)
+    save = resuming.saver(trainee, session.output_dir, identity, keep, session.reporter.say)
     if session.publisher and options.publishing.push_checkpoints_to_hub:
         save = session.publisher.after(save)
     often, last = options.checkpoints.checkpoint_step_interval, translate.total_steps(session.config, plan)

@@ -148,6 +148,7 @@ def save(
     save_weights: Callable[[Path], None],
     optimizer: tuple[Mapping[str, torch.Tensor], Mapping[str, Any]],
     keep: int | None,
+    say: Callable[[str], None] = lambda sentence: None,
 ) -> Path:
     """Write ``checkpoint-<step>`` and remove the oldest beyond ``keep``.
 
@@ -158,6 +159,7 @@ def save(
         optimizer: What ``optimizers.pack`` gave.
         keep: Checkpoints to keep, None for all. The new one is never removed, and the best by held-out loss is kept
             beside them.
+        say: Told where one beyond ``keep`` cannot be removed, as where a file of it is open on another machine.
 
     Returns:
         The checkpoint's folder.
@@ -174,8 +176,15 @@ def save(
         others = [c for c in existing(output_dir) if c != final]
         for old in others[: -(keep - 1) or None]:
             if named is None or old.name != named.checkpoint:
-                shutil.rmtree(old)
+                _remove(old, say)
     return final
+
+
+def _remove(folder: Path, say: Callable[[str], None]) -> None:
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        say(f"WARNING: {folder} could not be removed: {error.strerror}. It is tried again with the next checkpoint")
 
 
 SET_ASIDE = ("metrics.jsonl", "logs", "validation_images", "benchmarks", "grids", "before_after.png", best.FILE)

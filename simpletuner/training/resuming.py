@@ -106,8 +106,10 @@ def weights_of(trainee: Trainee) -> Weights:
     return AdapterWeights(trainee.adapter) if trainee.adapter else AllWeights(trainee.transformer)
 
 
-def saver(trainee: Trainee, output_dir: Path, identity: Identity, keep: int | None) -> Callable[[int], Path]:
-    """A function that writes the checkpoint of a given step and returns its folder."""
+def saver(
+    trainee: Trainee, output_dir: Path, identity: Identity, keep: int | None, say: Callable[[str], None]
+) -> Callable[[int], Path]:
+    """A function that writes the checkpoint of a given step and returns its folder; arguments as of ``checkpoint.save``."""
 
     def save(step: int) -> Path:
         state = checkpoint.TrainingState(
@@ -122,6 +124,7 @@ def saver(trainee: Trainee, output_dir: Path, identity: Identity, keep: int | No
             lambda folder: weights_of(trainee).save(folder, trainee.ema),
             optimizers.pack(trainee.optimizer),
             keep,
+            say,
         )
 
     return save

@@ -211,17 +211,23 @@ from PIL import Image
 from simpletuner.data.captions import CaptionRules
 from simpletuner.data.discover import discover
 from simpletuner.data.placement import PlacementRules
+from simpletuner.errors import DataError
 Image.init()
 "".encode("utf-8-sig")  # Python itself may lie where only its owner can read
 folder = Path(sys.argv[1])
 if os.geteuid() == 0:
     os.seteuid(65534)
 found = discover(folder, CaptionRules("textfile"), PlacementRules(64, "pixel"))
-print(json.dumps([[s.path.name for s in found.samples], {s.path.name: s.reason for s in found.skipped}]))
+try:
+    alone = discover(folder / "closed", CaptionRules("textfile"), PlacementRules(64, "pixel"))
+except DataError as error:
+    alone = str(error)
+print(json.dumps([[s.path.name for s in found.samples], {s.path.name: s.reason for s in found.skipped}, alone]))
 """
     done = child("-c", program, str(open_folder))
     assert done.returncode == 0, done.stderr
-    used, skipped = json.loads(done.stdout)
+    used, skipped, alone = json.loads(done.stdout)
+    assert "the folder cannot be read (Permission denied). What to do: allow reading it" in alone
     assert used == ["fine.png"]
     assert set(skipped) == {"file.png", "caption.png", "closed", "inside.png"}
     for name in ("file.png", "inside.png"):
