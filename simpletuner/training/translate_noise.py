@@ -110,12 +110,23 @@ def rollout(options: Options) -> Rollout | None:
     )
 
 
+def _sizes(training: Sequence[Found], facts: Facts) -> tuple[int, str]:
+    """Tokens of the smallest picture, at which histograms are drawn, and the shifts of it and of the largest."""
+    buckets = {placed.placement.bucket for item in training for placed in item.placed}
+    counts = {bucket: facts.tokens(bucket.height // facts.stride, bucket.width // facts.stride) for bucket in buckets}
+    ordered = sorted(counts, key=lambda bucket: (counts[bucket], bucket.width))
+    small, large = ordered[0], ordered[-1]
+    note = f"{auto_shift(counts[small]):.3f} at {small}"
+    if counts[small] != counts[large]:
+        note += f", as below, to {auto_shift(counts[large]):.3f} at {large}"
+    return counts[small], f" ({note})"
+
+
 def describe(recipe: Recipe, training: Sequence[Found], facts: Facts) -> list[str]:
     """Sentences on everything in force, and histograms of the sigmas, one for each distinct offset."""
     drawn = recipe.density
-    bucket = training[0].placed[0].placement.bucket
-    tokens = facts.tokens(bucket.height // facts.stride, bucket.width // facts.stride)
-    note = f" ({auto_shift(tokens):.3f} at {bucket})" if drawn.shift == "auto" else ""
+    tokens, note = _sizes(training, facts)
+    note = note if drawn.shift == "auto" else ""
     lines = []
     for offset in sorted({item.source.timestep_offset for item in training}):
         where = f", offset {offset:g}" if offset else ""
