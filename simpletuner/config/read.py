@@ -97,8 +97,7 @@ def normalise(values: Mapping[str, Any], file: str, findings: Findings) -> dict[
     """
     result: dict[str, Any] = {}
     for raw, value in values.items():
-        key = raw.lstrip("-").replace("-", "_")
-        key = ALIASES.get(key, key)
+        key = _plain(raw)
         if key == "resume_from_checkpoint" and (value in (None, "", False) or str(value).lower() in _NO_RESUME):
             value = ""
         elif value is None or value == "":
@@ -165,6 +164,25 @@ def _complete(options: Options, where: Mapping[str, str], file: str, findings: F
     return options.model_copy(update={"model": model, "training": training})
 
 
+def _plain(raw: str) -> str:
+    """The key of an option, however it is written."""
+    key = raw.lstrip("-").replace("-", "_")
+    return ALIASES.get(key, key)
+
+
+def _take_out(overrides: Mapping[str, Any], values: dict[str, Any], where: dict[str, str], findings: Findings) -> None:
+    """``--key ""`` on the command line: the key is not given, whatever is written elsewhere.
+
+    A variable that is empty takes nothing out: many shells and containers cannot leave one unset.
+    """
+    for key in [_plain(raw) for raw, value in overrides.items() if value == ""]:
+        if key in values and where[key] != "command line":
+            del values[key]
+            findings.notices.append(
+                f"{key}: it is empty on the command line, so what {where.pop(key)} says does not count"
+            )
+
+
 def _merged(
     content: Mapping[str, Any],
     file: str,
@@ -184,6 +202,7 @@ def _merged(
         layer = normalise(written, source, findings)
         values.update(substitute(layer, environ, source, findings))
         where.update(dict.fromkeys(layer, source))
+    _take_out(overrides, values, where, findings)
     _legacy(values, findings)
     where.update({key: file for key in values if key not in where})
     return values, where

@@ -82,6 +82,16 @@ def test_empty_values_mean_not_given(write: Callable[..., RunConfig]) -> None:
     assert write().options.checkpoints.resume_from_checkpoint == "latest"
 
 
+def test_an_empty_value_on_the_command_line_takes_out_what_the_file_says(write: Callable[..., RunConfig]) -> None:
+    file = {"--webhook-config": {"webhook_type": "raw", "callback_url": "http://127.0.0.1:9/"}, "learning_rate": 1e-3}
+    taken = write(file, overrides={"webhook-config": "", "learning_rate": ""})
+    assert taken.options.reporting.webhook_config is None and taken.options.training.learning_rate == 1e-5
+    assert f"it is empty on the command line, so what {taken.config_file} says does not count" in taken.notices[0]
+    kept = write(file, environ={"SIMPLETUNER_LEARNING_RATE": ""}, overrides={"lr_warmup_steps": ""})
+    assert kept.options.training.learning_rate == 1e-3 and "command line" not in "".join(kept.notices)
+    assert not write(file, overrides={"resume_from_checkpoint": ""}).options.checkpoints.resume_from_checkpoint
+
+
 def test_unknown_keys_name_the_nearest(write: Callable[..., RunConfig]) -> None:
     (text,) = problems(lambda: write({"train_batchsize": 2}))
     assert "config.json: train_batchsize = 2" in text and "'train_batch_size'" in text
