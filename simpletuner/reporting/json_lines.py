@@ -6,12 +6,12 @@ one that is cut or written anew.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
 import os
 from pathlib import Path
 from typing import Any
+
+from simpletuner.reporting.appending import add_whole
 
 _HEAD = 256  # bytes at the front by which a file written anew is known
 _MOST = 64 * 2**20  # bytes read at one look; the rest comes at the next
@@ -30,16 +30,9 @@ def append(path: Path, text: str) -> None:
         OSError: The disk takes nothing more; the file is as it was.
     """
     with open(path, "ab+", buffering=0) as file:
-        end = file.seek(0, os.SEEK_END)
-        file.seek(max(0, end - 1))
-        data = (b"" if file.read(1) in (b"", b"\n") else b"\n") + text.encode("utf-8", "backslashreplace")
-        try:
-            if file.write(data) < len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        except OSError:
-            with contextlib.suppress(OSError):
-                file.truncate(end)
-            raise
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+        ends = file.read(1) in (b"", b"\n")
+        add_whole(file, (b"" if ends else b"\n") + text.encode("utf-8", "backslashreplace"))
 
 
 class JsonLines:

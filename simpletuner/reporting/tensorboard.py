@@ -1,21 +1,26 @@
-"""TensorBoard: one event file a run, written as its own library writes them; no account, no server.
+"""TensorBoard: one event file a run, its records made by its own library; no account, no server.
 
 A step's curves go into one record, and pictures go in as the PNG bytes that lie on disk: nothing is decoded.
+The library's own writer has a thread of its own, which ends with a traceback where the disk is full; this one raises OSError.
 """
 
 from __future__ import annotations
 
+import io
+import os
+import socket
 import struct
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
+from simpletuner.reporting.appending import add_whole
 from simpletuner.reporting.curves import Curves
 from simpletuner.reporting.events import Event, Figures, PromptValidated
 from simpletuner.reporting.webhook import pictures_of
 
-FLUSH_S = 10
+VERSION = "brain.Event:2"  # of the format, in a file's first record
 RGB = 3
 
 
@@ -27,7 +32,7 @@ class TensorBoard:
     def __init__(self, folder: Path) -> None:
         """Nothing is written yet, and nothing imported."""
         self._folder = folder
-        self._writer: Any = None
+        self._file: io.FileIO | None = None
         self._curves = Curves()
 
     def wants(self, event: Event) -> bool:
@@ -47,8 +52,8 @@ class TensorBoard:
 
     def finish(self) -> None:
         """Everything is on disk."""
-        if self._writer:
-            self._writer.close()
+        if self._file:
+            self._file.close()
 
     @staticmethod
     def _picture(event: PromptValidated, index: int, data: bytes) -> Any:
@@ -65,14 +70,38 @@ class TensorBoard:
         from tensorboard.compat.proto.event_pb2 import Event as Record
         from tensorboard.compat.proto.event_pb2 import SessionLog
         from tensorboard.compat.proto.summary_pb2 import Summary
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-        if self._writer is None:
-            self._writer = EventFileWriter(str(self._folder), flush_secs=FLUSH_S)
+        now = time.time()
+        if self._file is None:
             # What an earlier part of the run wrote from this step on is passed over: it is trained anew.
             start = SessionLog(status=SessionLog.START)
-            self._writer.add_event(Record(wall_time=time.time(), step=step, session_log=start))
-        self._writer.add_event(Record(wall_time=time.time(), step=step, summary=Summary(value=values)))
+            self._file = self._begun(
+                Record(wall_time=now, file_version=VERSION), Record(wall_time=now, step=step, session_log=start)
+            )
+        add_whole(self._file, _record(Record(wall_time=now, step=step, summary=Summary(value=values))))
+
+    def _begun(self, *records: Any) -> io.FileIO:
+        """A file of this process with its first records. Raises OSError where they cannot be written: then there is none."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{time.time_ns()}"
+        path = self._folder / name
+        file = open(path, "wb", buffering=0)  # noqa: SIM115 - held for the whole run
+        try:
+            add_whole(file, b"".join(map(_record, records)))
+        except OSError:
+            file.close()
+            path.unlink(missing_ok=True)
+            raise
+        return file
+
+
+def _record(record: Any) -> bytes:
+    """An event with its length and checksums, as it lies in a file."""
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    buffer = io.BytesIO()
+    RecordWriter(buffer).write(record.SerializeToString())
+    return buffer.getvalue()
 
 
 def png_size(data: bytes) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
-from conftest import Command
+from conftest import Command, Python
 from PIL import Image
 
 from simpletuner.config import reporting_options, reporting_rules
@@ -76,6 +76,29 @@ def test_a_resumed_run_replaces_the_steps_it_trains_anew(tmp_path: Path) -> None
     for first, last in ((1, 6), (4, 5)):
         told(TensorBoard(tmp_path / "run"), events(tmp_path, first, last))
     assert [point.step for point in read_back(tmp_path / "run").Scalars("train/loss")] == [1, 2, 3, 4, 5]
+
+
+def test_a_full_disk_costs_what_was_to_be_written_and_no_more(python: Python, tmp_path: Path) -> None:
+    """Neither a record that ends the file for every reader, nor a traceback out of a thread of the library's own."""
+    program = """
+import resource, threading
+from pathlib import Path
+from simpletuner.reporting.events import Figures
+from simpletuner.reporting.tensorboard import TensorBoard
+board = TensorBoard(Path("run"))
+for step in (1, 2, 3, 4):
+    written = sum(path.stat().st_size for path in Path("run").glob("*"))
+    room = written + 10 if step % 2 else resource.RLIM_INFINITY
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
+    try:
+        board.handle(Figures(kind="eval", values={"step": step, "loss": 0.5}), threading.Event())
+    except OSError:
+        print(step, "did not fit")
+board.finish()
+"""
+    done = python(program, folder=tmp_path)
+    assert done.returncode == 0 and done.stdout == "1 did not fit\n3 did not fit\n" and not done.stderr, done.stderr
+    assert [point.step for point in read_back(tmp_path / "run").Scalars("held_out/loss")] == [2, 4]
 
 
 def test_nothing_is_written_where_nothing_happens(tmp_path: Path) -> None:
