@@ -88,6 +88,7 @@ def without_effect(entry: ImageDataset, own: Collection[str], options: Options) 
             "(prepend_instance_prompt puts it before each caption)"
         )
     idle = [key for key in ("crop_aspect", "crop_style", "crop_aspect_buckets") if key in own]
+    idle += [key for key in ("maximum_image_size", "target_downsample_size") if key in own and getattr(entry, key)]
     if idle and not entry.crop:
         yield f"{', '.join(idle)}: not used, since crop is false"
     table = entry.parquet

@@ -167,7 +167,11 @@ def test_the_guides_dataloader_file_loads_unchanged(tmp_path: Path, monkeypatch:
     assert datasets.train[1].instance_data_dir == datasets.train[2].instance_data_dir
     assert datasets.train[1].repeats == 1000
     assert datasets.text_cache_dir == Path("cache/text/sana")
-    assert any("is_regularisation_data" in n and "ordinary data" in n for n in load(environ={}).notices)
+    said = load(environ={}).notices
+    assert any("is_regularisation_data" in n and "ordinary data" in n for n in said)
+    idle = "maximum_image_size, target_downsample_size: not used, since crop is false"
+    told = [n.partition("]")[0] for n in said if n.endswith(idle)]
+    assert told == ["[dreambooth-subject", "[dreambooth-subject-512"], "the third is cropped"
 
 
 @pytest.mark.parametrize("name", ["library", "library_format", "fragment"])
