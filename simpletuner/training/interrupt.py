@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from simpletuner.reporting.progress import Reporter
@@ -13,6 +14,17 @@ from simpletuner.signals import handled, hangup
 
 class GivenUp(Exception):
     """A person wants the run to stop, so what was begun between two steps is left undone; nothing went wrong."""
+
+
+def left_alone(environ: Mapping[str, str]) -> Callable[[], bool]:
+    """A question: has what started this process as one of several ended since? Then nobody can stop them any more.
+
+    False for ever in a run of one process, which may outlive its shell, and where torchrun has not started this one.
+    """
+    if "TORCHELASTIC_RUN_ID" not in environ:
+        return lambda: False
+    parent = os.getppid()
+    return lambda: os.getppid() != parent
 
 
 @contextmanager

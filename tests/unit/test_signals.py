@@ -4,9 +4,11 @@ import os
 import signal
 import threading
 from io import StringIO
+from pathlib import Path
 from types import FrameType
 
 import pytest
+from conftest import Python
 from rich.console import Console
 
 from simpletuner.reporting.progress import Reporter
@@ -63,3 +65,25 @@ def test_nohup_stays_in_force() -> None:
         assert not asked.is_set()
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_who_outlives_what_started_it_is_told(python: Python, tmp_path: Path) -> None:
+    """Torchrun killed by force: its processes stop after a step, with a checkpoint, in place of going on unseen."""
+    program = """
+import os, time
+from simpletuner.training.interrupt import left_alone
+reading, writing = os.pipe()
+if os.fork():
+    os.close(writing)
+    os.read(reading, 1)
+    os._exit(0)
+one_of_several, single = left_alone({"TORCHELASTIC_RUN_ID": "x"}), left_alone({})
+before = one_of_several(), single()
+os.write(writing, b"x")
+deadline = time.monotonic() + 30
+while not one_of_several() and time.monotonic() < deadline:
+    time.sleep(0.01)
+print(before, one_of_several(), single(), flush=True)
+"""
+    done = python(program, folder=tmp_path, ALONE="1")  # in a process of its own, whose output ends with its last child
+    assert done.stdout == "(False, False) True False\n", done.stderr
