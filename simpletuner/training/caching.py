@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -255,6 +256,12 @@ def stats(found: list[Home], reporter: Reporter) -> None:
             what = counted(damaged, "shard is", "shards are")
             reporter.say(
                 f"[{home.title}] {what} damaged: `simpletuner cache verify` reads all and removes what is damaged"
+            )
+    for title, folders in Counter(home.title for home in found).items():
+        if folders > 1:  # keys are those of pictures and captions, so each of these may hold all that are needed
+            reporter.say(
+                f"[{title}] {folders} folders, one for each model and way of encoding, of which the configuration reads one: "
+                "`simpletuner cache gc` says which are of others"
             )
 
 

@@ -63,9 +63,12 @@ def test_gc_knows_the_caches_of_another_dtype_and_length_and_of_none(
     simpletuner("cache", "build", "--config", config, "--mixed_precision=bf16")
     simpletuner("cache", "build", "--config", config, "--tokenizer_max_length=20")
     assert len(shards(tmp_path / "cache")) == 5
+    several = " ".join(simpletuner("cache", "stats", "--config", config).stdout.split())
+    assert "[set] 2 folders, one for each model" in several and "[captions] 3 folders" in several
     said = simpletuner("cache", "gc", "--config", config, "--delete").stdout
     assert said.count("made by another model, or with other settings") == 3, said
     assert {*shards(tmp_path / "cache")} == kept
+    assert "folders" not in simpletuner("cache", "stats", "--config", config).stdout
     # What is never kept has no cache that is used.
     entries = tmp_path / "config" / "multidatabackend.json"
     entries.write_text(entries.read_text().replace('"default": true', '"default": true, "text_cache_disable": true'))
