@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,9 @@ from simpletuner.errors import Problem
 from simpletuner.shared_keys import FILLED_FROM_OPTIONS
 
 
-def load_datasets(entries: Any, file: str, options: Options, findings: Findings) -> Datasets | None:
+def load_datasets(
+    entries: Any, file: str, options: Options, findings: Findings, wished: Collection[str] = ()
+) -> Datasets | None:
     """Check the parsed dataloader file.
 
     Args:
@@ -36,6 +38,7 @@ def load_datasets(entries: Any, file: str, options: Options, findings: Findings)
         file: Its name, for messages.
         options: For defaults.
         findings: Problems and notices are added.
+        wished: Options that were given for this run alone, on the command line or in the environment.
 
     Returns:
         The datasets, or None if there were problems.
@@ -47,6 +50,7 @@ def load_datasets(entries: Any, file: str, options: Options, findings: Findings)
     built: list[Entry] = []
     defaults: list[str] = []
     ids: list[str] = []
+    own: dict[str, set[str]] = {}
     for number, raw in enumerate(entries):
         if not isinstance(raw, Mapping):
             findings.problems.append(Problem(file, f"entry {number + 1}", raw, "it must be an object"))
@@ -60,9 +64,12 @@ def load_datasets(entries: Any, file: str, options: Options, findings: Findings)
             problem = Problem(file, f"[{name}].disabled", disabled, "it must be true or false")
             findings.problems.append(problem)
         ids.append(name)
+        given = set(entry)
         made = _entry(entry, name, file, options, findings)
         if made is not None:
             built.append(made)
+        if isinstance(made, ImageDataset):
+            own[name] = given
         if to_bool(entry.get("default", False)) is True:
             defaults.append(name)
     findings.problems += [Problem(file, *row) for row in dataset_rules.problems_together(built, ids, defaults)]
@@ -70,6 +77,8 @@ def load_datasets(entries: Any, file: str, options: Options, findings: Findings)
         findings.problems += [Problem(file, *row) for row in dataset_rules.nothing_to_train_on(built)]
     if len(findings.problems) > before:
         return None
+    asked = [key for key in (*FILLED_FROM_OPTIONS, "cache_dir_vae") if key in wished]
+    findings.notices += dataset_rules.not_filled_in(asked, own, file)
     texts = [e for e in built if isinstance(e, TextEmbedsDataset)]
     chosen = next((e for e in texts if e.default), texts[0] if texts else None)
     said = chosen or options.data

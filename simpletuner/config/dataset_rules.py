@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from simpletuner.config.checking import nearest
 from simpletuner.config.datasets import ImageDataset, MaskDataset, TextEmbedsDataset
@@ -108,6 +108,23 @@ def without_effect(entry: ImageDataset, own: Collection[str], options: Options) 
         yield "disable_after_epoch_step: it acts only with data_backend_sampling auto-weighting"
     if entry.is_regularisation_data and options.model.model_type == "full":
         yield "is_regularisation_data: acts as ordinary data with model_type=full (no prior is preserved)"
+
+
+def not_filled_in(asked: Sequence[str], own: Mapping[str, Collection[str]], file: str) -> Iterator[str]:
+    """Sentences about options given for one run that entries do not take, since they have values of their own.
+
+    Args:
+        asked: Those options.
+        own: Id of each dataset of pictures → fields that its entry gives itself.
+        file: The dataloader file.
+    """
+    for key in asked:
+        having = [name for name, fields in own.items() if key in fields]
+        if having and len(having) == len(own):
+            yield f"{key} has no effect: every dataset has its own in {file}, which counts"
+        elif having:
+            owners = ", ".join(f"[{name}]" for name in having)
+            yield f"{key}: {owners} of {file} {'has its' if len(having) == 1 else 'have their'} own, which counts there"
 
 
 def problems_together(built: Sequence[Entry], ids: Sequence[str], defaults: Sequence[str]) -> Iterator[Row]:

@@ -337,4 +337,7 @@ def _datasets(
         findings.problems.extend(error.problems)
         return None
     text = json.dumps(entries).replace("{model_family}", options.model.model_family)
-    return load_datasets(substitute(json.loads(text), environ, str(file), findings), str(file), options, findings)
+    wished = [key for key, source in where.items() if source in ("command line", "environment")]
+    return load_datasets(
+        substitute(json.loads(text), environ, str(file), findings), str(file), options, findings, wished
+    )

@@ -445,6 +445,20 @@ def test_a_variable_that_is_no_option_is_a_problem_like_the_same_key_elsewhere(w
     assert "did you mean 'train_batch_size'?" in file
 
 
+def test_a_dataset_default_for_one_run_is_told_where_datasets_have_their_own(write: Callable[..., RunConfig]) -> None:
+    """The command line wins over config.json, but not over an entry, whose value is of that dataset."""
+    entries = [{"id": name, "instance_data_dir": "pictures", "resolution": 512} for name in ("a", "b")]
+    entries[1] |= {"vae_batch_size": 2}
+    made = write({}, entries, overrides={"resolution": "64"}, environ={"SIMPLETUNER_VAE_BATCH_SIZE": "1"})
+    said = "\n".join(made.notices)
+    assert "resolution has no effect: every dataset has its own in config/multidatabackend.json" in said
+    assert "vae_batch_size: [b] of config/multidatabackend.json has its own, which counts there" in said
+    assert made.datasets.train[0].resolution == 512 and made.datasets.train[0].vae_batch_size == 1
+    assert not [n for n in write({"resolution": 64}, entries).notices if "resolution" in n], (
+        "in the file it is a default"
+    )
+
+
 def test_a_variable_of_the_original_written_into_the_file_is_told_as_what_it_is(
     write: Callable[..., RunConfig],
 ) -> None:
