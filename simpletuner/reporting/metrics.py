@@ -52,7 +52,7 @@ class MetricsFile:
             self._emit(Figures(kind=kind, values=clean))
 
     def read(self, kind: str) -> list[dict[str, Any]]:
-        """All lines of one kind, in order; a line cut off by a kill is passed over."""
+        """All lines of one kind, in order; a line cut off by a kill, or that names no step, is passed over."""
         written = self._path.read_text(encoding="utf-8", errors="replace") if self._path.is_file() else ""
         lines = []
         for text in [*written.splitlines(), *self._waiting]:
@@ -60,6 +60,6 @@ class MetricsFile:
                 line = json.loads(text)
             except ValueError:
                 continue
-            if isinstance(line, dict) and line.get("kind") == kind:
+            if isinstance(line, dict) and line.get("kind") == kind and isinstance(line.get("step"), int):
                 lines.append(line)
         return lines

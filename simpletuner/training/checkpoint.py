@@ -262,8 +262,18 @@ def find(output_dir: Path, wanted: str | None) -> tuple[Path | None, list[str]]:
 
 
 def state_of(folder: Path) -> TrainingState:
-    """Where the run was, of a checkpoint that ``find`` has verified: a small file, no weights."""
-    return TrainingState(**json.loads((folder / STATE).read_text(encoding="utf-8")))
+    """Where the run was, of a checkpoint that ``find`` has verified: a small file, no weights.
+
+    Raises:
+        ResumeError: It says what this version does not know.
+    """
+    try:
+        return TrainingState(**json.loads((folder / STATE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise ResumeError(
+            f"{folder / STATE} cannot be used: {error}. Another version of this program has written it, or it was edited. "
+            "What to do: go on with that version, or set resume_from_checkpoint to false for a fresh run."
+        ) from error
 
 
 def load(folder: Path) -> Loaded:

@@ -126,6 +126,13 @@ def test_a_strange_manifest_is_damage(tmp_path: Path, content: str) -> None:
     assert folder is not None and folder.name == "checkpoint-0" and "manifest" in notes[0]
 
 
+@pytest.mark.parametrize("content", ['{"step": 3, "what a later version adds": 1}', "[]", '{"step": 3'])
+def test_a_state_of_another_version_is_a_sentence(tmp_path: Path, content: str) -> None:
+    (save(tmp_path, 3) / checkpoint.STATE).write_text(content)
+    with pytest.raises(ResumeError, match=r"training_state\.json cannot be used.*What to do: "):
+        checkpoint.state_of(tmp_path / "checkpoint-3")
+
+
 def test_checkpoints_beyond_the_one_resumed_are_set_aside(tmp_path: Path) -> None:
     for step in (100, 200, 300):
         save(tmp_path, step)

@@ -49,3 +49,14 @@ def test_lines_wait_while_the_disk_takes_none(tmp_path: Path) -> None:
     metrics.write("step", {"step": 3})
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
     assert [line["step"] for line in metrics.read("step")] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "line", ["5", "[1]", '{"kind": "step"}', '{"kind": "step", "step": "x"}', '{"kind": "st', "\x00\xff"]
+)
+def test_lines_that_nobody_wrote_are_passed_over(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(line.encode("latin-1") + b"\n")
+    metrics = MetricsFile(path)
+    metrics.write("step", {"step": 1})
+    assert [found["step"] for found in metrics.read("step")] == [1]
