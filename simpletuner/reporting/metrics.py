@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from simpletuner.reporting.json_lines import append
 
 
 class MetricsFile:
-    """Appends to ``metrics.jsonl``."""
+    """Appends to ``metrics.jsonl``; the training thread does so, and a listener's."""
 
     def __init__(
         self, path: Path, emit: Callable[[Event], None] | None = None, say: Callable[[str], None] | None = None
@@ -28,6 +29,7 @@ class MetricsFile:
         """
         self._emit, self._say = emit, say
         self._waiting: list[str] = []
+        self._one_at_a_time = threading.Lock()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -40,22 +42,26 @@ class MetricsFile:
         What a full disk does not take waits for the next line: no step is lost for want of its figures.
         """
         clean = finite(values)
-        self._waiting.append(json.dumps({"kind": kind, "time": round(time.time(), 3), **clean}) + "\n")
+        line = json.dumps({"kind": kind, "time": round(time.time(), 3), **clean}) + "\n"
         try:
-            append(self._path, "".join(self._waiting))
-            self._waiting.clear()
+            with self._one_at_a_time:
+                self._waiting.append(line)
+                append(self._path, "".join(self._waiting))
+                self._waiting.clear()
         except OSError as error:
-            if self._say:
-                self._say(f"{self._path}: {error.strerror} (said once; its lines wait for room, and training goes on)")
+            if say := self._say:
                 self._say = None
+                say(f"{self._path}: {error.strerror} (said once; its lines wait for room, and training goes on)")
         if self._emit:
             self._emit(Figures(kind=kind, values=clean))
 
     def read(self, kind: str) -> list[dict[str, Any]]:
         """All lines of one kind, in order; a line cut off by a kill, or that names no step, is passed over."""
-        written = self._path.read_text(encoding="utf-8", errors="replace") if self._path.is_file() else ""
+        with self._one_at_a_time:
+            written = self._path.read_text(encoding="utf-8", errors="replace") if self._path.is_file() else ""
+            waiting = list(self._waiting)
         lines = []
-        for text in [*written.splitlines(), *self._waiting]:
+        for text in [*written.splitlines(), *waiting]:
             try:
                 line = json.loads(text)
             except ValueError:

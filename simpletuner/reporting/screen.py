@@ -11,7 +11,8 @@ import errno
 import os
 from typing import Any, TextIO
 
-_PASSES = (errno.ENOSPC, errno.EDQUOT)  # there may be room again; what was not written yet waits in the stream
+# There may be room again: on the disk, or in a pipe that does not block. What was not written yet waits in the stream.
+_PASSES = (errno.ENOSPC, errno.EDQUOT, errno.EAGAIN)
 
 
 class Screen:

@@ -1,6 +1,7 @@
 """metrics.jsonl: whole lines, whatever was killed or full before."""
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,23 @@ def test_lines_wait_while_the_disk_takes_none(tmp_path: Path) -> None:
     metrics.write("step", {"step": 3})
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
     assert [line["step"] for line in metrics.read("step")] == [1, 2, 3]
+
+
+def test_two_threads_write_each_line_once(tmp_path: Path) -> None:
+    """The one that trains, and the listener that looks at the machine."""
+    metrics = MetricsFile(tmp_path / "metrics.jsonl")
+
+    def write(kind: str) -> None:
+        for step in range(1000):
+            metrics.write(kind, {"step": step})
+
+    other = threading.Thread(target=write, args=("system",))
+    other.start()
+    write("step")
+    other.join()
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2000
+    for kind in ("step", "system"):
+        assert [line["step"] for line in metrics.read(kind)] == list(range(1000))
 
 
 @pytest.mark.parametrize(

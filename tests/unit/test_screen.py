@@ -37,6 +37,20 @@ def test_a_full_disk_is_tried_again() -> None:
         assert os.path.samestat(os.fstat(stream.fileno()), os.stat("/dev/full"))
 
 
+def test_a_full_pipe_that_does_not_block_is_tried_again() -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with os.fdopen(reading, "rb", buffering=0) as reader, os.fdopen(writing, "w") as stream:
+        screen = Screen(stream)
+        for _ in range(40):
+            screen.write("x" * 4095 + "\n")
+            screen.flush()
+        reader.read(2**20)
+        screen.write("later\n")
+        screen.flush()
+        assert reader.read(2**20).endswith(b"later\n")
+
+
 def test_bars_and_sentences_need_no_reader(monkeypatch: pytest.MonkeyPatch) -> None:
     with without_reader() as stream:
         monkeypatch.setattr("sys.stdout", stream)
