@@ -173,14 +173,17 @@ def _plain(raw: str) -> str:
 def _take_out(overrides: Mapping[str, Any], values: dict[str, Any], where: dict[str, str], findings: Findings) -> None:
     """``--key ""`` on the command line: the key is not given, whatever is written elsewhere.
 
-    A variable that is empty takes nothing out: many shells and containers cannot leave one unset.
+    A variable that is empty takes nothing out: many shells and containers cannot leave one unset. A key that there is not is
+    kept, so that it is told as any other: what it was to take out would count.
     """
     for key in [_plain(raw) for raw, value in overrides.items() if value == ""]:
-        if key in values and where[key] != "command line":
+        if key not in section_of() and key not in CATALOGUE:
+            values[key], where[key] = "", "command line"
+        elif key in values and where[key] != "command line":
             del values[key]
-            findings.notices.append(
-                f"{key}: it is empty on the command line, so what {where.pop(key)} says does not count"
-            )
+            source = where.pop(key)
+            source = "the environment" if source == "environment" else source
+            findings.notices.append(f"{key}: it is empty on the command line, so what {source} says does not count")
 
 
 def _merged(

@@ -44,7 +44,7 @@ from simpletuner.training.control import FOLDER, Control, StoppedOnRequest, forg
 from simpletuner.training.finish import finish, publish, reported
 from simpletuner.training.fitting import fit
 from simpletuner.training.hooks import Progress
-from simpletuner.training.interrupt import left_alone, stop_on_interrupt
+from simpletuner.training.interrupt import stop_on_interrupt
 from simpletuner.training.judging import load_clip, make_judging
 from simpletuner.training.loop import Hook
 from simpletuner.training.loop import train as train_loop
@@ -240,10 +240,8 @@ def run_steps(
         progress: list[Hook] = [Progress(bar, session.metrics, reporter)] if session.ranks.main else []
         control = next((hook for hook in hooks if isinstance(hook, Control)), None)
 
-        alone = left_alone(os.environ)
-
         def should_stop() -> bool:
-            return session.asked.is_set() or alone() or (control is not None and control.stopping)
+            return session.asked.is_set() or session.alone() or (control is not None and control.stopping)
 
         agreed = session.ranks.any
         try:

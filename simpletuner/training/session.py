@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -32,7 +33,7 @@ from simpletuner.training import (
     translate_memory,
     translate_precision,
 )
-from simpletuner.training.interrupt import GivenUp
+from simpletuner.training.interrupt import GivenUp, left_alone
 from simpletuner.training.precision import Precision
 from simpletuner.training.publishing import Publisher
 from simpletuner.training.ranks import Ranks
@@ -46,7 +47,8 @@ class Session:
     """Everything one run holds, joined step by step in ``train``.
 
     ``aside`` True has the transformer leave the GPU while a picture is decoded; ``publisher`` uploads, where that is asked
-    for; ``asked`` is set once a person wants the run to stop, ``exported`` once the trained model is on disk.
+    for; ``asked`` is set once a person wants the run to stop, ``exported`` once the trained model is on disk; ``alone`` tells
+    whether what has started this process as one of several has ended since.
     """
 
     config: RunConfig
@@ -66,6 +68,7 @@ class Session:
     publisher: Publisher | None = None
     asked: threading.Event = field(default_factory=threading.Event)
     exported: bool = False
+    alone: Callable[[], bool] = field(default_factory=lambda: left_alone(os.environ))
 
     def stopping(self) -> bool:
         """Whether a person wants the run to stop: by a signal, or by a request that no step has taken yet.

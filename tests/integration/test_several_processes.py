@@ -117,3 +117,20 @@ def test_an_interrupt_ends_both_with_a_checkpoint_and_a_death_ends_the_other(
     )
     assert json.loads((output / "run.json").read_text())["status"] == "failed"
     assert not any(child.is_running() for child in children)
+
+
+def test_a_launcher_killed_while_its_processes_start_ends_them_too(
+    pocket_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Before a step is taken as well, or they would train to the end, unseen."""
+    output = tmp_path / "out"
+    config = pocket_run(**TOGETHER, num_processes=2, max_train_steps=100_000, report_to="none")
+    with started("train", "--config", config, cwd=tmp_path) as process:
+        until((output / "run.json").is_file, process)
+        children = psutil.Process(process.pid).children()
+        process.kill()
+        _, still = psutil.wait_procs(children, timeout=60)
+        for child in still:
+            child.kill()
+    assert len(children) == 2 and not still
+    assert json.loads((output / "run.json").read_text())["status"] == "interrupted"

@@ -89,6 +89,10 @@ def test_an_empty_value_on_the_command_line_takes_out_what_the_file_says(write: 
     assert f"it is empty on the command line, so what {taken.config_file} says does not count" in taken.notices[0]
     kept = write(file, environ={"SIMPLETUNER_LEARNING_RATE": ""}, overrides={"lr_warmup_steps": ""})
     assert kept.options.training.learning_rate == 1e-3 and "command line" not in "".join(kept.notices)
+    asked = write(file, environ={"SIMPLETUNER_SEED": "3"}, overrides={"seed": ""})
+    assert "seed: it is empty on the command line, so what the environment says does not count" in asked.notices
+    (text,) = problems(lambda: write(file, overrides={"webhook_confg": ""}))
+    assert "there is no such option" in text and "'webhook_config'" in text
     assert not write(file, overrides={"resume_from_checkpoint": ""}).options.checkpoints.resume_from_checkpoint
 
 
