@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import errno
 import io
@@ -11,6 +10,7 @@ import sys
 import traceback
 from importlib import import_module
 from pathlib import Path
+from typing import TextIO, cast
 
 import click
 
@@ -161,8 +161,13 @@ def main() -> None:
 
 
 def _is_interrupt(error: BaseException) -> bool:
-    """Whether Ctrl-C came while a class was being made: Python 3.11 hands on a RuntimeError that it caused."""
-    cause = error.__cause__
+    """Whether a Ctrl-C lies under it.
+
+    Python 3.11 hands on a RuntimeError that it caused where a class was being made; and click, which answers it with an
+    empty line, an OSError where nobody is there any more to read that.
+    """
+    gone = isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.EIO)
+    cause = error.__cause__ or (error.__context__ if gone else None)
     return isinstance(error, KeyboardInterrupt) or (cause is not None and _is_interrupt(cause))
 
 
@@ -177,16 +182,13 @@ def _known(error: Exception) -> str:
 
 
 def _say_wrong(text: str) -> None:
-    """An error: in a terminal its lines break between words. The terminal may be closed by now."""
-    with contextlib.suppress(OSError):
-        _show(text)
+    """An error: in a terminal its lines break between words. The terminal may be closed by now; the exit status stays."""
+    from simpletuner.reporting.screen import Screen
 
-
-def _show(text: str) -> None:
     if sys.stderr.isatty():
         from rich.console import Console
 
         from simpletuner.reporting.wrapping import wrapped
 
         text = wrapped(text, Console(stderr=True).width)
-    click.echo(text, err=True)
+    click.echo(text, file=cast(TextIO, Screen(sys.stderr)))

@@ -56,7 +56,8 @@ def read_small_files(path: str) -> tuple[Any, Any]:
         file = source.local / "config.json" if source.local else fetched(source, "config.json", "CLIP")
         if not file.is_file():
             raise ValueError("it has no config.json")
-        kind = json.loads(file.read_text("utf-8")).get("model_type")
+        about = json.loads(file.read_text("utf-8"))
+        kind = about.get("model_type") if isinstance(about, dict) else None
         if kind != "clip":
             raise ValueError(f"its config.json is of a model of type {kind!r}, not 'clip'")
         return AutoTokenizer.from_pretrained(_where(path)), CLIPImageProcessorPil.from_pretrained(_where(path))

@@ -1,4 +1,4 @@
-"""Standard output that may go away: a closed terminal, a pipe whose reader has ended, a full disk behind ``> log``.
+"""A standard stream that may go away: a closed terminal, a pipe whose reader has ended, a full disk behind ``> log``.
 
 In: a stream. Out: the same one, which never raises because of that: what is shown is no reason to lose what is trained.
 Everything that is said is in events.jsonl as well.

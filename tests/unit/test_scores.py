@@ -83,6 +83,12 @@ def test_a_clip_that_cannot_be_loaded_is_told(tmp_path: Path, path: str) -> None
         ClipScorer(path.format(tmp=tmp_path))
 
 
+def test_a_configuration_of_another_kind_is_told(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(ModelError, match=r"of a model of type None, not 'clip'"):
+        ClipScorer(str(tmp_path))
+
+
 def test_an_unreachable_hub_is_one_sentence_at_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
