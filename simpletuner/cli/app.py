@@ -185,6 +185,8 @@ def _say_wrong(text: str) -> None:
     """An error: in a terminal its lines break between words. The terminal may be closed by now; the exit status stays."""
     from simpletuner.reporting.screen import Screen
 
+    if not sys.stderr:  # closed from the start
+        return
     if sys.stderr.isatty():
         from rich.console import Console
 

@@ -203,9 +203,11 @@ def _merged(
     )
     for written, source in layers:
         layer = normalise(written, source, findings)
-        values.update(substitute(layer, environ, source, findings))
+        values.update(layer)
         where.update(dict.fromkeys(layer, source))
     _take_out(overrides, values, where, findings)
+    for _, source in layers:  # what does not count needs no variable either
+        values.update(substitute({k: v for k, v in values.items() if where[k] == source}, environ, source, findings))
     _legacy(values, findings)
     where.update({key: file for key in values if key not in where})
     return values, where

@@ -89,6 +89,9 @@ def test_an_empty_value_on_the_command_line_takes_out_what_the_file_says(write: 
     assert f"it is empty on the command line, so what {taken.config_file} says does not count" in taken.notices[0]
     kept = write(file, environ={"SIMPLETUNER_LEARNING_RATE": ""}, overrides={"lr_warmup_steps": ""})
     assert kept.options.training.learning_rate == 1e-3 and "command line" not in "".join(kept.notices)
+    secret = {**file, "--webhook-config": {"webhook_type": "raw", "callback_url": "{env:NOT_HERE}"}}
+    assert "the environment has no NOT_HERE" in problems(lambda: write(secret))[0]
+    assert write(secret, overrides={"webhook_config": ""}).options.reporting.webhook_config is None
     asked = write(file, environ={"SIMPLETUNER_SEED": "3"}, overrides={"seed": ""})
     assert "seed: it is empty on the command line, so what the environment says does not count" in asked.notices
     (text,) = problems(lambda: write(file, overrides={"webhook_confg": ""}))
