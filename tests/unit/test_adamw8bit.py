@@ -320,6 +320,35 @@ def test_tables_that_a_graph_reads_are_filled_after_its_capture_and_go_with_it(m
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton is for Linux alone")
+def test_a_step_that_finds_no_room_for_a_table_has_changed_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    from simpletuner.training import adamw8bit_triton, adamw_fused, adamw_triton
+
+    launched: list[str] = []
+    for kernel in (adamw8bit_triton, adamw_triton):
+        monkeypatch.setattr(kernel, "launch", lambda *table, name=kernel.__name__: launched.append(name))
+    monkeypatch.setattr(guarded_adam, "available", lambda tensor: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    parameters = weights()
+    optimizer: Any = build(NAME, parameters, 1e-3, {})
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    made, table = [], adamw_fused.Launches.table
+
+    def short(launches: adamw_fused.Launches, rows: Any) -> torch.Tensor:
+        made.append(launches)
+        if len(made) == 2:
+            raise torch.OutOfMemoryError
+        return table(launches, rows)
+
+    monkeypatch.setattr(adamw_fused.Launches, "table", short)
+    with pytest.raises(torch.OutOfMemoryError):
+        optimizer._guarded_step(RATE, ONE, YES)
+    assert len(made) == 2 and not launched
+    optimizer._guarded_step(RATE, ONE, YES)
+    assert len(launched) == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Triton is for Linux alone")
 def test_the_kernel_in_the_interpreter() -> None:
     script = Path(__file__).parents[1] / "adam8bit_in_interpreter.py"
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
