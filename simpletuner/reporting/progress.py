@@ -9,8 +9,18 @@ from contextlib import contextmanager
 from typing import Protocol, TextIO, TypeVar, cast
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Column
+from rich.text import Text
 
 from simpletuner.errors import printable
 from simpletuner.reporting.screen import Screen
@@ -75,6 +85,22 @@ class _MirroredBar:
         self._mirror(count)
 
 
+class _Times(ProgressColumn):
+    """How long it has taken, and how long it will; of what is finished the first alone."""
+
+    max_refresh = 0.5  # seconds; faster it would flicker
+
+    def __init__(self) -> None:
+        """From the library's own two columns."""
+        super().__init__(Column(no_wrap=True))
+        self._taken, self._left = TimeElapsedColumn(), TimeRemainingColumn()
+
+    def render(self, task: Task) -> Text:
+        """``in 0:01:02`` and, while it goes on, ``0:03:04 left``."""
+        taken = Text.assemble("in ", self._taken.render(task))
+        return taken if task.finished else Text.assemble(taken, "  ", self._left.render(task), " left")
+
+
 def standard_output() -> Console:
     """A console on standard output that outlives its readers; a width of 0, as COLUMNS has it in some shells, is none."""
     console = Console(file=cast(TextIO, Screen(sys.stdout)) if sys.stdout else None)  # closed from the start: None
@@ -128,10 +154,7 @@ class Reporter:
             TextColumn("{task.description}", markup=False),  # the id of a dataset in brackets is no markup
             BarColumn(bar_width=30 if self.console.width >= 130 else 10),
             MofNCompleteColumn(),
-            TextColumn("in"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("left"),
+            _Times(),
             # In a narrow terminal the note goes on in a second line, and nothing else is cut for it.
             TextColumn("{task.fields[note]}", markup=False, table_column=Column(no_wrap=False)),
         )
