@@ -286,6 +286,9 @@ def _dataset(sheet: Mapping[str, Any]) -> str:
         count = counted(used, "picture") if used == found else f"{used} of {found} pictures used"
         parts.append(f'<h3>{_text(entry.get("id", ""))} <span class="soft">{_text(count)}</span></h3>')
         parts.append(f'<div class="sheet">{"".join(figures)}</div>')
+        if used > len(figures):
+            rest = counted(used - len(figures), "more is", "more are")
+            parts.append(f'<p class="soft">{rest} used and not shown here.</p>')
     return f"<h2>Training pictures</h2>{''.join(parts)}" if parts else ""
 
 

@@ -257,3 +257,4 @@ def test_the_sheet_shows_some_pictures_and_leaves_broken_ones_out(tmp_path: Path
     assert (entry["used"], entry["buckets"]) == (130, [["288x192", 130]])
     assert [p["captions"] for p in entry["pictures"]] == [["caption 0"], ["caption 2"]]
     assert entry["pictures"][0]["thumbnail"].startswith("data:image/jpeg;base64,")
+    assert "128 more are used and not shown here" in page(RunFolder(tmp_path / "out"), ())
