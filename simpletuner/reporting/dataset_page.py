@@ -16,6 +16,7 @@ LONGEST = 400  # characters of a caption
 GROUPS = 100  # of copies on the page
 GROUP = 6  # copies of one picture
 POOR = 20.0  # dB of reconstruction, an error of a tenth of the range from black to white
+WHOLE = 0.995  # of a side: what is less is seen
 SHOWN = 3000  # pictures on the page, each about 6 kB
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _STYLE = """
@@ -82,6 +83,7 @@ def _dataset(survey: Survey, room: int) -> str:
         f'<p class="soft">{escape(str(survey.folder))} ({escape(survey.role)})</p>',
         f'<div class="numbers">{boxes}</div>',
         f"<table><tr><th>bucket</th><th>pictures</th><th>enlarged</th></tr>{rows}</table>",
+        _legend(survey),
         _skipped(survey),
         _repeated(survey),
         _groups(
@@ -102,6 +104,13 @@ def _dataset(survey: Survey, room: int) -> str:
         head = f"<summary>{bucket.size}: {counted(bucket.count, 'picture')}{missing}</summary>"
         parts.append(f'<details open>{head}<div class="sheet">{figures}</div></details>')
     return "".join(parts)
+
+
+def _legend(survey: Survey) -> str:
+    """What the frames mean, where any lies inside of its picture."""
+    if all(picture.crop[2] > WHOLE and picture.crop[3] > WHOLE for picture in survey.pictures):
+        return ""
+    return '<p class="soft">The frame in a picture holds what is used of it; what lies outside, darker, is cut off.</p>'
 
 
 def _skipped(survey: Survey) -> str:

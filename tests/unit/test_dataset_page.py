@@ -31,3 +31,8 @@ def test_what_is_wrong_is_counted_and_marked() -> None:
     assert (
         '<p class="warn">VAE reconstruction 12.0 dB</p>' in said and '<p class="warn">enlarged 2.00 times</p>' in said
     )
+
+
+def test_frames_are_explained_where_something_is_cut_off() -> None:
+    assert "is cut off" not in shown(GOOD)
+    assert "is cut off" in shown(GOOD, replace(GOOD, crop=(0.1, 0, 0.8, 1)))
