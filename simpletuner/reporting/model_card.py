@@ -29,6 +29,7 @@ _LEFT_OUT = {
     "Other",
 }
 _SANA = re.compile(r"(Efficient-Large-Model/sana|terminusresearch/sana)", re.IGNORECASE)
+_NOBODY_ELSE_HAS_IT = 'from_pretrained("path/to/the/base/model"'
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # Source: the model cards of the Efficient-Large-Model repositories, "License".
 _GEMMA = "https://ai.google.dev/gemma/terms"
@@ -169,9 +170,10 @@ def usage(text: str, repository: str, base_is_local: bool) -> str:
         text,
     )
     text = re.sub(r'image\.save\("[^"\n]*"\)', 'image.save("image.png")', text)
+    text = re.sub(r'from_pretrained\("(?:/|[A-Za-z]:[/\\])[^"\n]*"', _NOBODY_ELSE_HAS_IT, text)
     if base_is_local:
         other = re.escape(name)
-        text = re.sub(rf'from_pretrained\((?!{other})"[^"\n]*"', 'from_pretrained("path/to/the/base/model"', text)
+        text = re.sub(rf'from_pretrained\((?!{other})"[^"\n]*"', _NOBODY_ELSE_HAS_IT, text)
     return text
 
 

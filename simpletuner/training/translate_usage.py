@@ -40,10 +40,12 @@ def usage(
         instruction: The pipeline's own instruction prefix, which need not be given.
         precision: Dtypes in force.
         device: ``cpu`` or ``cuda``.
-        trained: The pipeline's folder, or the adapter's file.
+        trained: The pipeline's folder, or the adapter's file; what exists is written as an absolute path, so that the
+            lines can be run in any folder.
         sampling: How the picture was drawn where the options alone do not tell; None where they do.
     """
     sampling = sampling or Sampling()
+    trained = Path(_place(trained))
     lycoris = config.options.model.model_type == "lora" and config.options.adapter.lora_type == "lycoris"
     return [
         "import diffusers",
@@ -85,6 +87,12 @@ class Sampling:
 def _quoted(value: object) -> str:
     """A Python string in double quotes; JSON's escapes are Python's too."""
     return json.dumps(str(value), ensure_ascii=False)
+
+
+def _place(value: object) -> str:
+    """A folder or file that is here, by its absolute path; a hub id, or what is not here, as it is."""
+    path = Path(str(value)).expanduser()
+    return str(path.absolute()) if path.exists() else str(value)
 
 
 def _notes(options: Options) -> list[str]:
@@ -155,12 +163,12 @@ def _base(model: Any, dtypes: dict[str, torch.dtype]) -> list[str]:
     more = "".join(f", {key}={_quoted(value)}" for key, value in named.items() if value)
     base, other = model.pretrained_model_name_or_path, model.pretrained_transformer_model_name_or_path
     if not other:
-        return [_pipeline(base, more, dtypes)]
+        return [_pipeline(_place(base), more, dtypes)]
     subfolder = _quoted(model.pretrained_transformer_subfolder)
-    arguments = f"{_quoted(other)}, subfolder={subfolder}, dtype={dtypes['transformer']}"
+    arguments = f"{_quoted(_place(other))}, subfolder={subfolder}, dtype={dtypes['transformer']}"
     return [
         f"transformer = diffusers.SanaTransformer2DModel.from_pretrained({arguments})",
-        _pipeline(base, f"{more}, transformer=transformer", dtypes),
+        _pipeline(_place(base), f"{more}, transformer=transformer", dtypes),
     ]
 
 

@@ -73,6 +73,9 @@ def test_usage_lines_fetch_what_is_published() -> None:
     text = usage(COMFYUI, "me/it", base_is_local=False)
     assert "hf download me/it pytorch_lora_weights.safetensors" in text and "/my out" not in text
     assert '"Efficient-Large-Model/x"' in text
+    beside = LYCORIS.replace("pipe =", 'pipe = from_pretrained("a/hub-id") and').replace("SanaP", "P")
+    text = usage(beside, "me/it", base_is_local=False)
+    assert '"/base/model"' not in text and '"a/hub-id"' in text, "a folder of this machine, whatever the base is"
     full = 'pipe = diffusers.SanaPipeline.from_pretrained("C:\\\\out\\\\pipeline", dtype=torch.float32)\n'
     assert usage(full, "me/it", base_is_local=True) == full.replace("C:\\\\out\\\\pipeline", "me/it")
 

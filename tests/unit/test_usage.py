@@ -92,3 +92,16 @@ def test_what_else_was_named_is_in_the_lines(read: Callable[..., RunConfig]) -> 
     assert 'revision="main", variant="fp16", transformer=transformer' in said[6]
     assert '    complex_human_instruction=["mine"],' in said and "    max_sequence_length=77," in said
     assert all("complex_human_instruction" not in line for line in lines(config))
+
+
+def test_what_is_here_is_named_so_that_the_lines_run_in_any_folder(read: Callable[..., RunConfig]) -> None:
+    for name in ("base/model", "other/weights", "output/models"):
+        Path(name).mkdir(parents=True)
+    Path("output/models/pytorch_lora_weights.safetensors").touch()
+    here = {"pretrained_model_name_or_path": "base/model", "pretrained_transformer_model_name_or_path": "other/weights"}
+    said, home = "\n".join(lines(read(**{**LORA, **here}))), str(Path.cwd())
+    for name in ("base/model", "other/weights"):
+        assert f'from_pretrained("{home}/{name}"' in said
+    for name in ("pytorch_lora_weights.safetensors", "image.png"):
+        assert f'"{home}/output/models/{name}"' in said
+    assert '"terminusresearch/sana-1.6b-1024px"' in "\n".join(lines(read(**LORA))), "an id of the hub is no folder"
