@@ -52,7 +52,8 @@ def finish(session: Session, parts: Components, trainee: Trainee, hooks: list[Ho
         say(f"  curves           tensorboard --logdir {shlex.quote(str(translate_reporting.logging_folder(session)))}")
     say(f"  trained model    {final} ({what}, {_weights(trainee)})")
     say(f"  checkpoints      {session.output_dir}")
-    if measured and (named := best.read(session.output_dir)):
+    named = best.read(session.output_dir) if measured else None
+    if named:
         say(f"  best checkpoint  {named.checkpoint} (held-out loss {named.held_out_loss:.4f}; named in {best.FILE})")
     if session.device.type == "cuda":
         say(
@@ -67,6 +68,9 @@ def finish(session: Session, parts: Components, trainee: Trainee, hooks: list[Ho
     write_atomic(session.output_dir / USAGE, ("\n".join(lines) + "\n").encode())
     say("\n".join(lines), whole=True)  # one sentence to whoever listens
     say()
+    if named and named.step < done:
+        earlier = shlex.join(["simpletuner", "generate", str(session.output_dir / named.checkpoint), "--prompt", "…"])
+        say(f"Or draw with step {named.step}, whose held-out loss was lower than the end's: {earlier}")
     say("Or train on: raise max_train_steps and start again, it resumes from the last checkpoint.")
 
 

@@ -68,6 +68,7 @@ def test_held_out_loss_has_the_same_bits_after_a_resume_and_for_every_batch_size
     assert (
         f"best checkpoint  {best['checkpoint']} (held-out loss {best['held_out_loss']:.4f}; named in best.json)" in said
     )
+    assert best["step"] == 4 and "Or draw with step" not in said
 
     drawn = [line for line in whole if line["kind"] == "picture"]
     assert {line["step"] for line in drawn} == {0, 2, 4} and len(drawn) == 4 + 2 * 8
@@ -79,8 +80,12 @@ def test_held_out_loss_has_the_same_bits_after_a_resume_and_for_every_batch_size
     train("parts", max_train_steps=2)
     said, parts = train("parts", max_train_steps=4)
     assert "Resuming from checkpoint-2" in said and figures(parts) == figures(whole), "drawing changes nothing either"
-    _, other = train("other", max_train_steps=2, train_batch_size=1)
+    # Faster and faster, so that it gets worse.
+    faster = {"lr_scheduler": "constant_with_warmup", "lr_warmup_steps": 4, "learning_rate": 0.1, "use_ema": False}
+    said, other = train("other", max_train_steps=4, train_batch_size=1, **faster)
     assert figures(other)[0] == figures(whole)[0]
+    earlier = f"lower than the end's: simpletuner generate {tmp_path / 'other' / 'checkpoint-2'} --prompt "
+    assert "Or draw with step 2, whose held-out loss was " + earlier in said
 
 
 def test_a_signal_while_pictures_are_drawn_waits_for_one_of_them(train: Train, tmp_path: Path) -> None:
