@@ -95,6 +95,8 @@ def test_what_is_proposed_breaks_no_guard_and_fills_every_bucket(
 def test_less_memory_is_found_rung_by_rung_until_only_an_adapter_is_left() -> None:
     rungs = list(ladder(Answers(kind="style"), "full", 4, Machine(24, packages=ALL)))
     assert rungs[0] == Rung("full", 4, {}, "of the preset")
+    few = proposed(Answers(kind="subject", model="pocket"), folder_of(*[(128, 128)] * 11), Machine(0), shape=POCKET)
+    assert few.choices["train_batch_size"].why == "as many as there are pictures; the preset has 16"
     assert [rung.method for rung in rungs].index("lora") == 1 + 4 * 3
     assert {"optimizer": "ao-adamw8bit"}.items() <= rungs[9].settings.items()
     assert rungs[-1].settings["base_model_precision"] == "nf4-bnb"
@@ -477,6 +479,7 @@ def test_what_is_drawn_is_told_and_a_guess_is_named() -> None:
     hint = drafting._of_names(Answers(words="sks pipo"), found, dialogue=True)
     assert "what=" not in hint and "`what` under Change something" in hint
     assert not drafting._of_names(Answers(words="sks dog"), found)
+    assert not drafting._of_names(Answers(words="sks red teapot"), found)
     assert not drafting._of_names(Answers(kind="style"), found)
 
 

@@ -10,7 +10,7 @@ from prompt_toolkit.application import create_app_session
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
-from simpletuner.cli.configuring import dialogue, pictures
+from simpletuner.cli.configuring import dialogue
 
 Keys = Callable[[str], None]
 ENTER, CLEAR = "\r", "\x01\x0b"
@@ -65,27 +65,8 @@ def test_the_folder_is_asked_for_from_nothing_unless_there_is_one_to_propose(
     assert said[-4].startswith("Name a folder") and said[-3].startswith("nowhere is no folder")
     pictures("datasets/fox", count=3)
     assert asked(ENTER) == "datasets/fox" and said[-2].startswith("3 pictures in datasets/fox")
-    assert asked(f"{elsewhere}{ENTER}") == str(elsewhere), "a whole path typed after it stands alone"
+    assert asked(f"{elsewhere}{ENTER}") == str(elsewhere)
+    assert asked(f"elsewhere{ENTER}") == "elsewhere", "what is typed does not stand behind what is proposed"
+    assert asked(f"nowhere{ENTER}{ENTER}") == "datasets/fox", "a wrong path leaves what is proposed"
     pictures("datasets/owl", count=1)
     assert asked(f"elsewhere{ENTER}") == "elsewhere", "of two folders neither is proposed"
-
-
-def test_what_is_typed_behind_a_proposed_folder(tmp_path: Path) -> None:
-    inner = tmp_path / "set" / "inner"
-    inner.mkdir(parents=True)
-    assert pictures.meant(str(inner), str(tmp_path / "set")) == str(inner), "a folder inside it"
-    assert pictures.meant(f"{tmp_path / 'set'}/tmp/fox", str(tmp_path / "set")) == "/tmp/fox"
-    assert pictures.meant("datasets/fox~/snaps", "datasets/fox") == "~/snaps"
-    assert pictures.meant("datasets/foxes", "datasets/fox") == "datasets/foxes"
-    assert pictures.meant("/tmp/fox", "") == "/tmp/fox"
-
-
-def test_it_is_told_in_right_words_how_many_have_a_caption_file() -> None:
-    from test_configure import folder_of
-
-    def told(count: int) -> str:
-        return pictures.saw(folder_of(*[(9, 9)] * 3, captions=count))[1]
-
-    assert told(0) == "None has a caption file beside it"
-    assert told(1) == "1 has a caption file beside it, such as 'caption 0'"
-    assert told(3) == "3 have a caption file beside them, such as 'caption 0'"

@@ -35,6 +35,8 @@ _KINDS = (
     "backpack shoe hat dress watch clock guitar plant flower tree statue mask logo character monster dragon"
 )
 KINDS = frozenset(_KINDS.split())
+# The words that people take, by custom, for what only their subject is called; docs and presets here say sks.
+RARE = frozenset(["sks", "ohwx", "zwx", "shs"])
 _LONGEST = 200  # letters of a caption that becomes a prompt
 
 
@@ -59,9 +61,17 @@ def nameless(kind: str, what: str) -> str:
 
 
 def kind_of_thing(answers: Answers) -> str:
-    """What a subject is, as a person said, or as its name's last word says; "" where that cannot be told."""
-    last = (answers.words or "").split()[-1:]
-    return " ".join((answers.what or "").split()) or (last[0] if last and last[0].lower() in KINDS else "")
+    """What a subject is, as a person said, or as its name says; "" where that cannot be told.
+
+    A name says it with a last word that most know, else with what follows a rare word ("sks red teapot"). Of two words the
+    second may be a name as well ("sks pipo"), and a name without a rare word may be one altogether ("old Mr Brown").
+    """
+    said, named = " ".join((answers.what or "").split()), (answers.words or "").split()
+    if said or not named:
+        return said
+    if named[-1].lower() in KINDS:
+        return named[-1]
+    return " ".join(named[1:]) if named[2:] and named[0].lower() in RARE else ""
 
 
 def files(proposal: Proposal, answers: Answers, pictures: Pictures, shape: Shape, folder: Path) -> dict[str, Any]:

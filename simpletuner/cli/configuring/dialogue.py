@@ -95,15 +95,16 @@ def _pictures(said: dict[str, Any], say: Say) -> Pictures:
     """The folder, asked for until there is one with pictures."""
     default = pictures.only_folder(Path("datasets"))
     while True:
-        typed = questionary.path("Folder with the pictures:", default=default, only_directories=True).unsafe_ask()
-        folder = pictures.meant(typed.strip(), default)
+        # Not put into the line: a path typed there would stand behind it.
+        question = f"Folder with the pictures (Enter for {default}):" if default else "Folder with the pictures:"
+        folder = questionary.path(question, only_directories=True).unsafe_ask().strip() or default
         if not folder:
             say("Name a folder with pictures: its path, such as datasets/fox.")
             continue
         try:
             found = pictures.look(Path(folder))
         except DataError as error:
-            default = ""  # what was wrong would only have to be deleted
+            default = default if folder != default else ""
             say(f"{error}. Name a folder with pictures.")
             continue
         for line in pictures.saw(found):

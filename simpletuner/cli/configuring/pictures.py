@@ -108,14 +108,6 @@ def _has_pictures(folder: Path) -> bool:
     return any(path.suffix.lower() in PICTURES and path.is_file() for path in folder.iterdir())
 
 
-def meant(typed: str, default: str) -> str:
-    """The folder that a person means who was shown ``default``: a whole path typed after it stands alone."""
-    rest = typed.removeprefix(default)
-    if default and rest != typed and not Path(typed).expanduser().is_dir() and Path(rest).expanduser().is_absolute():
-        return rest
-    return typed
-
-
 def look(folder: Path) -> Pictures:
     """Look at a folder and all its subfolders.
 

@@ -142,8 +142,8 @@ def method(answers: Answers, machine: Machine) -> Choice:
     return Choice("full", f"a {answers.kind} changes the whole picture, so all weights take part")
 
 
-def ladder(answers: Answers, way: Method, batch: int, machine: Machine) -> Iterator[Rung]:
-    """Ways from the quickest to the smallest in memory; what a person asked for stays."""
+def ladder(answers: Answers, way: Method, batch: int, machine: Machine, first: str = "of the preset") -> Iterator[Rung]:
+    """Ways from the quickest to the smallest in memory; what a person asked for stays. ``first`` says why ``batch``."""
     sizes = [answers.train_batch_size] if answers.train_batch_size else _halves(batch)
     settings: dict[str, Any] = {}
     tiers = [settings]
@@ -160,10 +160,10 @@ def ladder(answers: Answers, way: Method, batch: int, machine: Machine) -> Itera
         tiers.append({**settings, "base_model_precision": "nf4-bnb"})
     for tier in tiers:
         for size in sizes[:1] if way == "full" and not tier else sizes:
-            usual = "of the preset" if size == batch else "the most that fits"
+            usual = first if size == batch else "the most that fits"
             yield Rung(way, size, tier, "as you said" if answers.train_batch_size else usual)
     if way == "full" and not answers.method:
-        yield from ladder(answers, "lora", batch, machine)
+        yield from ladder(answers, "lora", batch, machine, first)
 
 
 def _halves(batch: int) -> list[int]:
@@ -223,8 +223,10 @@ def propose(
     """
     weights, way = model(answers, pictures, machine), method(answers, machine)
     usual = presets(preset(answers, weights.value, way.value))
-    batch = min(int(usual["train_batch_size"]), pictures.count)
-    for rung in ladder(answers, way.value, batch, machine):
+    theirs = int(usual["train_batch_size"])
+    batch = min(theirs, pictures.count)
+    first = "of the preset" if batch == theirs else f"as many as there are pictures; the preset has {theirs}"
+    for rung in ladder(answers, way.value, batch, machine, first):
         chosen = _assembled(rung, answers, pictures, machine, shape, presets)
         fitting = fits(chosen)
         if fitting is not False:
