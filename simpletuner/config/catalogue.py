@@ -142,7 +142,8 @@ _REFUSED = {
                "post_upload_script"),
     **_refused("diffusers' settings for each part are not read; base_model_precision and text_encoder_1_precision act",
                "quantization_config"),
-    **_refused("Sana's attention heads do not fit SageAttention, and its self-attention is linear anyway; leave it out",
+    **_refused("Sana's self-attention is linear, which no library of attention kernels computes, and its cross-attention is "
+               "PyTorch's or a kernel of this program; leave it out",
                "attention_mechanism", ("diffusers",)),
     **_refused("pictures of the user are never deleted; skipped files are listed instead",
                "delete_problematic_images delete_unwanted_images"),

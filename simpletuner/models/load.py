@@ -92,10 +92,28 @@ def fetched(source: LoadSource, name: str, what: str) -> Path:
     except (OSError, ValueError) as error:
         if not unreachable:
             raise _explain(source, what, error) from error
+        folder = _of_this_machine(source.path)
+        if folder:
+            raise ModelError(
+                f"there is no folder {source.path!r} ({source.key}), and {folder}. What to do: correct the path; were it a hub "
+                f"id, {unreachable}."
+            ) from error
         raise UnreachableError(
             f"there is no folder {source.path!r} here ({source.key}), it was not downloaded earlier, and {unreachable}. What to "
             "do: correct the path, or mend the network; HF_ENDPOINT names a mirror."
         ) from error
+
+
+# Pages of the hub itself, so that no owner of a repository has such a name; people call their folders so.
+_NOBODY = ("models", "datasets", "spaces")
+
+
+def _of_this_machine(path: str) -> str:
+    """Why ``owner/name`` can only be a folder that is not there; "" where a hub that answered might know it."""
+    owner = path.partition("/")[0]
+    if Path(owner).is_dir():
+        return f"{owner!r} is a folder here, so a path is meant"
+    return f"it is no hub id either: {owner!r} owns nothing there" if owner in _NOBODY else ""
 
 
 def _pipeline_below(folder: Path) -> str:

@@ -142,7 +142,7 @@ def _train(session: Session) -> None:
         start = resume(session, trainee, resume_from, identity, total)
     session.stages.phase = "training"
     session.stages.record(start_step=start, total_steps=total, phase="training")
-    for line in translate_noise.describe(recipe, training, session.facts) if start < total else ():
+    for line in translate_noise.describe(recipe, training, session.facts, start > 0) if start < total else ():
         session.reporter.say(line)
     status = StepStatus(session.stages, session.metrics, total, *translate_reporting.course(options, material.plan))
     hooks = make_hooks(session, trainee, recipe, material, validator, judging, identity)

@@ -110,7 +110,7 @@ def rollout(options: Options) -> Rollout | None:
     )
 
 
-def _sizes(training: Sequence[Found], facts: Facts) -> tuple[int, str]:
+def _sizes(training: Sequence[Found], facts: Facts, below: str) -> tuple[int, str]:
     """Tokens of the smallest picture, at which histograms are drawn, and the shifts of it and of the largest."""
     buckets = {placed.placement.bucket for item in training for placed in item.placed}
     counts = {bucket: facts.tokens(bucket.height // facts.stride, bucket.width // facts.stride) for bucket in buckets}
@@ -118,20 +118,24 @@ def _sizes(training: Sequence[Found], facts: Facts) -> tuple[int, str]:
     small, large = ordered[0], ordered[-1]
     note = f"{auto_shift(counts[small]):.3f} at {small}"
     if counts[small] != counts[large]:
-        note += f", as below, to {auto_shift(counts[large]):.3f} at {large}"
+        note += f"{below} to {auto_shift(counts[large]):.3f} at {large}"
     return counts[small], f" ({note})"
 
 
-def describe(recipe: Recipe, training: Sequence[Found], facts: Facts) -> list[str]:
-    """Sentences on everything in force, and histograms of the sigmas, one for each distinct offset."""
+def describe(recipe: Recipe, training: Sequence[Found], facts: Facts, resumed: bool = False) -> list[str]:
+    """Sentences on everything in force, and histograms of the sigmas, one for each distinct offset.
+
+    A run that is resumed drew them when it began.
+    """
     drawn = recipe.density
-    tokens, note = _sizes(training, facts)
+    tokens, note = _sizes(training, facts, "" if resumed else ", as below,")
     note = note if drawn.shift == "auto" else ""
     lines = []
     for offset in sorted({item.source.timestep_offset for item in training}):
         where = f", offset {offset:g}" if offset else ""
         lines.append(f"Noise: {drawn.describe()}{note}{where}")
-        lines += [f"  {line}" for line in histogram(drawn, tokens, offset)]
+        if not resumed:
+            lines += [f"  {line}" for line in histogram(drawn, tokens, offset)]
     lines += [f"Noise: {sentence}" for sentence in recipe.perturbation.describe()]
     lines.append(f"Loss: {recipe.loss.describe()}, {recipe.weighting.describe()}")
     if recipe.rollout:

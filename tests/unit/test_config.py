@@ -154,6 +154,14 @@ def test_refused_values_give_a_reason(write: Callable[..., RunConfig], key: str,
     assert key in text and "refused" in text
 
 
+@pytest.mark.parametrize("value", ["xformers", "sageattention"])
+def test_an_attention_that_is_refused_is_refused_for_a_reason_of_its_own(
+    write: Callable[..., RunConfig], value: str
+) -> None:
+    (text,) = problems(lambda: write({"attention_mechanism": value}))
+    assert "no library of attention kernels" in text and "SageAttention" not in text
+
+
 def test_no_key_is_in_two_classes() -> None:
     assert not set(section_of()) & set(CATALOGUE)
     assert not set(OTHER_OPTIMIZERS) & set(get_args(OptimizerName))

@@ -220,17 +220,19 @@ def test_what_is_in_force_is_said(read: Read) -> None:
     found: Any = SimpleNamespace(source=SimpleNamespace(timestep_offset=0.0), placed=[placed])
     moved: Any = SimpleNamespace(source=SimpleNamespace(timestep_offset=0.3), placed=[placed])
 
-    def said(**options: Any) -> str:
+    def said(resumed: bool = False, **options: Any) -> str:
         config = read(**options)
         drawn = translate_noise.density(config.options, FACTS)
         recipe = translate.recipe(config.options, drawn, 5, choose("no", low_precision_safe=True))
-        return "\n".join(translate_noise.describe(recipe, [found, moved], FACTS))
+        return "\n".join(translate_noise.describe(recipe, [found, moved], FACTS, resumed))
 
     small = SimpleNamespace(placement=Placement(Size(512, 512), Size(512, 512), (0, 0, 512, 512)))
     moved.placed = [placed, small]
     assert "1.649 at 512x512, as below, to 1.878 at 1024x1024" in said(flow_schedule_auto_shift=True)
+    assert "1.649 at 512x512 to 1.878 at 1024x1024" in said(resumed=True, flow_schedule_auto_shift=True)
     moved.placed = [placed]
     silent = said()
+    assert [line for line in silent.splitlines() if not line.startswith(" ")] == said(resumed=True).splitlines()
     assert "sigmoid(1 * N(0, 1)), shifted by 3" in silent and "offset 0.3" in silent and silent.count("█") > 20
     assert "Loss: mean squared error (l2), every sigma counts alike" in silent and "Rollout" not in silent
     loud = said(

@@ -117,3 +117,20 @@ def test_a_hub_that_cannot_be_asked_is_told_from_a_model_that_is_not_there(monke
     with pytest.raises(models.ModelError) as error:
         models.read_index(LoadSource("./nosuch"))
     assert not isinstance(error.value, UnreachableError)
+
+
+def test_a_folder_that_is_not_there_is_told_from_a_repository_also_where_no_hub_can_be_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(_made(tmp_path / "empty"))
+    with pytest.raises(UnreachableError):
+        models.read_index(LoadSource("weights/none"))
+    _made(tmp_path / "empty" / "weights")
+    for path, why in (
+        ("weights/none", "'weights' is a folder here, so a path"),
+        ("models/none", "'models' owns nothing there"),
+    ):
+        with pytest.raises(models.ModelError, match=why) as error:
+            models.read_index(LoadSource(path))
+        assert not isinstance(error.value, UnreachableError), "check says that training would not start"
