@@ -94,20 +94,20 @@ def duration(seconds: float) -> str:
 
 def what_was_trained(config: Mapping[str, Any]) -> str:
     """One sentence."""
-    kind = "every weight of the transformer"
+    kind = "every weight of the transformer of"
     if config.get("model_type") == "lora":
         algorithm = config.get("lycoris_config")
         lycoris = algorithm.get("algo", "LyCORIS") if isinstance(algorithm, dict) else "LyCORIS"
         standard = "DoRA" if config.get("use_dora") else "LoRA"
-        kind = f"a {lycoris} adapter"
+        kind = f"a {lycoris} adapter on"
         if config.get("lora_type", "standard") == "standard":
-            kind = f"a {standard} of rank {config.get('lora_rank', '?')}"
+            kind = f"a {standard} of rank {config.get('lora_rank', '?')} on"
     base = str(config.get("model_flavour") or config.get("pretrained_model_name_or_path") or "an unknown model")
     base = "/".join(Path(base).parts[-2:])  # of a folder the end is enough
     rate, optimizer = config.get("learning_rate", "?"), config.get("optimizer", "?")
     size = config.get("train_batch_size", 4)
     pictures = counted(size, "picture") if isinstance(size, int) else "? pictures"
-    return f"Trained {kind}, on {base}, with {optimizer} at a learning rate of {rate}, {pictures} at a time."
+    return f"Trained {kind} {base} with {optimizer} at a learning rate of {rate}, {pictures} at a time."
 
 
 def _head(name: str, config: Mapping[str, Any], state: Mapping[str, Any], series: Series) -> str:

@@ -121,6 +121,9 @@ def test_hostile_words_are_text(tmp_path: Path) -> None:
 def test_one_picture_is_one() -> None:
     assert "1 picture at a time" in what_was_trained({"train_batch_size": 1})
     assert "4 pictures at a time" in what_was_trained({"train_batch_size": 4})
+    assert "Trained every weight of the transformer of pocket/model with" in what_was_trained(
+        {"pretrained_model_name_or_path": "somewhere/pocket/model"}
+    )
 
 
 def test_what_stands_in_it(tmp_path: Path) -> None:
