@@ -115,9 +115,11 @@ def list_examples() -> None:
 def copy_example(name: str, destination: Path, force: bool) -> None:
     """Copy the files of example NAME to DESTINATION (config by default)."""
     from simpletuner.config.examples import copy
+    from simpletuner.config.own_output import own_output
 
     for path in copy(name, destination, force):
         click.echo(f"wrote {path}")
+    click.echo(f"output_dir is {own_output(destination, name)}, of this copy alone.")
     where = "" if destination == Path("config") else f" --config {destination}"
     click.echo(f"Next: edit the paths in these files, then `simpletuner train{where}`.")
 

@@ -127,7 +127,7 @@ def train(config: str | None, env: str | None, example: str | None, debug: bool,
     if not example and find_config(config, env, example, os.environ) is None:
         if not one_of_several:
             click.echo("There is no config/config.json here: running the embedded example 'pocket'.")
-            click.echo("(To make it your own: simpletuner examples copy pocket)")
+            click.echo("(For pictures of your own: simpletuner configure)")
         example = "pocket"
     run_config = load(config, env, example, overrides)
     processes = run_config.options.processes

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
+import shlex
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from simpletuner.config.own_output import own_output
 from simpletuner.errors import TunerError
 
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -96,7 +100,7 @@ def expand(text: str, asked_by: str) -> str:
 
 
 def copy(name: str, destination: Path, force: bool = False) -> list[Path]:
-    """Copy an example's configuration files.
+    """Copy an example's configuration files; the copy reads the copies beside it and trains into a folder of its own.
 
     Args:
         name: Of the example.
@@ -109,16 +113,37 @@ def copy(name: str, destination: Path, force: bool = False) -> list[Path]:
     folder = example_folder(name, "examples copy")
     files = EXAMPLES[name].files
     targets = [destination / target for target in files]
-    taken = [str(t) for t in targets if t.exists()]
+    taken = [t for t in targets if t.exists()]
     if taken and not force:
         raise TunerError(
-            f"{', '.join(taken)} {'exist' if len(taken) > 1 else 'exists'} already. What to do: choose another folder, "
-            "or add --force to overwrite."
+            f"{', '.join(map(str, taken))} {'exist' if len(taken) > 1 else 'exists'} already. What to do: copy to another "
+            f"folder, `simpletuner examples copy {name} {_free_beside(destination, files)}`, or add --force to overwrite."
         )
     destination.mkdir(parents=True, exist_ok=True)
+    output_dir = own_output(destination, name)
     for target, source in zip(targets, files.values(), strict=True):
         text = (folder / source).read_text(encoding="utf-8")
-        for copied, packaged in files.items():  # the copy reads the copies beside it, so that editing them acts
-            text = text.replace(f"{{example:{name}}}/{packaged}", (destination / copied).as_posix())
-        target.write_text(text, encoding="utf-8")
+        target.write_text(_at_home(text, name, destination, output_dir), encoding="utf-8")
     return targets
+
+
+def _at_home(text: str, name: str, destination: Path, output_dir: Path) -> str:
+    """A packaged file as its copy: it names the copies beside it, so that editing them acts, and its own output_dir."""
+    for copied, packaged in EXAMPLES[name].files.items():
+        beside = _quoted(destination / copied)
+        for place in (f"{{example:{name}}}/{packaged}", f"config/{copied}"):
+            text = text.replace(f'"{place}"', beside)
+    return re.sub(r'("output_dir": )"[^"]*"', lambda match: match[1] + _quoted(output_dir), text)
+
+
+def _quoted(path: Path) -> str:
+    return json.dumps(path.as_posix(), ensure_ascii=False)
+
+
+def _free_beside(destination: Path, files: Iterable[str]) -> str:
+    """A folder in which none of the files is, as a shell reads it: ``config`` → ``config/other``."""
+    number, free = 1, destination / "other"
+    while any((free / file).exists() for file in files):
+        number += 1
+        free = destination / f"other-{number}"
+    return shlex.quote(str(free))

@@ -58,7 +58,10 @@ def test_examples_can_be_listed_copied_and_are_not_overwritten(simpletuner: Comm
     written = json.loads((tmp_path / "config" / "config.json").read_text())
     assert written["model_type"] == "full" and written["use_ema"] is True and "push_to_hub" not in written
     elsewhere = simpletuner("examples", "copy", "pocket", "config/mine").stdout
-    assert "`simpletuner train --config config/mine`" in elsewhere
+    assert (
+        "`simpletuner train --config config/mine`" in elsewhere
+        and "output_dir is output/config/mine-pocket," in elsewhere
+    )
     again = simpletuner("examples", "copy", "pocket", check=False)
     assert again.returncode == 1 and "--force" in again.stderr
     simpletuner("examples", "copy", "pocket", "--force")

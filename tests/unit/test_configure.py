@@ -33,6 +33,7 @@ from simpletuner.cli.configuring.proposal import (
     validation_share,
 )
 from simpletuner.config.catalogue import FLAVOURS
+from simpletuner.config.own_output import holds_a_run
 from simpletuner.config.read import RunConfig
 from simpletuner.data.sampler import Bucket, Drawing, shortfalls
 from simpletuner.data.types import Size
@@ -449,7 +450,7 @@ def test_a_folder_with_another_run_gets_a_fresh_name(tmp_path: Path, monkeypatch
 
     Path(usual).mkdir(parents=True)
     first, config = drafted(written=True)
-    assert place(first) == usual and not fresh.holds_a_run(Path(usual)), "a page of check alone"
+    assert place(first) == usual and not holds_a_run(Path(usual)), "a page of check alone"
     train(config)
     longer, _ = drafted(max_train_steps=900)
     assert place(longer) == usual and "same folder of pictures: training goes on" in longer.choices["output_dir"].why

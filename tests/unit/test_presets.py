@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -47,6 +48,45 @@ def test_a_copy_loads_once_there_are_pictures(name: str, tmp_path: Path, monkeyp
     asked = json.loads(Path("config/config.json").read_text())
     model_type = {key.lstrip("-"): value for key, value in asked.items()}["model_type"]
     assert config.options.model.model_type == model_type == ("lora" if name.endswith(("-lora", "-lokr")) else "full")
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_a_copy_reads_the_copies_beside_it_and_trains_into_a_folder_of_its_own(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    outputs = {example: _settings(_packaged(example))["output_dir"] for example in EXAMPLES}
+    folders = ("config", f"config/{name}", 'a "b"/c', f"config/a-{name}", str(tmp_path / "beyond"), ".")
+    for folder in map(Path, folders):
+        names = {path.name for path in copy(name, folder)}
+        settings = _settings(folder / "config.json")
+        beside = {Path(value) for value in settings.values() if isinstance(value, str) and value.endswith(".json")}
+        assert beside == {folder / file for file in names - {"config.json"}}
+        outputs[str(folder)] = settings["output_dir"]
+    assert len({Path(place).resolve() for place in outputs.values()}) == len(EXAMPLES) + len(folders), "no two are one"
+    assert outputs["config"] == f"output/config-{name}", "relative, as the examples' own"
+
+
+def test_a_copy_made_again_after_its_run_is_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    copy("pocket", Path("config"))
+    first = Path(_settings(Path("config/config.json"))["output_dir"])
+    first.mkdir(parents=True)
+    copy("pocket", Path("config"), force=True)
+    assert _settings(Path("config/config.json"))["output_dir"] == str(first), "nothing was trained there"
+    (first / "run.json").write_text("{}")
+    copy("pocket", Path("config"), force=True)
+    assert _settings(Path("config/config.json"))["output_dir"] == f"{first}-2"
+
+
+def _packaged(example: str) -> Path:
+    return EXAMPLES[example].folder / EXAMPLES[example].files["config.json"]
+
+
+def _settings(file: Path) -> dict[str, Any]:
+    settings: dict[str, Any] = json.loads(file.read_text())
+    return settings
 
 
 def test_the_adapters_of_the_pocket_train_what_the_pocket_trains() -> None:

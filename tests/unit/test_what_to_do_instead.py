@@ -49,6 +49,20 @@ def test_files_that_exist_and_a_configuration_that_does_not_are_no_problems_of_a
     assert str(Problem("a.json", "id", "", "it is empty")) == "a.json: id: it is empty"
 
 
+def test_where_files_exist_the_command_for_another_folder_is_named_and_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    copy("sana", Path("config"))
+    for folder in ("other", "other-2"):
+        with pytest.raises(TunerError) as error:
+            copy("sana", Path("config"))
+        command = str(error.value).split("`")[1]
+        assert command == f"simpletuner examples copy sana config/{folder}"
+        assert CliRunner().invoke(app, command.split()[1:]).exit_code == 0
+        assert Path("config", folder, "config.json").is_file()
+
+
 def _made(folder: Path) -> Path:
     folder.mkdir()
     return folder

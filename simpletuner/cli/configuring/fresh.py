@@ -10,6 +10,7 @@ from typing import Any
 
 from simpletuner.cli.configuring.content import CONFIG
 from simpletuner.cli.configuring.proposal import Choice, Proposal
+from simpletuner.config.own_output import holds_a_run
 from simpletuner.config.read import RunConfig
 from simpletuner.reporting.masking import masked
 
@@ -17,12 +18,6 @@ from simpletuner.reporting.masking import masked
 # the run; and where its datasets are written down.
 _LENGTH = ("max_train_steps", "lr_warmup_steps")
 _FREE = ("output_dir", *_LENGTH, "validation", "checkpoint", "user_prompt_library", "data_backend_config")
-
-
-def holds_a_run(folder: Path) -> bool:
-    """Whether anything was trained into a folder."""
-    home = folder.expanduser()
-    return (home / "run.json").is_file() or any(home.glob("checkpoint-*"))
 
 
 def goes_on(config: RunConfig, folder: Path) -> bool:
