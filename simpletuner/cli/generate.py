@@ -48,7 +48,7 @@ _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 @click.option("--grid/--no-grid", default=True, show_default=True, help="One picture of all pictures as well.")
 @click.option("--overwrite", is_flag=True, help="Replace files of the same names.")
 @click.option("--ema", "which", flag_value="ema", help="Of a checkpoint: the EMA weights  [default if it has them]")
-@click.option("--live", "which", flag_value="live", help="Of a checkpoint: the live weights.")
+@click.option("--live", "which", flag_value="live", help="Of a checkpoint: the weights that are trained.")
 @click.option(
     "--base", "--model", "base", metavar="MODEL", help="Pipeline under an adapter or checkpoint  [as recorded]"
 )

@@ -29,7 +29,7 @@ from simpletuner.models.adapters import Adapter, AdapterFile
 from simpletuner.models.base import Components, EncodedText, Facts, Family, LoadSource, TextSettings
 from simpletuner.models.families import FAMILIES
 from simpletuner.reporting.progress import Reporter
-from simpletuner.training import device
+from simpletuner.training import device, schedule_free
 from simpletuner.training.merging import on_model
 from simpletuner.training.subject import Subject
 from simpletuner.wording import counted
@@ -113,6 +113,8 @@ def generate(loading: Loading, settings: ValidationSettings, target: Target, rep
     )
     parts = family.load(source)
     adapter = on_model(file, parts.transformer) if file else None
+    if loading.subject.average:
+        schedule_free.put(loading.subject.average, parts.transformer, adapter)
     if adapter:
         reporter.say(adapter.describe()[0])
     validator = _validator(family, parts, facts, loading, settings, folder, where, adapter is not None)

@@ -13,6 +13,7 @@ from simpletuner.models.adapters import Adapter, AdapterFile, LycorisSettings
 from simpletuner.models.base import LoadSource
 from simpletuner.models.families import FAMILIES
 from simpletuner.reporting.progress import Reporter
+from simpletuner.training import schedule_free
 from simpletuner.training.checkpoint import staged_folder
 
 
@@ -46,6 +47,9 @@ def merge(
     reporter.say(f"Loading {base}")
     parts = family.load(LoadSource(base, key=key, weight_dtype=torch.float32, text_dtype=dtype))
     put = on_model(file, parts.transformer)
+    if average := schedule_free.keeper(adapter.expanduser()):
+        schedule_free.put(average, parts.transformer, put)
+        reporter.say(f"With {schedule_free.WORDS} of {average}")
     reporter.say(put.describe()[0])
     if strength == 1.0:
         put.merge()

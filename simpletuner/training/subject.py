@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from simpletuner.errors import TunerError
 from simpletuner.models import adapters
-from simpletuner.training import checkpoint
+from simpletuner.training import checkpoint, schedule_free
 
 RECORD = "config.resolved.json"
 Which = Literal["ema", "live"]
@@ -29,6 +29,7 @@ class Subject:
         transformer: (folder, subfolder) of other transformer weights than the base's own, or None.
         words: What it is, for a person.
         record: The options of the run that made it, by key; empty where no run's folder is near.
+        average: The checkpoint whose optimizer keeps the average of these weights that is meant; None for them as they are.
     """
 
     base: str | None
@@ -36,6 +37,7 @@ class Subject:
     transformer: tuple[str, str] | None
     words: str
     record: Mapping[str, Any]
+    average: Path | None = None
 
 
 def find(model: str, base: str | None, which: Which | None) -> Subject:
@@ -44,7 +46,8 @@ def find(model: str, base: str | None, which: Which | None) -> Subject:
     Args:
         model: A hub id; a pipeline's folder; a run's output folder; a checkpoint; an adapter's file or folder.
         base: The pipeline under an adapter or a checkpoint, where the run's own is not meant.
-        which: EMA or live weights of a checkpoint; None takes the EMA where there is one.
+        which: EMA or live weights of a checkpoint; None takes the EMA where there is one, and the average that a
+            schedule-free optimizer keeps.
 
     Raises:
         TunerError: A folder that is none of these, or weights that are not in it.
@@ -80,11 +83,13 @@ def _adapter(path: Path, base: str | None, which: Which | None) -> Subject:
     folder = path if path.is_dir() else path.parent
     # ``checkpoint-N/ema`` and ``checkpoint-N`` lie below the run's folder; its record is of use in each of them.
     record = next(filter(None, map(_record, [folder, folder.parent, folder.parent.parent])), {})
-    return _over_base(record, base, f"the adapter {path}", path, None)
+    average = schedule_free.keeper(path)
+    words = f"{schedule_free.WORDS} of {path}" if average else f"the adapter {path}"
+    return replace(_over_base(record, base, words, path, None), average=average)
 
 
 def _checkpoint(folder: Path, base: str | None, which: Which | None) -> Subject:
-    """Live or EMA weights of a checkpoint, over the run's base."""
+    """Live, EMA or averaged weights of a checkpoint, over the run's base."""
     record = _record(folder.parent)
     is_adapter = (folder / adapters.WEIGHTS).is_file()
     live, ema = (folder, folder / "ema") if is_adapter else (folder / "transformer", folder / "transformer_ema")
@@ -92,11 +97,11 @@ def _checkpoint(folder: Path, base: str | None, which: Which | None) -> Subject:
         raise TunerError(f"{folder} has no EMA weights (use_ema was off). What to do: leave --ema out.")
     if reason := checkpoint.problem_with(folder):
         raise TunerError(f"{folder} is damaged: {reason}. What to do: name another checkpoint.")
-    chosen, kind = (ema, "EMA") if ema.is_dir() and which != "live" else (live, "live")
-    words = f"{kind} weights of {folder}"
-    if is_adapter:
-        return _over_base(record, base, words, chosen, None)
-    return _over_base(record, base, words, None, (str(folder), chosen.name))
+    chosen, kind = (ema, "EMA weights") if ema.is_dir() and which != "live" else (live, "live weights")
+    average = schedule_free.keeper(folder) if which is None and chosen is live else None
+    words = f"{schedule_free.WORDS if average else kind} of {folder}"
+    adapter, weights = (chosen, None) if is_adapter else (None, (str(folder), chosen.name))
+    return replace(_over_base(record, base, words, adapter, weights), average=average)
 
 
 def _over_base(

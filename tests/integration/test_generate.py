@@ -17,10 +17,16 @@ from rich.console import Console
 from simpletuner.cli.generate import generate
 from simpletuner.config.read import load
 from simpletuner.errors import ModelError, TunerError
+from simpletuner.models.adapters import WEIGHTS
 from simpletuner.reporting.progress import Reporter
+from simpletuner.training.schedule_free import WORDS
 
 FAST = ("--steps", "2")
 SMALL = (*FAST, "--size", "64x96", "--seed", "11", "--guidance", "3")
+SCHEDULE_FREE: dict[str, Any] = {
+    **{"optimizer": "adamw_schedulefree", "use_ema": False, "max_train_steps": 4},
+    **{"checkpointing_steps": 2, "validation_steps": 2},
+}
 FOX = "a blueprint of a fox"
 
 
@@ -36,7 +42,7 @@ def pixels(path: Path) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, pocket: Path) -> Callable[[str], Path]:
-    """Output folders of short runs on the pocket, full or lora, each trained once."""
+    """Output folders of short runs on the pocket, full or lora, also schedule-free, each trained once."""
     from simpletuner.training.run import train
 
     made: dict[str, Path] = {}
@@ -52,7 +58,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, pocket: Path) -> Callable[[st
                 pictures / f"{number}.png"
             )
         config: dict[str, Any] = {
-            "model_type": kind,
+            "model_type": kind.partition(" ")[0],
             "pretrained_model_name_or_path": str(pocket / "model"),
             "output_dir": str(home / "out"),
             "mixed_precision": "no",
@@ -73,6 +79,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, pocket: Path) -> Callable[[st
             "report_to": "none",
             "report": False,
             "validation_lycoris_strength": 1.0,
+            **(SCHEDULE_FREE if "schedule-free" in kind else {}),
         }
         dataset = {"id": "set", "instance_data_dir": str(pictures), "resolution": 64, "resolution_type": "pixel"}
         texts = {"id": "texts", "dataset_type": "text_embeds", "default": True, "cache_dir": str(home / "text")}
@@ -144,6 +151,28 @@ def test_a_run_its_checkpoint_and_its_adapter_give_its_validation_pictures(
         assert "As in the run's own validation: guidance 3, 2 steps, seed 11, 64x96." in done.output
         (picture,) = (tmp_path / str(number)).glob("*.png")
         assert np.array_equal(pixels(picture), validated[label]), (model, words)
+
+
+@pytest.mark.parametrize("kind", ["full schedule-free", "lora schedule-free"])
+def test_a_checkpoint_draws_with_the_average_that_its_optimizer_keeps(
+    runs: Callable[[str], Path], kind: str, tmp_path: Path
+) -> None:
+    """As validation did at its step; the point that is trained at draws another picture."""
+    out = runs(kind)
+    cases: list[tuple[Path, tuple[str, ...], int]] = [
+        (out / "checkpoint-2", (), 2),
+        (out / "checkpoint-4", (), 4),
+        (out / "checkpoint-2", ("--live",), 2),
+    ]
+    if kind.startswith("lora"):
+        cases.append((out / "checkpoint-2" / WEIGHTS, (), 2))
+    for number, (model, words, step) in enumerate(cases):
+        done = call(model, "--prompt", FOX, *words, "--no-grid", "--out", tmp_path / str(number))
+        said = " ".join(done.output.split())
+        assert f"with {'live weights' if words else WORDS} of" in said
+        (picture,) = (tmp_path / str(number)).glob("*.png")
+        validated = pixels(out / f"validation_images/step_{step}_validation_0_64x96.png")
+        assert np.array_equal(pixels(picture), validated) != bool(words), (model, words)
 
 
 def test_strength_acts_and_zero_is_the_base_model(runs: Callable[[str], Path], pocket: Path, tmp_path: Path) -> None:
