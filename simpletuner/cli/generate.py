@@ -120,6 +120,8 @@ def _drawing(found: Subject, given: Mapping[str, Any], reporter: Reporter) -> Dr
     of_run = drawing_again.of_run(found.record)
     if found.record and (sentence := drawing_again.told(of_run, asked)):
         reporter.say(sentence)
+    if found.adapter and not found.record and (sentence := drawing_again.without_run(given)):
+        reporter.say(sentence)
     if departure := drawing_again.departure(found.record):
         reporter.say(departure)
     unknown = drawing_again.unknown_sampler(found.record)

@@ -15,6 +15,14 @@ from simpletuner.data.types import Size
 from simpletuner.wording import counted
 
 MOST = 2**63 - 1  # what a seed may be; no other number is near
+PUBLISHED_TOKENS = 300  # SanaPipeline's own max_sequence_length
+# What of a run's record decides its pictures, beside what is in a merged model anyway: base, adapter and its strength.
+_KEPT = (
+    "validation_guidance", "validation_num_inference_steps", "validation_seed", "seed", "validation_randomize",
+    "validation_noise_scheduler", "validation_negative_prompt", "validation_resolution",
+    "sana_complex_human_instruction", "tokenizer_max_length", "model_type", "base_model_precision",
+    "text_encoder_1_precision",
+)  # fmt: skip
 _VALIDATION, _TRAINING = ValidationOptions.model_fields, TrainingOptions.model_fields
 
 
@@ -82,6 +90,29 @@ def told(drawing: Drawing, asked: Mapping[str, object]) -> str:
     }
     words = [text for name, text in said.items() if text and asked.get(name) is None]
     return f"As in the run's own validation: {', '.join(words)}. Options say otherwise." if words else ""
+
+
+def kept(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a run's record goes with a merged model, which may be given away: how it is prompted and drawn."""
+    return {key: record[key] for key in _KEPT if key in record}
+
+
+def without_run(asked: Mapping[str, object]) -> str:
+    """By which settings weights are drawn whose run is not known, and how to name others; "" if all are asked for.
+
+    Args:
+        asked: By name of an option what a person asked for; None where nothing.
+    """
+    own = Drawing()
+    said = {
+        "instruction": "the model's own instruction (--no-instruction)",
+        "tokens": f"{PUBLISHED_TOKENS} tokens (--tokens)",
+        "seed": f"seed {own.seed} (--seed)",
+        "guidance": f"guidance {own.guidance:g} (--guidance)",
+        "steps": f"{own.steps} steps (--steps)",
+    }
+    words = [text for name, text in said.items() if asked.get(name) is None]
+    return f"How its run drew is not known, so this does by default: {', '.join(words)}" if words else ""
 
 
 def departure(record: Mapping[str, Any]) -> str:

@@ -30,11 +30,11 @@ from simpletuner.models.base import Components, EncodedText, Facts, Family, Load
 from simpletuner.models.families import FAMILIES
 from simpletuner.reporting.progress import Reporter
 from simpletuner.training import device, schedule_free
+from simpletuner.training.drawing_again import PUBLISHED_TOKENS
 from simpletuner.training.merging import on_model
 from simpletuner.training.subject import Subject
 from simpletuner.wording import counted
 
-PUBLISHED_TOKENS = 300  # SanaPipeline's own max_sequence_length
 SHEET, RECORD = "grid.png", "pictures.json"
 _WIDE = 6  # prompts, or seeds of one prompt, that stand side by side; more stand one below the other, or near a square
 _TITLE_LINES = 4  # of the prompt above its seeds

@@ -13,7 +13,7 @@ from simpletuner.models.adapters import Adapter, AdapterFile, LycorisSettings
 from simpletuner.models.base import LoadSource
 from simpletuner.models.families import FAMILIES
 from simpletuner.reporting.progress import Reporter
-from simpletuner.training import schedule_free
+from simpletuner.training import drawing_again, schedule_free, subject
 from simpletuner.training.checkpoint import staged_folder
 
 
@@ -59,7 +59,16 @@ def merge(
     torch.nn.Module.to(parts.transformer, dtype)  # diffusers' own would warn of modules kept in float32, without any
     with staged_folder(output) as staging:
         family.pipeline(parts, with_text=True).save_pretrained(staging)
+        if record := drawing_again.kept(subject.record_near(adapter.expanduser())):
+            text = json.dumps(record, indent=1, ensure_ascii=False)
+            (staging / subject.MERGED_RECORD).write_text(text + "\n", encoding="utf-8")
     reporter.say(f"merged model     {output} (a diffusers folder, {str(dtype).removeprefix('torch.')})")
+    if record:
+        reporter.say(
+            f"`simpletuner generate` prompts and draws with it as the run's validation did ({subject.MERGED_RECORD})"
+        )
+    else:
+        reporter.say(f"For `simpletuner generate`: {drawing_again.without_run({})}")
 
 
 def on_model(file: AdapterFile, transformer: object) -> Adapter:

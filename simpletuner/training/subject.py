@@ -16,6 +16,7 @@ from simpletuner.models import adapters
 from simpletuner.training import checkpoint, schedule_free
 
 RECORD = "config.resolved.json"
+MERGED_RECORD = "drawing.json"  # in a merged model's own folder: the part of it that decides pictures
 Which = Literal["ema", "live"]
 
 
@@ -60,7 +61,7 @@ def find(model: str, base: str | None, which: Which | None) -> Subject:
         return Subject(model, None, None, model, {})
     if (path / "model_index.json").is_file():
         _not_here(which, base, f"{path} is a whole pipeline")
-        return Subject(str(path), None, None, str(path), _record(path.parent))
+        return Subject(str(path), None, None, str(path), _record(path, MERGED_RECORD) or _record(path.parent))
     if checkpoint.is_one(path):
         return _checkpoint(path, base, which)
     if (path / "pipeline" / "model_index.json").is_file():
@@ -80,9 +81,7 @@ def find(model: str, base: str | None, which: Which | None) -> Subject:
 def _adapter(path: Path, base: str | None, which: Which | None) -> Subject:
     """An adapter outside a checkpoint: an export, or somebody's file."""
     _not_here(which, None, f"{path} holds one set of weights")
-    folder = path if path.is_dir() else path.parent
-    # ``checkpoint-N/ema`` and ``checkpoint-N`` lie below the run's folder; its record is of use in each of them.
-    record = next(filter(None, map(_record, [folder, folder.parent, folder.parent.parent])), {})
+    record = record_near(path)
     average = schedule_free.keeper(path)
     words = f"{schedule_free.WORDS} of {path}" if average else f"the adapter {path}"
     return replace(_over_base(record, base, words, path, None), average=average)
@@ -131,10 +130,17 @@ def _not_here(which: Which | None, base: str | None, what: str) -> None:
         raise TunerError(f"--base: {what}, and needs no other model. What to do: leave it out.")
 
 
-def _record(folder: Path) -> dict[str, Any]:
+def record_near(adapter: Path) -> dict[str, Any]:
+    """The options of the run that an adapter's file or folder lies in; empty where it lies in none."""
+    folder = adapter if adapter.is_dir() else adapter.parent
+    # ``checkpoint-N/ema`` and ``checkpoint-N`` lie below the run's folder; its record is of use in each of them.
+    return next(filter(None, map(_record, [folder, folder.parent, folder.parent.parent])), {})
+
+
+def _record(folder: Path, name: str = RECORD) -> dict[str, Any]:
     """The options of the run whose output folder this is; empty if it is none."""
     try:
-        content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        content = json.loads((folder / name).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -19,6 +19,7 @@ from simpletuner.config.read import load
 from simpletuner.errors import ModelError, TunerError
 from simpletuner.models.adapters import WEIGHTS
 from simpletuner.reporting.progress import Reporter
+from simpletuner.training.merging import merge
 from simpletuner.training.schedule_free import WORDS
 
 FAST = ("--steps", "2")
@@ -175,6 +176,24 @@ def test_a_checkpoint_draws_with_the_average_that_its_optimizer_keeps(
         assert np.array_equal(pixels(picture), validated) != bool(words), (model, words)
 
 
+def test_a_merged_model_draws_as_its_run_did(runs: Callable[[str], Path], tmp_path: Path) -> None:
+    """What was trained is rounded in the sum, and nothing else differs: without the run's record all of it does."""
+    out, merged, said = runs("lora schedule-free"), tmp_path / "merged", StringIO()
+    merge(out / "checkpoint-2", None, merged, torch.float32, 1.0, Reporter(Console(file=said, width=200)))
+    assert f"With {WORDS} of " in said.getvalue() and "as the run's validation did (drawing.json)" in said.getvalue()
+    call(merged, "--prompt", FOX, "--no-grid", "--out", tmp_path / "a")
+    (picture,) = (tmp_path / "a").glob("*.png")
+    validated = pixels(out / "validation_images/step_2_validation_0_64x96.png").astype(int)
+    assert abs(pixels(picture) - validated).max() <= 1
+    call(out / "checkpoint-2", "--live", "--prompt", FOX, "--no-grid", "--out", tmp_path / "b")
+    (live,) = (tmp_path / "b").glob("*.png")
+    assert abs(pixels(live) - validated).max() > 1, "other weights are further away"
+    (alone := tmp_path / "mine.safetensors").write_bytes((out / WEIGHTS).read_bytes())
+    merge(alone, None, tmp_path / "strange", torch.float32, 1.0, Reporter(Console(file=said, width=200)))
+    assert "For `simpletuner generate`: How its run drew is not known" in said.getvalue()
+    assert not (tmp_path / "strange" / "drawing.json").exists()
+
+
 def test_strength_acts_and_zero_is_the_base_model(runs: Callable[[str], Path], pocket: Path, tmp_path: Path) -> None:
     out, library = runs("lora"), tmp_path / "library.json"
     library.write_text(json.dumps({"off": {"prompt": FOX, "adapter_strength": 0}, "half": FOX}))
@@ -190,7 +209,11 @@ def test_strength_acts_and_zero_is_the_base_model(runs: Callable[[str], Path], p
 def test_an_adapter_elsewhere_finds_its_base_in_its_file(runs: Callable[[str], Path], tmp_path: Path) -> None:
     out, elsewhere = runs("lora"), tmp_path / "mine.safetensors"
     elsewhere.write_bytes((out / "pytorch_lora_weights.safetensors").read_bytes())
-    call(elsewhere, "--prompt", FOX, *SMALL, "--no-instruction", "--tokens", 32, "--out", tmp_path / "out")
+    done = call(elsewhere, "--prompt", FOX, *SMALL, "--no-instruction", "--tokens", 32, "--out", tmp_path / "out")
+    assert "How its run drew" not in done.output, "all is asked for"
+    rest = call(elsewhere, "--prompt", FOX, *SMALL, "--no-instruction", "--out", tmp_path / "rest")
+    said = " ".join(rest.output.split())
+    assert "How its run drew is not known, so this does by default: 300 tokens (--tokens)" in said
     (picture,) = (tmp_path / "out").glob("a_*.png")
     assert np.array_equal(pixels(picture), pixels(out / "validation_images/step_2_validation_0_64x96_ema.png"))
 

@@ -12,7 +12,7 @@ from simpletuner.cli.generate import _drawing, generate
 from simpletuner.data.types import Size
 from simpletuner.reporting.progress import Reporter
 from simpletuner.training import subject
-from simpletuner.training.drawing_again import Drawing, departure, of_run, told, unknown_sampler
+from simpletuner.training.drawing_again import Drawing, departure, kept, of_run, told, unknown_sampler, without_run
 
 RECORD = {
     "validation_guidance": 3.5, "validation_num_inference_steps": 8, "validation_seed": 0, "seed": 7,
@@ -91,3 +91,19 @@ def test_a_base_that_was_quantised_in_the_run_is_told() -> None:
     assert "had the base model in nf4-bnb; here it is whole" in departure(over)
     assert "and the text encoder in int8-torchao" in departure({**over, "text_encoder_1_precision": "int8-torchao"})
     assert not departure({**over, "model_type": "full"}) and not departure({})
+
+
+def test_what_goes_with_a_merged_model_decides_pictures_and_tells_nothing_else() -> None:
+    beside = {"hub_token": "secret", "output_dir": "/mine", "variant": "fp16", "validation_prompt": "mine"}
+    text = {"sana_complex_human_instruction": [], "tokenizer_max_length": 32}
+    whole = kept({**RECORD, **text, **beside})
+    assert not whole.keys() & beside.keys() and text.items() <= whole.items()
+    assert of_run(whole) == replace(of_run(RECORD), strength=1.0), "which is in the weights"
+    assert kept({}) == {}
+
+
+def test_what_is_drawn_without_a_record_is_said_with_its_options() -> None:
+    said = without_run({"seed": 1, "tokens": 32, "guidance": None})
+    assert "the model's own instruction (--no-instruction), guidance 4.5 (--guidance), 20 steps (--steps)" in said
+    assert "--seed" not in said and "--tokens" not in said
+    assert not without_run(dict.fromkeys(("instruction", "tokens", "seed", "guidance", "steps"), 1))
