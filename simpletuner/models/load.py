@@ -92,11 +92,10 @@ def fetched(source: LoadSource, name: str, what: str) -> Path:
     except (OSError, ValueError) as error:
         if not unreachable:
             raise _explain(source, what, error) from error
-        folder = _of_this_machine(source.path)
+        folder = _of_this_machine(source.path, unreachable)
         if folder:
             raise ModelError(
-                f"there is no folder {source.path!r} ({source.key}), and {folder}. What to do: correct the path; were it a hub "
-                f"id, {unreachable}."
+                f"there is no folder {source.path!r} ({source.key}), and {folder}. What to do: correct the path."
             ) from error
         raise UnreachableError(
             f"there is no folder {source.path!r} here ({source.key}), it was not downloaded earlier, and {unreachable}. What to "
@@ -108,11 +107,11 @@ def fetched(source: LoadSource, name: str, what: str) -> Path:
 _NOBODY = ("models", "datasets", "spaces")
 
 
-def _of_this_machine(path: str) -> str:
+def _of_this_machine(path: str, unreachable: str) -> str:
     """Why ``owner/name`` can only be a folder that is not there; "" where a hub that answered might know it."""
     owner = path.partition("/")[0]
     if Path(owner).is_dir():
-        return f"{owner!r} is a folder here, so a path is meant"
+        return f"{owner!r} is a folder here, so a path is meant (were it a hub id, {unreachable})"
     return f"it is no hub id either: {owner!r} owns nothing there" if owner in _NOBODY else ""
 
 

@@ -19,7 +19,7 @@ from simpletuner.config.read import RunConfig
 from simpletuner.data import undecodable
 from simpletuner.data.cache import TensorStore, write_atomic
 from simpletuner.data.images import cut
-from simpletuner.data.sampler import shortfalls
+from simpletuner.data.sampler import Bucket, Drawing, Plan, shortfalls
 from simpletuner.data.survey import Survey, look_at, picture_of
 from simpletuner.data.types import Skipped
 from simpletuner.errors import DataError, ModelError, UnreachableError
@@ -33,6 +33,7 @@ from simpletuner.training import (
     cache_places,
     checking_drawing,
     checking_resume,
+    picture_sizes,
     prepare,
     translate,
     translate_data,
@@ -104,6 +105,9 @@ def check(config: RunConfig, reporter: Reporter, page_at: Path | None = None, re
             checked.lines.append(
                 f"[{item.source.id}] places are drawn anew in each epoch; the page shows those of the first"
             )
+    if facts is not None:
+        checked.lines += picture_sizes.notes(training, facts)
+    checked.lines += translate_precision.slow_on(here(), precision)
     disk_room([item for item, _ in found], facts, precision.cache, checked)
     checked.problems += cache_places.problems(config.datasets, [item for item, _ in found])
     resumed = checking_resume.look(config, family, source, has_model=facts is not None)
@@ -287,18 +291,29 @@ def _plan(config: RunConfig, training: list[prepare.Found], checked: Checked) ->
         checked.problems.append(str(error))
     if checked.problems:
         return 0, []
-    steps = math.ceil(plan.batches_per_epoch / drawing.accumulation)
     total = translate.total_steps(config, plan)
-    draws = sum(len(b.members) * (b.repeats + 1) for b in buckets)
+    batches = total * drawing.accumulation
     try:
-        seen = _seen(training, plan.drawn(total * drawing.accumulation))
+        epochs = f"{float(plan.epochs_before(batches)):.1f} epochs"
+        seen = _seen(training, plan.drawn(batches))
     except DataError as error:  # training starts, and ends there
-        seen = f"WARNING: {error}"
-    said = (
-        f"{counted(steps, 'step')} per epoch, {counted(total, 'step')} in all: {total / steps:.1f} epochs of "
-        f"{counted(draws, 'draw')}; {seen}"
-    )
+        epochs, seen = "epochs", f"WARNING: {error}"
+    steps = plan.batches_per_epoch / drawing.accumulation
+    each = counted(int(steps), "step") if steps.is_integer() else f"{steps:.1f} steps"
+    said = f"{each} per epoch, {counted(total, 'step')} in all: {epochs}, {_draws(plan, buckets, drawing)}; {seen}"
     return total, [said, *translate.notes_on_course(config, total)]
+
+
+def _draws(plan: Plan, buckets: Sequence[Bucket], drawing: Drawing) -> str:
+    """How many pictures an epoch draws, and how many of these only make its batches full."""
+    drawn = sum(plan.drawn(plan.batches_per_epoch).values())
+    turns = [drawing.turn(bucket.dataset_id) for bucket in buckets]
+    if not all(turn.always for turn in turns):  # epochs differ
+        return f"the first of {counted(drawn, 'draw')}"
+    own = [len(b.members) * (b.repeats + 1) for b, turn in zip(buckets, turns, strict=True) if turn.probability > 0]
+    filling = drawn - sum(own)
+    filled = f", {filling} of them to fill the last batch of a bucket" if filling else ""
+    return f"each of {counted(drawn, 'draw')}{filled}"
 
 
 def _seen(training: Sequence[prepare.Found], drawn: Mapping[str, int]) -> str:

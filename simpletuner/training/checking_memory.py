@@ -66,7 +66,7 @@ def memory_lines(
     slowly = None if card else step_times.describe_on_cpu(step, max(1, steps))
     idle = [] if card else memory_remedies.without_card(options.precision.memory)
     if slowly:  # so small a model is trained here: what a card would take tells its user nothing
-        return [*idle, *([slowly] if steps else [])], []
+        return [*idle, *([slowly[0].upper() + slowly[1:]] if steps else [])], []
     where = "" if card else "On an NVIDIA card, "
     lines = [*idle, f"{where}{'training' if where else 'Training'} takes {memory_estimate.describe(estimated)}"]
     refused = refusals(subject, free) if card else []

@@ -27,6 +27,7 @@ from simpletuner.reporting.stages import RunFile, Stages
 from simpletuner.training import (
     control,
     device,
+    picture_sizes,
     prepare,
     translate,
     translate_data,
@@ -143,6 +144,7 @@ def _on_what(
     """What works, where and in which dtypes."""
     if purpose == "train":
         yield f"Training on {device.describe(where)}: {precision.describe()}, optimizer {training.optimizer}"
+        yield from translate_precision.slow_on(where, precision)
         if ranks.several:
             together = training.train_batch_size * training.gradient_accumulation_steps * ranks.world
             yield (
@@ -188,6 +190,8 @@ def find_pictures(session: Session, refuse_small: bool = True) -> tuple[list[pre
     training, held_out = found[: len(datasets.train)], found[len(datasets.train) :]
     if refuse_small:
         check_sizes(session, training)
+        for line in picture_sizes.notes(training, session.facts):
+            session.reporter.say(line)
     return training, held_out
 
 

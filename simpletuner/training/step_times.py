@@ -49,6 +49,7 @@ class Step:
         weights: Of the transformer.
         blocks: Of the transformer.
         interval: Every n-th block is recomputed; 0 for none.
+        float32: Weights and products are.
     """
 
     forward: Forward
@@ -58,6 +59,7 @@ class Step:
     weights: int
     blocks: int
     interval: int
+    float32: bool = True
 
 
 def milliseconds(step: Step) -> float | None:
@@ -70,13 +72,13 @@ def milliseconds(step: Step) -> float | None:
     return max(line.fixed * size + work, line.launch * step.blocks / _BLOCKS)
 
 
-# 400 steps of 16 pictures of 64 tokens, full rank, LoRA and LoKr of the pocket's 4.3 million weights, on two cores that other
+# 400 steps in float32 of 16 pictures of 64 tokens, full rank, LoRA and LoKr of the pocket's 4.3 million weights, on two cores that other
 # work shared: 0.35 to 0.45 s; bench/methods.py: 0.25 to 0.65 s.
 _ON_CPU, _ON_CPU_WORK, _SMALL = 0.4, 16 * 64 * 4.28e6, 20_000_000
 
 
 def on_two_cores(step: Step) -> float | None:
-    """About how many seconds a step of a very small model takes without a card; None for any other model."""
+    """About how many seconds a step of a very small model takes without a card in float32; None for any other model."""
     if step.weights > _SMALL:
         return None
     return _ON_CPU * step.batch * step.tokens * step.weights / _ON_CPU_WORK
@@ -87,6 +89,8 @@ def describe_on_cpu(step: Step, steps: int) -> str | None:
     found = on_two_cores(step)
     if found is None:
         return None
+    if not step.float32:
+        return "how long a step takes is seen when the run begins: on a CPU only float32 was measured beforehand"
     return f"{counted(steps, 'step takes', 'steps take')} about {lasting(found * steps)} on two CPU cores, and validation more"
 
 

@@ -113,7 +113,10 @@ def timed(subject: Subject, plan: Plan) -> step_times.Step:
     """A step of a plan in the terms of the table of times."""
     shape, counts = step_shape(subject), plan.footprint
     tokens = subject.facts.tokens(*shape.latents)
-    return step_times.Step(shape.forward, plan.graph, shape.batch, tokens, counts.weights, counts.blocks, plan.interval)
+    exact = shape.weights == torch.float32 and shape.autocast is None
+    return step_times.Step(
+        shape.forward, plan.graph, shape.batch, tokens, counts.weights, counts.blocks, plan.interval, exact
+    )
 
 
 def interval(options: Options) -> int:

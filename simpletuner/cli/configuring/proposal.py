@@ -14,6 +14,7 @@ from simpletuner.cli.configuring.answers import Answers, Method
 from simpletuner.cli.configuring.pictures import Pictures
 from simpletuner.config.catalogue import FLAVOURS
 from simpletuner.errors import Row
+from simpletuner.models.known_sizes import known_edges, what_it_knows
 from simpletuner.wording import counted
 
 POCKET = "pocket"
@@ -294,7 +295,7 @@ def _rate_from(weights: str, way: Method) -> str:
 def taught(answers: Answers, edge: int, shape: Shape) -> tuple[int, ...]:
     """The edges of a preset's datasets: of a subject or style half of ``edge`` too, where the model knows that size."""
     half = edge // 2
-    two = answers.kind != "domain" and half % shape.alignment == 0 and half >= shape.native // 2
+    two = answers.kind != "domain" and half % shape.alignment == 0 and half >= known_edges(shape.native)[0]
     return (edge, half) if two else (edge,)
 
 
@@ -349,11 +350,11 @@ def _slug(pictures: Pictures) -> str:
 def problems(proposal: Proposal, pictures: Pictures, shape: Shape) -> Iterator[Row]:
     """Rows (key, value, reason, remedy) about what must not be; rules of config.json itself are asked elsewhere."""
     edge, batch = proposal.value("resolution"), proposal.value("train_batch_size")
-    if not shape.native // 2 <= edge <= shape.native:
+    least, most = known_edges(shape.native)
+    if not least <= edge <= most:
         fitting = [name for name in FLAVOURS if edge <= int(name.rpartition("-")[2]) <= 2 * edge]
         other = f", or a model for it: {', '.join(fitting)}" if fitting else ""
-        reason = f"the model draws at {shape.native} px and knows pictures from half of that to the whole"
-        yield ("resolution", edge, reason, f"use {shape.native}{other}")
+        yield ("resolution", edge, what_it_knows(shape.native), f"use {shape.native}{other}")
     if batch > pictures.count:
         reason = (
             f"your folder holds {counted(pictures.count, 'picture')}, so one step would see some of them more than once"

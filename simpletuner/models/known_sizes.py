@@ -1,0 +1,29 @@
+"""Which picture sizes a model knows: the one rule of configure, which refuses others, and of check and train, which warn.
+
+In: the edge in pixels that the weights were made for (``Facts.native_resolution``). Sizes count by their area: a model sees
+all aspects of about its own area. Below half the edge it draws other pictures than it learned, above it objects come twice;
+it can be trained to either, which takes longer than a fine-tune.
+"""
+
+from __future__ import annotations
+
+from simpletuner.data.types import Size
+
+
+def known_edges(native: int) -> tuple[int, int]:
+    """The least and the largest edge of a square that the model knows, in pixels."""
+    return native // 2, native
+
+
+def knows(size: Size, native: int, alignment: int) -> bool:
+    """Whether a bucket is of a size that the model knows, but for what rounding its sides to ``alignment`` px does."""
+    low, high = known_edges(native)
+    rounding = alignment / 2
+    least = (size.width - rounding) * (size.height - rounding)
+    most = (size.width + rounding) * (size.height + rounding)
+    return least <= high**2 and most >= low**2
+
+
+def what_it_knows(native: int) -> str:
+    """The rule as a reason."""
+    return f"the model draws at {native} px and knows pictures from half of that to the whole"
