@@ -79,14 +79,11 @@ def held_out_batches(
 ) -> list[tuple[Batch, list[str]]]:
     """Held-out pictures as they are measured, dataset by dataset; empty if there is nothing to measure."""
     options = session.config.options
-    if options.evaluation.eval_loss_disable:
-        return []
-    limits = translate_validation.held_out_limits(options, {item.source.id: len(item.placed) for item in held_out})
     stacked: list[tuple[Batch, list[str]]] = []
-    for item in held_out:
-        wanted = [refs[item.source.id, p.sample.path] for p in item.placed[: limits.get(item.source.id, 0)]]
+    for name, pictures in translate_validation.measured(options, held_out).items():
+        wanted = [refs[name, p.sample.path] for p in pictures]
         size = options.evaluation.eval_batch_size
-        stacked += eval_loss.batches(wanted, texts.get, latents_of, item.source.id, size)
+        stacked += eval_loss.batches(wanted, texts.get, latents_of, name, size)
     return stacked
 
 

@@ -38,6 +38,7 @@ from simpletuner.training import (
     translate,
     translate_data,
     translate_precision,
+    translate_validation,
 )
 from simpletuner.training.checking_memory import memory_lines, memory_problems
 from simpletuner.training.device import here
@@ -108,6 +109,8 @@ def check(config: RunConfig, reporter: Reporter, page_at: Path | None = None, re
     if facts is not None:
         checked.lines += picture_sizes.notes(training, facts)
     checked.lines += translate_precision.slow_on(here(), precision)
+    held_out = [item for item, role in found if role == "eval"]
+    checked.lines += translate_validation.notes_on_held_out(config, training, held_out)
     disk_room([item for item, _ in found], facts, precision.cache, checked)
     checked.problems += cache_places.problems(config.datasets, [item for item, _ in found])
     resumed = checking_resume.look(config, family, source, has_model=facts is not None)
@@ -119,7 +122,7 @@ def check(config: RunConfig, reporter: Reporter, page_at: Path | None = None, re
     checked.unknown = checked.unknown or drawing.unknown
     steps, course = _plan(config, training, checked)
     checked.left = max(0, steps - resumed.state.step)
-    course += resumed.course(config, steps)
+    course += resumed.course(config, steps, (p.digest for item in training for p in item.placed))
     place = len(checked.lines)
     if facts is not None and not resumed.unfit:
         lines, refused = memory_lines(config, family, facts, [item for item, _ in found], checked.left)

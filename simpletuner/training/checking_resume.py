@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,18 +32,25 @@ class Resumed:
     problems: list[str] = field(default_factory=list)
     unfit: bool = False
 
-    def course(self, config: RunConfig, total: int) -> list[str]:
-        """What is done and what is left of a run of ``total`` steps, and whether its learning rate jumps."""
+    def course(self, config: RunConfig, total: int, pictures: Iterable[str]) -> list[str]:
+        """What is done and what is left of a run of ``total`` steps, and whether its pictures or learning rate are others.
+
+        Args:
+            config: The configuration.
+            total: Steps of the whole run.
+            pictures: Digests of the training pictures.
+        """
         if self.folder is None:
             return []
         done = self.state.step
+        others = resuming.none_of_its_pictures(pictures, self.state.plan, self.folder.name)
         if done >= total:
-            return [resuming.nothing_left(done, total)]
+            return [*others, resuming.nothing_left(done, total)]
         going_on = (
             f"Training goes on from {self.folder.name}: {done} of {counted(total, 'step')} done, {total - done} left"
         )
         output_dir = Path(config.options.checkpoints.output_dir).expanduser()
-        return [going_on, *translate_resume.notes_on_rate(config, total, self.state, output_dir)]
+        return [*others, going_on, *translate_resume.notes_on_rate(config, total, self.state, output_dir)]
 
 
 def look(config: RunConfig, family: Family, source: LoadSource, has_model: bool) -> Resumed:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+import heapq
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ from simpletuner.training.weights import AdapterWeights, AllWeights, Weights
 from simpletuner.wording import counted
 
 SKETCHED = 64
+REMEMBERED = (
+    64  # pictures that a checkpoint names: of more, those with the smallest digests, which is as good as by lot
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,16 +34,24 @@ class Identity:
         order: What the order of pictures depends on: a change is told.
         recipe: What else shapes the result: a change is told.
         schedule: Of the learning rate, field by field; a jump of the rate itself is told (``rate_jump``).
+        pictures: Digests of the training pictures' files: it is told where none of a checkpoint's is left.
     """
 
     must_agree: dict[str, Any]
     order: dict[str, Any]
     recipe: dict[str, Any]
     schedule: dict[str, Any] = field(default_factory=dict)
+    pictures: frozenset[str] = frozenset()
 
     def as_dict(self) -> dict[str, Any]:
         """For the checkpoint."""
-        return {"must_agree": self.must_agree, "order": self.order, "recipe": self.recipe, "schedule": self.schedule}
+        return {
+            "must_agree": self.must_agree,
+            "order": self.order,
+            "recipe": self.recipe,
+            "schedule": self.schedule,
+            "pictures": heapq.nsmallest(REMEMBERED, self.pictures),
+        }
 
     def compare(self, saved: Mapping[str, Any], name: str) -> list[str]:
         """Sentences about what changed since a checkpoint.
@@ -52,7 +64,7 @@ class Identity:
             ResumeError: Something that must agree does not.
         """
         refuse_another(self.must_agree, saved, name)
-        lines = []
+        lines = none_of_its_pictures(self.pictures, saved, name)
         for title, now, effect in (
             ("order", self.order, "the order of pictures differs"),
             ("recipe", self.recipe, "training goes on by the new recipe"),
@@ -79,6 +91,24 @@ def refuse_another(must_agree: Mapping[str, Any], saved: Mapping[str, Any], name
                 f"{name} was trained with {key} {before!r}, the configuration says {value!r}. "
                 "What to do: change it back, or set resume_from_checkpoint to false for a fresh run."
             )
+
+
+def none_of_its_pictures(now: Iterable[str], saved: Mapping[str, Any], name: str) -> list[str]:
+    """A warning where none of the pictures that a checkpoint names is trained on any more; one of before names none.
+
+    Args:
+        now: Digests of the training pictures.
+        saved: ``Identity.as_dict`` of the run that made it.
+        name: The checkpoint's name.
+    """
+    before = saved.get("pictures") or ()
+    if not before or not set(now).isdisjoint(before):
+        return []
+    looked = f" ({counted(len(before), 'picture')} of it were looked for)" if len(before) == REMEMBERED else ""
+    return [
+        f"WARNING: not one of the pictures that {name} was trained on is among those of now{looked}: this run goes on from a "
+        "model of other pictures. What to do: for a fresh run give another output_dir, or set resume_from_checkpoint to false."
+    ]
 
 
 def nothing_left(start: int, total: int) -> str:

@@ -32,6 +32,7 @@ from simpletuner.training import (
     translate_noise,
     translate_reporting,
     translate_resume,
+    translate_validation,
 )
 from simpletuner.training.acting import make_hooks
 from simpletuner.training.assemble import (
@@ -108,6 +109,8 @@ def _train(session: Session) -> None:
     tiny, clip = tiny_decoder(session), load_clip(session)
     with stage("init_data_backend", "Looking at the pictures"):
         training, held_out = find_pictures(session)
+    for line in translate_validation.notes_on_held_out(config, training, held_out):
+        session.reporter.say(line)
     training, held_out = fit(session, training, held_out)
     config, options = session.config, session.config.options  # with what ``memory`` chose
     cache_places.refuse(config.datasets, [*training, *held_out])

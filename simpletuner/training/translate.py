@@ -222,6 +222,7 @@ def identity(
             **translate_adapter.identity(config.options),
             "is_regularisation_data": sorted(e.id for e in config.datasets.train if e.is_regularisation_data),
         },
+        pictures=frozenset(p.digest for p in samples if p.digest),
     )
 
 

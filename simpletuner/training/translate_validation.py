@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 
 from simpletuner.config.options import Options
 from simpletuner.config.read import RunConfig
+from simpletuner.data.encode import PlacedSample
 from simpletuner.data.sampler import Plan
 from simpletuner.data.types import Size
 from simpletuner.evaluation.pictures import ValidationSettings
+from simpletuner.training import held_apart, translate_data
 from simpletuner.training.interval import Interval
+from simpletuner.training.prepare import Found
 from simpletuner.training.trainee import Trainee
 from simpletuner.training.validating import Shown
 
@@ -72,6 +75,21 @@ def held_out_limits(options: Options, sizes: Mapping[str, int]) -> dict[str, int
             taken = sum(limits.values()) if chosen.eval_dataset_pooling else 0
             limits[dataset_id] = min(size, most - taken)
     return {dataset_id: limit for dataset_id, limit in limits.items() if limit}
+
+
+def measured(options: Options, held_out: Sequence[Found]) -> dict[str, list[PlacedSample]]:
+    """The pictures of each eval dataset whose loss is measured; one of which none is, is absent."""
+    if options.evaluation.eval_loss_disable:
+        return {}
+    limits = held_out_limits(options, {item.source.id: len(item.placed) for item in held_out})
+    return {item.source.id: item.placed[: limits[item.source.id]] for item in held_out if item.source.id in limits}
+
+
+def notes_on_held_out(config: RunConfig, training: Sequence[Found], held_out: Sequence[Found]) -> list[str]:
+    """What a person should know of the pictures that are measured: those that are learned as well."""
+    kept = translate_data.regularisation(config)  # the base model's own prediction is their target
+    trained = {item.source.id: item.placed for item in training if item.source.id not in kept}
+    return held_apart.notes(trained, measured(config.options, held_out))
 
 
 def epochs_done(options: Options, plan: Plan) -> Callable[[int], Fraction]:

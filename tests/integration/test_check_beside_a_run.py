@@ -174,3 +174,28 @@ def test_how_often_a_picture_is_seen_is_told_by_dataset_where_it_differs(
     first, second, third = map(int, found.groups())
     assert first > second > third and abs(first + second + third - 15) <= 1
     assert [first, second, third] == pytest.approx([9, 4.5, 1.5], abs=2.1)
+
+
+def test_pictures_that_are_all_others_and_held_out_ones_that_are_learned_are_told(
+    checked: Say,
+    trained: Callable[..., tuple[str, TunerError | None]],
+    pictures: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    run = {"max_train_steps": 1, "train_batch_size": 1}
+    first = trained(**run)[0]
+    assert "Done: 1 step" in first and "WARNING" not in first
+    entries = json.loads((tmp_path / "config" / "multidatabackend.json").read_text())
+    entries[0]["instance_data_dir"] = str(pictures("others", size=(96, 96)))
+    apart = pictures("apart", 3)
+    (apart / "picture_2.png").write_bytes((tmp_path / "others" / "picture_0.png").read_bytes())
+    own = {"id": "apart", "dataset_type": "eval", "instance_data_dir": str(apart), "cache_dir_vae": f"{apart}-cache"}
+    file = tmp_path / "others.json"
+    file.write_text(json.dumps([*entries, {**entries[0], **own}]))
+    others = "WARNING: not one of the pictures that checkpoint-1 was trained on is among those of now: this run goes on"
+    learned = "WARNING: [apart] 1 of 3 held-out pictures is trained on as well, in [set]: their"
+    for said in (checked(**run, data_backend_config=str(file)), trained(**run, data_backend_config=str(file))[0]):
+        assert said.index(learned) < said.index(others) < said.index("Nothing left to train")
+    unmeasured = checked(**run, data_backend_config=str(file), eval_loss_disable=True)
+    assert others in unmeasured and learned not in unmeasured
+    assert "WARNING" not in checked(**run), "the pictures of before"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from simpletuner.errors import ResumeError
 from simpletuner.models.base import Facts, TextSettings
 from simpletuner.training import translate, translate_noise
 from simpletuner.training.precision import Precision, choose_for_adapter
-from simpletuner.training.resuming import Identity
+from simpletuner.training.resuming import REMEMBERED, Identity
 
 SIZE = Size(64, 64)
 FACTS = Facts(alignment=32, stride=32, patch_size=1, shift=3.0, native_resolution=64)
@@ -54,6 +56,36 @@ def told(now: Identity, before: Identity) -> str:
 def test_nothing_is_said_where_nothing_changed(identity: Callable[..., Identity]) -> None:
     options = {**LYCORIS, "lycoris_config": {**LOKR, "apply_preset": {"target_module": ["Attention"]}}, **WALKS}
     assert told(identity([sample(mask="m")], **options), identity([sample(mask="m")], **options)) == ""
+
+
+def test_that_none_of_the_pictures_is_left_is_told_and_that_one_is_left_is_not(
+    identity: Callable[..., Identity],
+) -> None:
+    def of(*digests: str) -> Identity:
+        return identity([replace(sample(), digest=digest, key=digest) for digest in digests])
+
+    before, words = (
+        of("a", "b"),
+        "WARNING: not one of the pictures that checkpoint-2 was trained on is among those of now",
+    )
+    others = of("c", "d").compare(json.loads(json.dumps(before.as_dict())), "checkpoint-2")
+    assert others[0].startswith(f"{words}: this run") and "pictures changed" in others[1]
+    assert words not in told(of("b", "c", "d"), before)
+    older = {key: value for key, value in before.as_dict().items() if key != "pictures"}
+    assert words not in "".join(of("c").compare(older, "checkpoint-2")), "what it was trained on cannot be told"
+
+
+def test_of_many_pictures_a_checkpoint_names_some_always_the_same(identity: Callable[..., Identity]) -> None:
+    digests = [hashlib.sha256(bytes([number])).hexdigest() for number in range(200)]
+    many = Identity({}, {}, {}, pictures=frozenset(digests))
+    named = many.as_dict()["pictures"]
+    assert (
+        len(named) == REMEMBERED
+        and named == Identity({}, {}, {}, pictures=frozenset(digests[::-1])).as_dict()["pictures"]
+    )
+    assert not Identity({}, {}, {}, pictures=frozenset([*digests, "new"])).compare(many.as_dict(), "checkpoint-2")
+    (line,) = Identity({}, {}, {}, pictures=frozenset(["new"])).compare(many.as_dict(), "checkpoint-2")
+    assert "(64 pictures of it were looked for)" in line
 
 
 def test_other_captions_and_masks_of_the_same_pictures_are_told(identity: Callable[..., Identity]) -> None:

@@ -498,6 +498,7 @@ ELSEWHERE = {
     "caption_dropout_probability",  # recorded in the identity here; acts in run.py (test_options_act.py)
     "optimizer",  # likewise
     "eval_dataset_id",  # test_held_out_options.py
+    "eval_loss_disable",  # test_check_beside_a_run.py
     *("model_type", "lora_dropout", "is_regularisation_data"),  # test_adapter_options.py
     *("gradient_precision", "layer_freeze_strategy"),  # likewise
     *("use_ema", "ema_decay", "ema_update_interval", "ema_warmup_steps"),  # likewise
