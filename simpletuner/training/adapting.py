@@ -15,6 +15,7 @@ from simpletuner.errors import ModelError
 from simpletuner.models import adapters, lora
 from simpletuner.models.adapters import Adapter, AdapterFile, LoraSettings, LycorisSettings
 from simpletuner.reporting.progress import Reporter
+from simpletuner.training import schedule_free
 
 Settings = LoraSettings | LycorisSettings
 
@@ -44,7 +45,9 @@ def put_on(
             reporter.say(f"Note: init_lora, {line}")
         adapter = adapters.put_on(transformer, kept, seed)
         adapters.load(adapter, adapter.read(file.path))
-        reporter.say(f"The adapter goes on from {file.path}")
+        if average := schedule_free.keeper(init):
+            schedule_free.put(average, transformer, adapter)
+        reporter.say(f"The adapter goes on from {f'{schedule_free.WORDS} of ' if average else ''}{file.path}")
     adapter.about = about
     for line in adapter.describe():
         reporter.say(line)

@@ -23,7 +23,7 @@ def merge(
     """Write the base model with the adapter in its weights, as a complete diffusers folder.
 
     Args:
-        adapter: The file, or the folder it lies in.
+        adapter: The file, or the folder it lies in; of a checkpoint its EMA weights, or the average that its optimizer keeps.
         base: Folder or hub id of the pipeline it was trained on; None for the one that its file names.
         output: A folder that does not exist yet.
         dtype: Of the written weights; the sum is made in float32.
@@ -36,6 +36,7 @@ def merge(
     """
     if output.exists():
         raise TunerError(f"{output} exists already (--output). What to do: name another folder, or remove it.")
+    adapter = subject.weights_meant(adapter.expanduser())
     file = adapters.read_file(adapter)
     key = "--base" if base else f"the base model that {file.path.name} names; --base names another"
     base = base or file.base_model
@@ -47,9 +48,9 @@ def merge(
     reporter.say(f"Loading {base}")
     parts = family.load(LoadSource(base, key=key, weight_dtype=torch.float32, text_dtype=dtype))
     put = on_model(file, parts.transformer)
-    if average := schedule_free.keeper(adapter.expanduser()):
+    if average := schedule_free.keeper(adapter):
         schedule_free.put(average, parts.transformer, put)
-        reporter.say(f"With {schedule_free.WORDS} of {average}")
+    reporter.say(f"With {schedule_free.WORDS if average else 'the weights'} of {adapter}")
     reporter.say(put.describe()[0])
     if strength == 1.0:
         put.merge()
@@ -59,7 +60,7 @@ def merge(
     torch.nn.Module.to(parts.transformer, dtype)  # diffusers' own would warn of modules kept in float32, without any
     with staged_folder(output) as staging:
         family.pipeline(parts, with_text=True).save_pretrained(staging)
-        if record := drawing_again.kept(subject.record_near(adapter.expanduser())):
+        if record := drawing_again.kept(subject.record_near(adapter)):
             text = json.dumps(record, indent=1, ensure_ascii=False)
             (staging / subject.MERGED_RECORD).write_text(text + "\n", encoding="utf-8")
     reporter.say(f"merged model     {output} (a diffusers folder, {str(dtype).removeprefix('torch.')})")
@@ -92,7 +93,7 @@ def convert(adapter: Path, output: Path, reporter: Reporter) -> None:
     """Write a LoRA in the other key layout: ComfyUI's for one of diffusers, and the other way round.
 
     Args:
-        adapter: The file, or the folder it lies in.
+        adapter: The file, or the folder it lies in; of a checkpoint the weights as ``merge`` takes them.
         output: The file to write; must not exist.
         reporter: For what is done.
 
@@ -102,12 +103,15 @@ def convert(adapter: Path, output: Path, reporter: Reporter) -> None:
     """
     if output.exists():
         raise TunerError(f"{output} exists already. What to do: name another file, or remove it.")
+    adapter = subject.weights_meant(adapter.expanduser())
     file = adapters.read_file(adapter)
     if file.is_lycoris:
         raise ModelError(
             f"{file.path} is a LyCORIS file: its keys have one layout everywhere, so there is nothing to convert. It fits "
             "programs that use diffusers' layer names for Sana."
         )
+    average = schedule_free.keeper(adapter)
+    file = schedule_free.averaged(average, file) if average else file
     metadata = {key: value for key, value in file.metadata.items() if key != "format"}
     try:
         if lora_layout.is_comfyui(file.tensors):
@@ -121,4 +125,5 @@ def convert(adapter: Path, output: Path, reporter: Reporter) -> None:
     except ValueError as error:
         raise ModelError(f"{file.path}: {error}. What to do: give a LoRA that was trained for Sana.") from error
     adapters.write(output, tensors, metadata)
-    reporter.say(f"wrote {output} in the layout of {layout}")
+    what = f"{schedule_free.WORDS} of {adapter}" if average else str(adapter)
+    reporter.say(f"wrote {output} in the layout of {layout}, from {what}")

@@ -148,11 +148,13 @@ def saver(
             plan=identity.as_dict(),
             scaler=trainee.scaler.state_dict() if trainee.scaler else {},
         )
+        weights = weights_of(trainee)
+        tensors, structure = optimizers.pack(trainee.optimizer)
         return checkpoint.save(
             output_dir,
             state,
-            lambda folder: weights_of(trainee).save(folder, trainee.ema),
-            optimizers.pack(trainee.optimizer),
+            lambda folder: weights.save(folder, trainee.ema),
+            (tensors, {**structure, "names": weights.names}),
             keep,
             say,
         )

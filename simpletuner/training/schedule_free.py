@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from safetensors import SafetensorError, safe_open
 
 from simpletuner.errors import ModelError
 from simpletuner.models import adapters
-from simpletuner.models.adapters import Adapter
+from simpletuner.models.adapters import Adapter, AdapterFile
 from simpletuner.models.freezing import bias_and_norms_only
+from simpletuner.models.lora import file_key
 from simpletuner.training import checkpoint
 
 TENSORS, STRUCTURE = "optimizer.safetensors", "optimizer.json"
@@ -71,6 +73,29 @@ def put(folder: Path, transformer: torch.nn.Module, adapter: Adapter | None) -> 
             f"the average that the optimizer keeps in {folder} does not fit its weights ({error}). What to do: use the "
             "export of the run, or draw with --live: with the weights at the point that it trains at."
         ) from error
+
+
+def averaged(folder: Path, file: AdapterFile) -> AdapterFile:
+    """A LoRA's file as a checkpoint holds it → with the average in it, without any model.
+
+    Raises:
+        ModelError: The checkpoint does not tell which state is of which weight, as older ones do not; or is damaged.
+    """
+    try:
+        structure = json.loads((folder / STRUCTURE).read_text(encoding="utf-8"))
+        tensors = {key: tensor.clone() for key, tensor in file.tensors.items()}
+        with safe_open(folder / TENSORS, "pt") as states:
+            for name, (beta, key) in zip(structure["names"], _states(structure), strict=True):
+                if key:
+                    tensor = tensors[file_key(name)]
+                    _lerp(name, tensor, tensor, states.get_tensor(key), beta)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ModelError(
+            f"{folder} holds its weights at the point that its optimizer trains at, and does not tell to which of them its "
+            f"average belongs ({error}), as older checkpoints do not. What to do: name the adapter that the run exported, or "
+            "`simpletuner merge` the checkpoint."
+        ) from error
+    return replace(file, tensors=tensors)
 
 
 def _trained(transformer: torch.nn.Module, shapes: Sequence[Sequence[int]]) -> list[tuple[str, torch.nn.Parameter]]:

@@ -130,6 +130,12 @@ def _not_here(which: Which | None, base: str | None, what: str) -> None:
         raise TunerError(f"--base: {what}, and needs no other model. What to do: leave it out.")
 
 
+def weights_meant(adapter: Path) -> Path:
+    """The folder of the weights that are meant by an adapter's checkpoint: its EMA where there is one; else the path itself."""
+    ema = adapter / "ema"
+    return ema if checkpoint.is_one(adapter) and (ema / adapters.WEIGHTS).is_file() else adapter
+
+
 def record_near(adapter: Path) -> dict[str, Any]:
     """The options of the run that an adapter's file or folder lies in; empty where it lies in none."""
     folder = adapter if adapter.is_dir() else adapter.parent

@@ -20,6 +20,8 @@ _FILE = "diffusion_pytorch_model.safetensors"
 class Weights(Protocol):
     """The trained weights of a run on disk."""
 
+    names: list[str]  # of what is trained, in the optimizer's order
+
     def save(self, folder: Path, ema: Ema | None) -> None:
         """Write live weights, and the average if there is one, into a checkpoint's folder."""
 
@@ -36,14 +38,14 @@ class AllWeights:
     def __init__(self, transformer: Any) -> None:
         """Of this model."""
         self._transformer = transformer
-        self._names = [name for name, p in transformer.named_parameters() if p.requires_grad]
+        self.names = [name for name, p in transformer.named_parameters() if p.requires_grad]
 
     def save(self, folder: Path, ema: Ema | None) -> None:
         """See ``Weights``."""
         self._transformer.save_pretrained(folder / "transformer")
         if ema:
             (folder / "transformer_ema").mkdir()
-            save_file(self._whole(ema.state(self._names)), folder / "transformer_ema" / _FILE)
+            save_file(self._whole(ema.state(self.names)), folder / "transformer_ema" / _FILE)
             shutil.copy(folder / "transformer" / "config.json", folder / "transformer_ema" / "config.json")
 
     def _whole(self, average: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -67,7 +69,7 @@ class AllWeights:
         file = folder / "transformer_ema" / _FILE
         if not file.is_file():
             return False
-        ema.load(self._names, load_file(file), updates)
+        ema.load(self.names, load_file(file), updates)
         return True
 
 
@@ -77,6 +79,7 @@ class AdapterWeights:
     def __init__(self, adapter: Adapter) -> None:
         """Of this adapter."""
         self._adapter = adapter
+        self.names = adapter.names
 
     def save(self, folder: Path, ema: Ema | None) -> None:
         """See ``Weights``."""
@@ -96,5 +99,5 @@ class AdapterWeights:
         """See ``Weights``."""
         if not (folder / "ema" / adapters.WEIGHTS).is_file():
             return False
-        ema.load(self._adapter.names, self._adapter.read(folder / "ema"), updates)
+        ema.load(self.names, self._adapter.read(folder / "ema"), updates)
         return True

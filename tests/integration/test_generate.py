@@ -13,13 +13,14 @@ from click.testing import CliRunner, Result
 from conftest import Command
 from PIL import Image
 from rich.console import Console
+from safetensors.torch import load_file
 
 from simpletuner.cli.generate import generate
 from simpletuner.config.read import load
 from simpletuner.errors import ModelError, TunerError
 from simpletuner.models.adapters import WEIGHTS
 from simpletuner.reporting.progress import Reporter
-from simpletuner.training.merging import merge
+from simpletuner.training.merging import convert, merge
 from simpletuner.training.schedule_free import WORDS
 
 FAST = ("--steps", "2")
@@ -204,6 +205,22 @@ def test_strength_acts_and_zero_is_the_base_model(runs: Callable[[str], Path], p
     assert np.array_equal(off, pixels(tmp_path / "b" / "a_blueprint_of_a_fox_0_64x96.png"))
     full = pixels(out / "validation_images/step_2_validation_0_64x96_ema.png")
     assert not np.array_equal(half, off) and not np.array_equal(half, full)
+
+
+def test_a_checkpoint_is_converted_with_the_weights_it_draws_with(runs: Callable[[str], Path], tmp_path: Path) -> None:
+    def converted(adapter: Path) -> dict[str, torch.Tensor]:
+        file = tmp_path / "converted.safetensors"
+        file.unlink(missing_ok=True)
+        convert(adapter, file, Reporter(Console(file=StringIO())))
+        return load_file(file)
+
+    for kind, last in (("lora", "checkpoint-2"), ("lora schedule-free", "checkpoint-4")):
+        out = runs(kind)
+        export, from_checkpoint = converted(out), converted(out / last)
+        assert export.keys() == from_checkpoint.keys()
+        assert all(torch.equal(tensor, from_checkpoint[key]) for key, tensor in export.items()), kind
+    live = converted(runs("lora") / "checkpoint-2" / WEIGHTS)
+    assert any(not torch.equal(tensor, live[key]) for key, tensor in converted(runs("lora")).items())
 
 
 def test_an_adapter_elsewhere_finds_its_base_in_its_file(runs: Callable[[str], Path], tmp_path: Path) -> None:

@@ -2,20 +2,24 @@
 
 import json
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
+from safetensors.torch import load_file
 
 from simpletuner.errors import ModelError
 from simpletuner.models import adapters
 from simpletuner.models.adapters import LoraSettings, LycorisSettings
 from simpletuner.models.freezing import bias_and_norms_only
 from simpletuner.models.linears import pointwise_as_linear
-from simpletuner.training import checkpoint, optimizers, schedule_free, subject
+from simpletuner.reporting.progress import Reporter
+from simpletuner.training import adapting, checkpoint, optimizers, schedule_free, subject
 from simpletuner.training.gradient_release import by_block
-from simpletuner.training.merging import on_model
+from simpletuner.training.merging import convert, on_model
 from simpletuner.training.weights import AdapterWeights, AllWeights
 
 SIDES = {"target_module": ["Attention", "GLUMBConv"]}
@@ -57,7 +61,9 @@ def trained(transformer: Any, kind: str, folder: Path) -> dict[str, torch.Tensor
         optimizer.step()
     weights: Any = AdapterWeights(adapter) if adapter else AllWeights(transformer)
     state = checkpoint.TrainingState(3)
-    checkpoint.save(folder, state, lambda at: weights.save(at, None), optimizers.pack(optimizer), None)
+    tensors, structure = optimizers.pack(optimizer)
+    structure |= {"names": weights.names}
+    checkpoint.save(folder, state, lambda at: weights.save(at, None), (tensors, structure), None)
     before = [p.detach().clone() for _, p in named]
     with optimizers.evaluation_weights(optimizer):
         assert kind != "lora" or not torch.equal(before[0], named[0][1])
@@ -94,6 +100,37 @@ def test_of_an_adapter(model: Callable[[], Any], kind: str, tmp_path: Path) -> N
     expected = on_model(adapters.read_file(tmp_path / "average"), average)
     assert put.names == expected.names
     assert all(torch.equal(a, b) for a, b in zip(put.parameters, expected.parameters, strict=True))
+
+
+def quiet() -> Reporter:
+    return Reporter(Console(file=StringIO()))
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "pissa"])
+def test_a_checkpoint_is_converted_and_trained_on_as_its_average(
+    model: Callable[[], Any], kind: str, tmp_path: Path
+) -> None:
+    trained(model(), kind, tmp_path)
+    folder, files = tmp_path / "checkpoint-3", [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    if kind != "dora":  # which ComfyUI's layout does not have
+        for adapter, file in zip((folder, tmp_path / "average"), files, strict=True):
+            convert(adapter, file, quiet())
+        converted, expected = map(load_file, files)
+        assert converted.keys() == expected.keys()
+        assert all(torch.equal(tensor, expected[key]) for key, tensor in converted.items())
+    settings = LoraSettings()
+    on = [adapting.put_on(model(), settings, init, 0, {}, quiet()) for init in (folder, tmp_path / "average")]
+    assert all(torch.equal(a, b) for a, b in zip(on[0].parameters, on[1].parameters, strict=True))
+
+
+def test_an_older_checkpoint_is_not_converted_as_something_else(model: Callable[[], Any], tmp_path: Path) -> None:
+    trained(model(), "lora", tmp_path)
+    file = tmp_path / "checkpoint-3" / schedule_free.STRUCTURE
+    older = {key: value for key, value in json.loads(file.read_text()).items() if key != "names"}
+    file.write_text(json.dumps(older))
+    with pytest.raises(ModelError, match=r"the point that its optimizer trains at.*`simpletuner merge`"):
+        convert(tmp_path / "checkpoint-3", tmp_path / "there.safetensors", quiet())
+    assert not (tmp_path / "there.safetensors").exists()
 
 
 def test_what_is_drawn_with_is_said(model: Callable[[], Any], tmp_path: Path) -> None:
