@@ -6,6 +6,7 @@ Nothing here is specific to a family. Only safetensors weights are read; HF_ENDP
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,12 @@ def read_index(source: LoadSource) -> dict[str, Any]:
                 f"What to do: {_pipeline_below(source.local)}."
             )
         return _index(source, file)
+    _refuse_no_hub_id(source)
+    return _index(source, fetched(source, "model_index.json", "model index"))
+
+
+def _refuse_no_hub_id(source: LoadSource) -> None:
+    """Raises ModelError where a path that is no folder here cannot be ``owner/name`` either."""
     if source.path.startswith((".", "/", "~")):
         raise ModelError(
             f"there is no folder {source.path!r} ({source.key}). "
@@ -75,7 +82,6 @@ def read_index(source: LoadSource) -> dict[str, Any]:
             f"{source.path!r} ({source.key}) is neither a folder here nor a hub id, which is "
             "owner/name. What to do: correct the path."
         )
-    return _index(source, fetched(source, "model_index.json", "model index"))
 
 
 def fetched(source: LoadSource, name: str, what: str) -> Path:
@@ -172,27 +178,35 @@ def expect_class(source: LoadSource, subfolder: str, found: dict[str, Any], want
         )
 
 
+def _of_part(source: LoadSource, subfolder: str) -> LoadSource:
+    """Where a part lies: the transformer may be another's, of no revision of these."""
+    if subfolder != source.transformer_subfolder or not source.transformer_path:
+        return source
+    key = "pretrained_transformer_model_name_or_path"
+    return replace(source, path=source.transformer_path, transformer_path=None, revision=None, key=key)
+
+
 def config(source: LoadSource, subfolder: str) -> dict[str, Any]:
     """A part's configuration, without its weights.
 
     Raises:
-        ModelError: The file is missing or not JSON.
+        ModelError: The file is missing or not JSON; UnreachableError where no hub can be asked for it.
     """
-    name = "scheduler_config.json" if subfolder == "scheduler" else "config.json"
-    path = source.path
-    if subfolder == source.transformer_subfolder and source.transformer_path:
-        path = source.transformer_path
+    name = f"{subfolder}/{'scheduler_config.json' if subfolder == 'scheduler' else 'config.json'}"
+    what, place = f"{subfolder} configuration", _of_part(source, subfolder)
+    if place.path != source.path and not place.local:  # nothing was asked of it yet
+        _refuse_no_hub_id(place)
+        fetched(place, name, what)
     try:
-        if Path(path).expanduser().is_dir():
-            file = Path(path).expanduser() / subfolder / name
+        if place.local:
+            file = place.local / name
         else:
             from huggingface_hub import hf_hub_download
 
-            revision = source.revision if path == source.path else None
-            file = Path(hf_hub_download(path, f"{subfolder}/{name}", revision=revision))
+            file = Path(hf_hub_download(place.path, name, revision=place.revision))
         return dict(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise _explain(source, f"{subfolder} configuration", error) from error
+        raise _explain(place, what, error) from error
 
 
 def part(cls: Any, source: LoadSource, subfolder: str, dtype: torch.dtype) -> Any:
@@ -201,12 +215,11 @@ def part(cls: Any, source: LoadSource, subfolder: str, dtype: torch.dtype) -> An
     Raises:
         ModelError: Missing files or weights that do not fit the configuration.
     """
-    path = source.path
-    if subfolder == source.transformer_subfolder and source.transformer_path:
-        path = source.transformer_path
+    place = _of_part(source, subfolder)
+    path = place.path
     common = {
         "subfolder": subfolder,
-        "revision": source.revision if path == source.path else None,
+        "revision": place.revision,
         "dtype": dtype,
         "use_safetensors": True,
         "low_cpu_mem_usage": False,
@@ -216,7 +229,7 @@ def part(cls: Any, source: LoadSource, subfolder: str, dtype: torch.dtype) -> An
             return cls.from_pretrained(path, variant=source.variant, **common)
         return _variant_or_plain(cls, path, source.variant, common)
     except (OSError, ValueError, RuntimeError) as error:
-        raise _explain(source, subfolder, error) from error
+        raise _explain(place, subfolder, error) from error
 
 
 def text_encoder(source: LoadSource, index: dict[str, Any]) -> Any:

@@ -24,7 +24,7 @@ def _note(item: Found, facts: Facts) -> str:
     times = farthest.width * farthest.height / native**2
     cost = f", and each costs about {times:.1f} times what one of {native} px does" if times > 1 else ""
     return (
-        f"WARNING: [{item.source.id}] {counted(len(strange), 'picture')} of {len(buckets)} in a size such as {farthest}: "
+        f"WARNING: [{item.source.id}] {len(strange)} of {counted(len(buckets), 'picture')} get a size such as {farthest}: "
         f"{what_it_knows(native)}{cost}. What to do: set resolution to {native} and resolution_type to pixel_area, or go on if "
         "the model is to learn that size"
     )

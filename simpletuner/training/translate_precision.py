@@ -69,7 +69,7 @@ def slow_on(device: torch.device, precision: Precision) -> list[str]:
         return []
     return [
         "WARNING: mixed_precision fp16 is slow on a CPU: steps of the pocket model took 12 times as long as in float32. What to "
-        "do: set mixed_precision to no (or to bf16, which was as fast as float32)"
+        "do: set mixed_precision to no"
     ]
 
 

@@ -61,7 +61,7 @@ def test_a_size_that_the_model_does_not_know_is_told_before_training(
     strange = {"resolution": 1000, "resolution_type": "pixel_area"}
     said = checked(strange)
     (warning,) = (line for line in said.splitlines() if "WARNING" in line)
-    assert "[set] 4 pictures of 4 in a size such as 1008x1008: the model draws at 128 px and knows" in warning
+    assert "[set] 4 of 4 pictures get a size such as 1008x1008: the model draws at 128 px and knows" in warning
     assert "costs about 62.0 times" in warning and "set resolution to 128" in warning
     assert "Training would start." in said
     session = open_session(
@@ -69,7 +69,7 @@ def test_a_size_that_the_model_does_not_know_is_told_before_training(
     )
     find_pictures(session)
     assert warning in session.reporter.console.export_text(), "training says the same"
-    assert "WARNING: [set] 4 pictures of 4 in a size such as 32x32" in checked({"resolution": 32})
+    assert "WARNING: [set] 4 of 4 pictures get a size such as 32x32" in checked({"resolution": 32})
 
 
 @settings(max_examples=60)

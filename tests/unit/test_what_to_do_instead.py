@@ -148,3 +148,7 @@ def test_a_folder_that_is_not_there_is_told_from_a_repository_also_where_no_hub_
         with pytest.raises(models.ModelError, match=why) as error:
             models.read_index(LoadSource(path))
         assert not isinstance(error.value, UnreachableError), "check says that training would not start"
+    for path, kind in (("./none", models.ModelError), ("models/none", models.ModelError), ("a/b", UnreachableError)):
+        with pytest.raises(models.ModelError, match=f"{path}.*pretrained_transformer_model_name_or_path") as error:
+            models.config(LoadSource("weights", transformer_path=path), "transformer")
+        assert type(error.value) is kind, "another transformer is told of by its own path and option"
