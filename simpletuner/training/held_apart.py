@@ -30,6 +30,6 @@ def notes(trained: Pictures, measured: Pictures) -> list[str]:
             lines.append(
                 f"WARNING: [{name}] {number} of {counted(len(pictures), 'held-out picture')} {'is' if number == 1 else 'are'} "
                 f"trained on as well, in {where}: their held-out loss measures memory, and falls also where the model learns "
-                "by heart. What to do: take them out of one of the two."
+                "by heart. What to do: take them out of the one or the other."
             )
     return lines
