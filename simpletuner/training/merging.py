@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -38,15 +40,14 @@ def merge(
         raise TunerError(f"{output} exists already (--output). What to do: name another folder, or remove it.")
     adapter = subject.weights_meant(adapter.expanduser())
     file = adapters.read_file(adapter)
-    key = "--base" if base else f"the base model that {file.path.name} names; --base names another"
-    base = base or file.base_model
-    if base is None:
-        raise ModelError(f"{file.path} does not tell its base model. What to do: name it with --base.")
+    record = subject.record_near(adapter)
+    source = _under(file, base, record, dtype)
     imports.libraries()
     load.only_download_bars()
     family = FAMILIES["sana"]
-    reporter.say(f"Loading {base}")
-    parts = family.load(LoadSource(base, key=key, weight_dtype=torch.float32, text_dtype=dtype))
+    beside = f" with the transformer of {source.transformer_path}" if source.transformer_path else ""
+    reporter.say(f"Loading {source.path}{beside}")
+    parts = family.load(source)
     put = on_model(file, parts.transformer)
     if average := schedule_free.keeper(adapter):
         schedule_free.put(average, parts.transformer, put)
@@ -60,8 +61,8 @@ def merge(
     torch.nn.Module.to(parts.transformer, dtype)  # diffusers' own would warn of modules kept in float32, without any
     with staged_folder(output) as staging:
         family.pipeline(parts, with_text=True).save_pretrained(staging)
-        if record := drawing_again.kept(subject.record_near(adapter)):
-            text = json.dumps(record, indent=1, ensure_ascii=False)
+        if record:
+            text = json.dumps(drawing_again.kept(record), indent=1, ensure_ascii=False)
             (staging / subject.MERGED_RECORD).write_text(text + "\n", encoding="utf-8")
     reporter.say(f"merged model     {output} (a diffusers folder, {str(dtype).removeprefix('torch.')})")
     if record:
@@ -70,6 +71,24 @@ def merge(
         )
     else:
         reporter.say(f"For `simpletuner generate`: {drawing_again.without_run({})}")
+
+
+def _under(file: AdapterFile, base: str | None, record: Mapping[str, Any], dtype: torch.dtype) -> LoadSource:
+    """The model that is merged into: the one asked for, else the file's with what its run loaded beside it."""
+    if base:
+        return LoadSource(base, key="--base", text_dtype=dtype)
+    if file.base_model is None:
+        raise ModelError(f"{file.path} does not tell its base model. What to do: name it with --base.")
+    own = record if record.get("pretrained_model_name_or_path") == file.base_model else {}
+    return LoadSource(
+        path=file.base_model,
+        revision=own.get("revision"),
+        variant=own.get("variant"),
+        transformer_path=own.get("pretrained_transformer_model_name_or_path") or None,
+        transformer_subfolder=own.get("pretrained_transformer_subfolder") or "transformer",
+        text_dtype=dtype,
+        key=f"the base model that {file.path.name} names; --base names another",
+    )
 
 
 def on_model(file: AdapterFile, transformer: object) -> Adapter:

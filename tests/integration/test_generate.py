@@ -195,6 +195,25 @@ def test_a_merged_model_draws_as_its_run_did(runs: Callable[[str], Path], tmp_pa
     assert not (tmp_path / "strange" / "drawing.json").exists()
 
 
+def test_an_adapter_is_merged_into_the_transformer_it_was_trained_over(
+    runs: Callable[[str], Path], pocket: Path, tmp_path: Path
+) -> None:
+    """Which its run may have named beside the base model."""
+    out, other, mine = runs("lora"), runs("full") / "pipeline", tmp_path / "mine"
+    mine.mkdir()
+    (mine / WEIGHTS).write_bytes((out / WEIGHTS).read_bytes())
+    record = json.loads((out / "config.resolved.json").read_text())
+    named = {"pretrained_transformer_model_name_or_path": str(other)}
+    (mine / "config.resolved.json").write_text(json.dumps({**record, **named}))
+    for base, expected in ((None, other), (str(pocket / "model"), pocket / "model")):
+        merged = tmp_path / ("own" if base is None else "asked")
+        merge(mine, base, merged, torch.float32, 1.0, Reporter(Console(file=StringIO())))
+        found, wanted = (
+            load_file(folder / "transformer/diffusion_pytorch_model.safetensors") for folder in (merged, expected)
+        )
+        assert torch.equal(found["proj_out.weight"], wanted["proj_out.weight"]), "no adapter is on it"
+
+
 def test_strength_acts_and_zero_is_the_base_model(runs: Callable[[str], Path], pocket: Path, tmp_path: Path) -> None:
     out, library = runs("lora"), tmp_path / "library.json"
     library.write_text(json.dumps({"off": {"prompt": FOX, "adapter_strength": 0}, "half": FOX}))
