@@ -9,6 +9,10 @@ from __future__ import annotations
 
 from simpletuner.data.types import Size
 
+LEEWAY = (
+    1.5  # times the area: resolution_type pixel puts the short side at the edge, and a photograph of 3:2 has so much
+)
+
 
 def known_edges(native: int) -> tuple[int, int]:
     """The least and the largest edge of a square that the model knows, in pixels."""
@@ -16,12 +20,18 @@ def known_edges(native: int) -> tuple[int, int]:
 
 
 def knows(size: Size, native: int, alignment: int) -> bool:
-    """Whether a bucket is of a size that the model knows, but for what rounding its sides to ``alignment`` px does."""
+    """Whether a bucket is of a size that the model knows, or hardly above it.
+
+    Args:
+        size: Of the bucket, in pixels.
+        native: The edge that the weights were made for, in pixels.
+        alignment: What a bucket's sides are rounded to, in pixels; what that does is passed over.
+    """
     low, high = known_edges(native)
     rounding = alignment / 2
     least = (size.width - rounding) * (size.height - rounding)
     most = (size.width + rounding) * (size.height + rounding)
-    return least <= high**2 and most >= low**2
+    return least <= LEEWAY * high**2 and most >= low**2
 
 
 def what_it_knows(native: int) -> str:

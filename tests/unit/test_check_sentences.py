@@ -83,7 +83,13 @@ def test_no_aspect_at_a_known_area_is_warned_of(edge: int, width: int, height: i
     assert knows(bucket, 128, 16)
 
 
-@pytest.mark.parametrize("size", [Size(192, 128), Size(144, 144), Size(48, 48), Size(1024, 1024)])
+@pytest.mark.parametrize("width", [128, 160, 170, 192])
+def test_nor_is_a_photograph_whose_short_side_is_the_edge(width: int) -> None:
+    bucket = place(Size(width, 128), PlacementRules(128, resolution_type="pixel", alignment=16), 0).bucket
+    assert bucket.height == 128 and knows(bucket, 128, 16)
+
+
+@pytest.mark.parametrize("size", [Size(256, 128), Size(176, 176), Size(48, 48), Size(1024, 1024)])
 def test_other_areas_are(size: Size) -> None:
     assert not knows(size, 128, 16)
 
