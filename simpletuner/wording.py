@@ -8,11 +8,11 @@ from pathlib import Path
 _NO_LEAVE = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
-def counted(number: int, one: str, many: str | None = None) -> str:
+def counted(number: float, one: str, many: str | None = None) -> str:
     """``1 picture is used``, ``2 pictures are used``.
 
     Args:
-        number: How many.
+        number: How many, shown as it is.
         one: The words after 1.
         many: The words after any other number; ``one`` with an s by default.
     """

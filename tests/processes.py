@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -34,6 +35,16 @@ def ended(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
         process.wait()
         if process.stdout:
             process.stdout.close()
+
+
+@contextmanager
+def hanging_up() -> Iterator[None]:
+    """SIGHUP is heard here, and by what is started here: tests that ``nohup`` has started have it ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def until(reached: Callable[[], bool], process: subprocess.Popen[str]) -> None:

@@ -302,7 +302,7 @@ def _plan(config: RunConfig, training: list[prepare.Found], checked: Checked) ->
     except DataError as error:  # training starts, and ends there
         epochs, seen = "epochs", f"WARNING: {error}"
     steps = plan.batches_per_epoch / drawing.accumulation
-    each = counted(int(steps), "step") if steps.is_integer() else f"{steps:.1f} steps"
+    each = counted(int(steps) if steps.is_integer() else round(steps, 1), "step")
     said = f"{each} per epoch, {counted(total, 'step')} in all: {epochs}, {_draws(plan, buckets, drawing)}; {seen}"
     return total, [said, *translate.notes_on_course(config, total)]
 

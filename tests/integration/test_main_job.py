@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import Command, Python, has_recorded, started, stopped_when
 from PIL import Image
-from processes import until
+from processes import hanging_up, until
 from safetensors.torch import load_file, save_file
 
 
@@ -102,7 +102,7 @@ def test_an_interrupt_saves_and_says_how_to_go_on(pocket_run: Callable[..., Path
 def test_a_closed_terminal_saves_too(pocket_run: Callable[..., Path], tmp_path: Path) -> None:
     """Nobody reads any more what is said, which is no error either: the status is that of an interrupt."""
     config, output = pocket_run(max_train_steps=5000), tmp_path / "out"
-    with started("train", "--config", config, cwd=tmp_path) as process:
+    with hanging_up(), started("train", "--config", config, cwd=tmp_path) as process:
         until(lambda: has_recorded(output, 3), process)
         assert process.stdout
         process.stdout.close()

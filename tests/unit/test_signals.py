@@ -1,6 +1,5 @@
 """Who handles signals, and for how long."""
 
-import os
 import signal
 import threading
 from io import StringIO
@@ -9,6 +8,7 @@ from types import FrameType
 
 import pytest
 from conftest import Python
+from processes import hanging_up
 from rich.console import Console
 
 from simpletuner.reporting.progress import Reporter
@@ -26,7 +26,7 @@ def test_a_signal_is_handled_inside_and_as_before_after_an_error() -> None:
     before = [signal.getsignal(number) for number in asked]
     with pytest.raises(ZeroDivisionError), handled(note, *asked):
         for number in asked:
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
         raise ZeroDivisionError
     assert came == [*asked] and [signal.getsignal(number) for number in asked] == before
 
@@ -48,12 +48,12 @@ def test_another_thread_changes_nothing() -> None:
 def test_a_closed_terminal_asks_and_never_insists() -> None:
     """It sends SIGHUP, and so does its shell; the end of the session sends SIGTERM too."""
     asked, screen = threading.Event(), StringIO()
-    with stop_on_interrupt(Reporter(Console(file=screen)), asked):
+    with hanging_up(), stop_on_interrupt(Reporter(Console(file=screen)), asked):
         for number in (signal.SIGHUP, signal.SIGHUP, signal.SIGTERM, signal.SIGHUP):
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
         assert asked.is_set() and screen.getvalue().count("Stopping") == 1
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_nohup_stays_in_force() -> None:
@@ -61,7 +61,7 @@ def test_nohup_stays_in_force() -> None:
     try:
         asked = threading.Event()
         with stop_on_interrupt(Reporter(Console(quiet=True)), asked):
-            os.kill(os.getpid(), signal.SIGHUP)
+            signal.raise_signal(signal.SIGHUP)
         assert not asked.is_set()
     finally:
         signal.signal(signal.SIGHUP, before)
