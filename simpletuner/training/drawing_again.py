@@ -109,7 +109,7 @@ def without_run(asked: Mapping[str, object]) -> str:
         "tokens": f"{PUBLISHED_TOKENS} tokens (--tokens)",
         "seed": f"seed {own.seed} (--seed)",
         "guidance": f"guidance {own.guidance:g} (--guidance)",
-        "steps": f"{own.steps} steps (--steps)",
+        "steps": f"{counted(own.steps, 'step')} (--steps)",
     }
     words = [text for name, text in said.items() if asked.get(name) is None]
     return f"How its run drew is not known, so this does by default: {', '.join(words)}" if words else ""
