@@ -30,6 +30,7 @@ _LEFT_OUT = {
 }
 _SANA = re.compile(r"(Efficient-Large-Model/sana|terminusresearch/sana)", re.IGNORECASE)
 _NOBODY_ELSE_HAS_IT = 'from_pretrained("path/to/the/base/model"'
+_LETTERS = r'(?:[^"\\\n]|\\.)*'  # of a text as json.dumps writes it
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # Source: the model cards of the Efficient-Large-Model repositories, "License".
 _GEMMA = "https://ai.google.dev/gemma/terms"
@@ -154,8 +155,9 @@ def usage(text: str, repository: str, base_is_local: bool) -> str:
         base_is_local: The base model was a folder, which nobody else has.
     """
     name = f'"{repository}"'
-    text = re.sub(r'"[^"\n]*[/\\]pipeline"', name, text)
-    weights = r'"[^"\n]*pytorch_lora_weights\.safetensors"'
+    if "load_lora_weights(" not in text and "lycoris.create" not in text:  # a base model may end in /pipeline as well
+        text = re.sub(rf'"{_LETTERS}(?:/|\\\\)pipeline"', name, text)
+    weights = rf'"{_LETTERS}pytorch_lora_weights\.safetensors"'
     if "lycoris.create" in text:
         fetched = f'hf_hub_download({name}, "pytorch_lora_weights.safetensors")'
         text = re.sub(weights, fetched, text).replace(
@@ -169,11 +171,11 @@ def usage(text: str, repository: str, base_is_local: bool) -> str:
         "# and: simpletuner convert-adapter pytorch_lora_weights.safetensors diffusers.safetensors",
         text,
     )
-    text = re.sub(r'image\.save\("[^"\n]*"\)', 'image.save("image.png")', text)
-    text = re.sub(r'from_pretrained\("(?:/|[A-Za-z]:[/\\])[^"\n]*"', _NOBODY_ELSE_HAS_IT, text)
+    text = re.sub(rf'image\.save\("{_LETTERS}"\)', 'image.save("image.png")', text)
+    text = re.sub(rf'from_pretrained\("(?:/|\\\\|[A-Za-z]:[/\\]){_LETTERS}"', _NOBODY_ELSE_HAS_IT, text)
     if base_is_local:
         other = re.escape(name)
-        text = re.sub(rf'from_pretrained\((?!{other})"[^"\n]*"', _NOBODY_ELSE_HAS_IT, text)
+        text = re.sub(rf'from_pretrained\((?!{other})"{_LETTERS}"', _NOBODY_ELSE_HAS_IT, text)
     return text
 
 

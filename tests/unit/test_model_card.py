@@ -76,6 +76,9 @@ def test_usage_lines_fetch_what_is_published() -> None:
     beside = LYCORIS.replace("pipe =", 'pipe = from_pretrained("a/hub-id") and').replace("SanaP", "P")
     text = usage(beside, "me/it", base_is_local=False)
     assert '"/base/model"' not in text and '"a/hub-id"' in text, "a folder of this machine, whatever the base is"
+    for place in ("//server/base", "\\\\server\\base", "D:\\base", '/my "own" base', "/a/run/pipeline"):
+        text = usage(LYCORIS.replace('"/base/model"', json.dumps(place)), "me/it", base_is_local=False)
+        assert 'from_pretrained("path/to/the/base/model", dtype' in text, place
     full = 'pipe = diffusers.SanaPipeline.from_pretrained("C:\\\\out\\\\pipeline", dtype=torch.float32)\n'
     assert usage(full, "me/it", base_is_local=True) == full.replace("C:\\\\out\\\\pipeline", "me/it")
 
