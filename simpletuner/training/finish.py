@@ -37,10 +37,9 @@ def finish(session: Session, parts: Components, trainee: Trainee, hooks: list[Ho
     say(f"Done: {counted(done, 'step')}." if done <= total else f"Exported as it was after {counted(done, 'step')}.")
     _warn_if_skipped(session)
     measured = next((hook for hook in hooks if isinstance(hook, HeldOutLoss)), None)
-    if measured:
-        figures = measured.figures()
-        if 0 in figures and done in figures:
-            say(f"  held-out loss    {figures[0]:.4f} before → {figures[done]:.4f} after")
+    figures = measured.figures() if measured else {}
+    if 0 in figures and done in figures:
+        say(f"  held-out loss    {figures[0]:.4f} before → {figures[done]:.4f} after")
     pictures = session.output_dir / "before_after.png"
     drawn = pictures.is_file()
     if drawn:
@@ -68,7 +67,7 @@ def finish(session: Session, parts: Components, trainee: Trainee, hooks: list[Ho
     write_atomic(session.output_dir / USAGE, ("\n".join(lines) + "\n").encode())
     say("\n".join(lines), whole=True)  # one sentence to whoever listens
     say()
-    if named and named.step < done:
+    if named and done in figures and named.held_out_loss < figures[done]:
         earlier = shlex.join(["simpletuner", "generate", str(session.output_dir / named.checkpoint), "--prompt", "…"])
         say(f"Or draw with step {named.step}, whose held-out loss was lower than the end's: {earlier}")
     say("Or train on: raise max_train_steps and start again, it resumes from the last checkpoint.")

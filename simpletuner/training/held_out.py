@@ -93,8 +93,8 @@ class HeldOutLoss:
             self._measure(step)
 
     def figures(self) -> dict[int, float]:
-        """Held-out loss by step, over all parts of the run."""
-        return {line["step"]: line["loss"] for line in self.metrics.read("eval")}
+        """Held-out loss by step, over all parts of the run; without those that were no number."""
+        return {line["step"]: line["loss"] for line in self.metrics.read("eval") if line["loss"] is not None}
 
     def _measure(self, step: int) -> None:
         self.measured_at = step

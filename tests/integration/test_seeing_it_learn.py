@@ -84,6 +84,9 @@ def test_held_out_loss_has_the_same_bits_after_a_resume_and_for_every_batch_size
     faster = {"lr_scheduler": "constant_with_warmup", "lr_warmup_steps": 4, "learning_rate": 0.1, "use_ema": False}
     said, other = train("other", max_train_steps=4, train_batch_size=1, **faster)
     assert figures(other)[0] == figures(whole)[0]
+    equal, same = train("same", max_train_steps=2, checkpoint_step_interval=1, use_ema=False, learning_rate=1e-30)
+    assert len({figure[2] for figure in figures(same)}) == 1 and "best checkpoint  checkpoint-1 " in equal
+    assert "Or draw with step" not in equal, "the end is as good"
     earlier = f"lower than the end's: simpletuner generate {tmp_path / 'other' / 'checkpoint-2'} --prompt "
     assert "Or draw with step 2, whose held-out loss was " + earlier in said
 
