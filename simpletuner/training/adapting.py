@@ -45,7 +45,7 @@ def put_on(
             reporter.say(f"Note: init_lora, {line}")
         adapter = adapters.put_on(transformer, kept, seed)
         adapters.load(adapter, adapter.read(file.path))
-        if average := schedule_free.keeper(init):
+        if average := schedule_free.keeper(file.path):
             schedule_free.put(average, transformer, adapter)
         reporter.say(f"The adapter goes on from {f'{schedule_free.WORDS} of ' if average else ''}{file.path}")
     adapter.about = about

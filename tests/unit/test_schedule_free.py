@@ -108,8 +108,9 @@ def quiet() -> Reporter:
 
 @pytest.mark.parametrize("kind", ["lora", "dora", "pissa"])
 def test_a_checkpoint_is_converted_and_trained_on_as_its_average(
-    model: Callable[[], Any], kind: str, tmp_path: Path
+    model: Callable[[], Any], kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
     trained(model(), kind, tmp_path)
     folder, files = tmp_path / "checkpoint-3", [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
     if kind != "dora":  # which ComfyUI's layout does not have
@@ -119,8 +120,12 @@ def test_a_checkpoint_is_converted_and_trained_on_as_its_average(
         assert converted.keys() == expected.keys()
         assert all(torch.equal(tensor, expected[key]) for key, tensor in converted.items())
     settings = LoraSettings()
-    on = [adapting.put_on(model(), settings, init, 0, {}, quiet()) for init in (folder, tmp_path / "average")]
-    assert all(torch.equal(a, b) for a, b in zip(on[0].parameters, on[1].parameters, strict=True))
+    average, *others = (
+        adapting.put_on(model(), settings, init, 0, {}, quiet())
+        for init in (tmp_path / "average", folder, Path("~/checkpoint-3"), folder / adapters.WEIGHTS)
+    )
+    for other in others:
+        assert all(torch.equal(a, b) for a, b in zip(average.parameters, other.parameters, strict=True))
 
 
 def test_an_older_checkpoint_is_not_converted_as_something_else(model: Callable[[], Any], tmp_path: Path) -> None:
