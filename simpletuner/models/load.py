@@ -180,7 +180,7 @@ def expect_class(source: LoadSource, subfolder: str, found: dict[str, Any], want
 
 def _of_part(source: LoadSource, subfolder: str) -> LoadSource:
     """Where a part lies: the transformer may be another's, of no revision of these."""
-    if subfolder != source.transformer_subfolder or not source.transformer_path:
+    if subfolder != source.transformer_subfolder or source.transformer_path in (None, "", source.path):
         return source
     key = "pretrained_transformer_model_name_or_path"
     return replace(source, path=source.transformer_path, transformer_path=None, revision=None, key=key)

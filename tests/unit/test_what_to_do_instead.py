@@ -152,3 +152,9 @@ def test_a_folder_that_is_not_there_is_told_from_a_repository_also_where_no_hub_
         with pytest.raises(models.ModelError, match=f"{path}.*pretrained_transformer_model_name_or_path") as error:
             models.config(LoadSource("weights", transformer_path=path), "transformer")
         assert type(error.value) is kind, "another transformer is told of by its own path and option"
+
+
+def test_a_transformer_of_the_same_repository_is_of_the_same_revision() -> None:
+    for path, revision in (("a/b", "mine"), ("c/d", None), (None, "mine")):
+        source = LoadSource("a/b", revision="mine", transformer_path=path, transformer_subfolder="other")
+        assert models._of_part(source, "other").revision == revision
