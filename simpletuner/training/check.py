@@ -296,22 +296,23 @@ def _plan(config: RunConfig, training: list[prepare.Found], checked: Checked) ->
         return 0, []
     total = translate.total_steps(config, plan)
     batches = total * drawing.accumulation
-    try:
-        epochs = f"{float(plan.epochs_before(batches)):.1f} epochs"
-        seen = _seen(training, plan.drawn(batches))
-    except DataError as error:  # training starts, and ends there
-        epochs, seen = "epochs", f"WARNING: {error}"
     steps = plan.batches_per_epoch / drawing.accumulation
     each = counted(int(steps) if steps.is_integer() else round(steps, 1), "step")
-    said = f"{each} per epoch, {counted(total, 'step')} in all: {epochs}, {_draws(plan, buckets, drawing)}; {seen}"
+    said = f"{each} per epoch, {counted(total, 'step')} in all"
+    alike = not any(item.source.redraw for item in training)
+    try:
+        epochs, seen = float(plan.epochs_before(batches)), _seen(training, plan.drawn(batches))
+        said += f": {epochs:.1f} epochs, {_draws(plan, buckets, drawing, alike)}; {seen}"
+    except DataError as error:  # training starts, and ends there
+        said += f"; WARNING: {error}"
     return total, [said, *translate.notes_on_course(config, total)]
 
 
-def _draws(plan: Plan, buckets: Sequence[Bucket], drawing: Drawing) -> str:
-    """How many pictures an epoch draws, and how many of these only make its batches full."""
+def _draws(plan: Plan, buckets: Sequence[Bucket], drawing: Drawing, alike: bool) -> str:
+    """How many pictures an epoch draws, and how many of these only make its batches full; ``alike``: buckets stay."""
     drawn = sum(plan.drawn(plan.batches_per_epoch).values())
     turns = [drawing.turn(bucket.dataset_id) for bucket in buckets]
-    if not all(turn.always for turn in turns):  # epochs differ
+    if not alike or not all(turn.always for turn in turns):  # epochs differ
         return f"the first of {counted(drawn, 'draw')}"
     own = [len(b.members) * (b.repeats + 1) for b, turn in zip(buckets, turns, strict=True) if turn.probability > 0]
     filling = drawn - sum(own)

@@ -116,3 +116,13 @@ def test_steps_epochs_and_draws_come_to_the_same(checked: Said, accumulation: in
     assert (steps, draws, filling) == (11 / accumulation, 33, 1)
     assert epochs * draws == pytest.approx(100 * accumulation * 3, abs=0.05 * draws)
     assert f"is seen about {100 * accumulation * 3 // 4} times" in said
+
+
+def test_epochs_that_differ_are_not_told_as_one(checked: Said) -> None:
+    drawn = {"repeats": 7}
+    ending = checked({**drawn, "end_epoch": 2}, train_batch_size=4, max_train_steps=10)
+    assert "8 steps per epoch, 10 steps in all: 1.2 epochs, the first of 32 draws; each of 4 pictures" in ending
+    ended = checked({**drawn, "end_epoch": 2}, train_batch_size=4, max_train_steps=100)
+    assert "8 steps per epoch, 100 steps in all; WARNING: no dataset may be drawn in epoch 3" in ended
+    anew = {"crop": True, "crop_style": "random", "crop_aspect": "square", "vae_cache_clear_each_epoch": True}
+    assert "epochs, the first of 32 draws" in checked({**drawn, **anew}, train_batch_size=4, max_train_steps=10)
