@@ -6,6 +6,7 @@ import difflib
 import errno
 import io
 import os
+import shlex
 import sys
 import traceback
 from importlib import import_module
@@ -120,7 +121,7 @@ def copy_example(name: str, destination: Path, force: bool) -> None:
     for path in copy(name, destination, force):
         click.echo(f"wrote {path}")
     click.echo(f"output_dir is {own_output(destination, name)}, of this copy alone.")
-    where = "" if destination == Path("config") else f" --config {destination}"
+    where = "" if destination == Path("config") else f" --config {shlex.quote(str(destination))}"
     click.echo(f"Next: edit the paths in these files, then `simpletuner train{where}`.")
 
 

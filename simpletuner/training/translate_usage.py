@@ -7,6 +7,7 @@ picture again: the same prompt, size, steps, guidance, seed and dtypes. In float
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -147,7 +148,8 @@ def _loading(config: RunConfig, precision: Precision, trained: Path) -> list[str
     file = _quoted(trained)
     if adapter.lora_format == "comfyui":
         file = '"diffusers.safetensors"'
-        lines = [f"# first, in a shell: simpletuner convert-adapter {trained} diffusers.safetensors", *lines]
+        command = shlex.join(["simpletuner", "convert-adapter", str(trained), "diffusers.safetensors"])
+        lines = [f"# first, in a shell: {command}", *lines]
     if strength == 1.0:
         return [*lines, f"pipe.load_lora_weights({file})"]
     return [

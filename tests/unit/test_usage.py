@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,13 +47,15 @@ def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunCo
     return make
 
 
-def lines(config: RunConfig, instruction: tuple[str, ...] = INSTRUCTION, device: str = "cpu") -> list[str]:
+def lines(
+    config: RunConfig, instruction: tuple[str, ...] = INSTRUCTION, device: str = "cpu", folder: str = "output/models"
+) -> list[str]:
     options = config.options
     lora, mixed = options.model.model_type == "lora", options.precision.mixed_precision
     precision = choose_for_adapter(mixed) if lora else choose(mixed, low_precision_safe=True)
     file = "pytorch_lora_weights.safetensors" if lora else "pipeline"
     text = TextSettings(instruction, options.model.tokenizer_max_length)
-    return usage(config, text, INSTRUCTION, precision, device, Path("output/models") / file)
+    return usage(config, text, INSTRUCTION, precision, device, Path(folder) / file)
 
 
 def statements(program: str) -> list[str]:
@@ -105,3 +108,10 @@ def test_what_is_here_is_named_so_that_the_lines_run_in_any_folder(read: Callabl
     for name in ("pytorch_lora_weights.safetensors", "image.png"):
         assert f'"{home}/output/models/{name}"' in said
     assert '"terminusresearch/sana-1.6b-1024px"' in "\n".join(lines(read(**LORA))), "an id of the hub is no folder"
+
+
+def test_the_command_for_a_shell_is_quoted_for_it(read: Callable[..., RunConfig]) -> None:
+    said = lines(read(**LORA, lora_format="comfyui"), folder="my output/models")
+    (command,) = [line.partition("shell: ")[2] for line in said if line.startswith("# first, in a shell: ")]
+    trained = "my output/models/pytorch_lora_weights.safetensors"
+    assert shlex.split(command) == ["simpletuner", "convert-adapter", trained, "diffusers.safetensors"]
