@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from simpletuner.data.types import Size
 
-LEEWAY = (
-    1.5  # times the area: resolution_type pixel puts the short side at the edge, and a photograph of 3:2 has so much
-)
+# Times the area: resolution_type pixel puts the short side at the edge, and a photograph of 3:2 has so much.
+LEEWAY = 1.5
 
 
 def known_edges(native: int) -> tuple[int, int]:

@@ -112,7 +112,7 @@ def without_run(asked: Mapping[str, object]) -> str:
         "steps": f"{counted(own.steps, 'step')} (--steps)",
     }
     words = [text for name, text in said.items() if asked.get(name) is None]
-    return f"How its run drew is not known, so this does by default: {', '.join(words)}" if words else ""
+    return f"How its run drew is not known, so defaults are used: {', '.join(words)}" if words else ""
 
 
 def departure(record: Mapping[str, Any]) -> str:

@@ -20,9 +20,8 @@ from simpletuner.training.weights import AdapterWeights, AllWeights, Weights
 from simpletuner.wording import counted
 
 SKETCHED = 64
-REMEMBERED = (
-    64  # pictures that a checkpoint names: of more, those with the smallest digests, which is as good as by lot
-)
+# Pictures that a checkpoint names: of more, those with the smallest digests, which is as good as by lot.
+REMEMBERED = 64
 
 
 @dataclass(frozen=True, slots=True)

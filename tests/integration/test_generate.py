@@ -249,7 +249,7 @@ def test_an_adapter_elsewhere_finds_its_base_in_its_file(runs: Callable[[str], P
     assert "How its run drew" not in done.output, "all is asked for"
     rest = call(elsewhere, "--prompt", FOX, *SMALL, "--no-instruction", "--out", tmp_path / "rest")
     said = " ".join(rest.output.split())
-    assert "How its run drew is not known, so this does by default: 300 tokens (--tokens)" in said
+    assert "How its run drew is not known, so defaults are used: 300 tokens (--tokens)" in said
     (picture,) = (tmp_path / "out").glob("a_*.png")
     assert np.array_equal(pixels(picture), pixels(out / "validation_images/step_2_validation_0_64x96_ema.png"))
 

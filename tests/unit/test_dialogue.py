@@ -11,6 +11,7 @@ from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
 from simpletuner.cli.configuring import dialogue
+from simpletuner.cli.configuring.pictures import saw
 
 Keys = Callable[[str], None]
 ENTER, CLEAR = "\r", "\x01\x0b"
@@ -70,3 +71,14 @@ def test_the_folder_is_asked_for_from_nothing_unless_there_is_one_to_propose(
     assert asked(f"nowhere{ENTER}{ENTER}") == "datasets/fox", "a wrong path leaves what is proposed"
     pictures("datasets/owl", count=1)
     assert asked(f"elsewhere{ENTER}") == "elsewhere", "of two folders neither is proposed"
+
+
+def test_it_is_told_in_right_words_how_many_have_a_caption_file() -> None:
+    from test_configure import folder_of
+
+    def told(count: int) -> str:
+        return saw(folder_of(*[(9, 9)] * 3, captions=count))[1]
+
+    assert told(0) == "None has a caption file beside it"
+    assert told(1) == "1 has a caption file beside it, such as 'caption 0'"
+    assert told(3) == "3 have a caption file beside them, such as 'caption 0'"
