@@ -33,6 +33,9 @@ def keeper(path: Path) -> Path | None:
 
     Args:
         path: A checkpoint's folder, the adapter's file in it, or any other.
+
+    Raises:
+        ModelError: What is written of the optimizer is damaged, so that nobody can tell.
     """
     folder = path.parent if path.name == adapters.WEIGHTS else path
     if not checkpoint.is_one(folder):
@@ -40,7 +43,17 @@ def keeper(path: Path) -> Path | None:
     try:
         structure = json.loads((folder / STRUCTURE).read_text(encoding="utf-8"))
         return folder if any(group["map"].get("train_mode") is True for group in structure["groups"]["list"]) else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # whoever checks its hashes says so
+    except ValueError as error:
+        raise ModelError(
+            f"{folder} is damaged: {STRUCTURE} cannot be read ({error}). What to do: name another checkpoint, or what the run "
+            "exported."
+        ) from error
+    except (
+        OSError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ):  # it was taken out, or is of an optimizer with other settings
         return None
 
 

@@ -155,3 +155,10 @@ def test_a_state_of_other_weights_is_a_sentence(model: Callable[[], Any], tmp_pa
     trained(model(), "lora", tmp_path)
     with pytest.raises(ModelError, match=r"does not fit its weights.*--live"):
         schedule_free.put(tmp_path / "checkpoint-3", model(), None)
+
+
+def test_a_damaged_checkpoint_is_not_taken_for_one_without_an_average(model: Callable[[], Any], tmp_path: Path) -> None:
+    trained(model(), "lora", tmp_path)
+    (tmp_path / "checkpoint-3" / schedule_free.STRUCTURE).write_text('{"groups": ')
+    with pytest.raises(ModelError, match=r"checkpoint-3 is damaged: optimizer.json cannot be read.*another checkpoint"):
+        convert(tmp_path / "checkpoint-3", tmp_path / "there.safetensors", quiet())
