@@ -1,4 +1,4 @@
-"""Which picture sizes a model knows: the one rule of configure, which refuses others, and of check and train, which warn.
+"""Which picture sizes a model knows: configure refuses others, check and train warn, with some leeway above.
 
 In: the edge in pixels that the weights were made for (``Facts.native_resolution``). Sizes count by their area: a model sees
 all aspects of about its own area. Below half the edge it draws other pictures than it learned, above it objects come twice;

@@ -27,6 +27,7 @@ from simpletuner.wording import where_to_write
 
 MANIFEST = "checkpoint_manifest.json"
 STATE = "training_state.json"
+OPTIMIZER_TENSORS, OPTIMIZER_STRUCTURE = "optimizer.safetensors", "optimizer.json"
 _NAME = re.compile(r"checkpoint-(\d+)$")
 _LEFT = re.compile(r"\.checkpoint-\d+\.(staging|old)")
 
@@ -168,8 +169,8 @@ def save(
     with staged_folder(final) as staging:
         save_weights(staging)
         tensors, structure = optimizer
-        save_file(dict(tensors), staging / "optimizer.safetensors")
-        (staging / "optimizer.json").write_text(json.dumps(structure), encoding="utf-8")
+        save_file(dict(tensors), staging / OPTIMIZER_TENSORS)
+        (staging / OPTIMIZER_STRUCTURE).write_text(json.dumps(structure), encoding="utf-8")
         (staging / STATE).write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
     if keep:
         named = best.read(output_dir)
@@ -282,7 +283,7 @@ def load(folder: Path) -> Loaded:
         folder=folder,
         state=state_of(folder),
         optimizer=(
-            load_file(folder / "optimizer.safetensors"),
-            json.loads((folder / "optimizer.json").read_text(encoding="utf-8")),
+            load_file(folder / OPTIMIZER_TENSORS),
+            json.loads((folder / OPTIMIZER_STRUCTURE).read_text(encoding="utf-8")),
         ),
     )

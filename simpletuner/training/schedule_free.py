@@ -23,8 +23,8 @@ from simpletuner.models.adapters import Adapter, AdapterFile
 from simpletuner.models.freezing import bias_and_norms_only
 from simpletuner.models.lora import file_key
 from simpletuner.training import checkpoint
+from simpletuner.training.checkpoint import OPTIMIZER_STRUCTURE, OPTIMIZER_TENSORS
 
-TENSORS, STRUCTURE = "optimizer.safetensors", "optimizer.json"
 WORDS = "the optimizer's averaged weights"
 
 
@@ -41,20 +41,15 @@ def keeper(path: Path) -> Path | None:
     if not checkpoint.is_one(folder):
         return None
     try:
-        structure = json.loads((folder / STRUCTURE).read_text(encoding="utf-8"))
+        structure = json.loads((folder / OPTIMIZER_STRUCTURE).read_text(encoding="utf-8"))
         return folder if any(group["map"].get("train_mode") is True for group in structure["groups"]["list"]) else None
-    except ValueError as error:
-        raise ModelError(
-            f"{folder} is damaged: {STRUCTURE} cannot be read ({error}). What to do: name another checkpoint, or what the run "
-            "exported."
-        ) from error
-    except (
-        OSError,
-        KeyError,
-        TypeError,
-        AttributeError,
-    ):  # it was taken out, or is of an optimizer with other settings
+    except FileNotFoundError:  # taken out, as from weights that are given away
         return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"{folder} is damaged: {OPTIMIZER_STRUCTURE} cannot be read ({error}). What to do: name another checkpoint, or what "
+            "the run exported."
+        ) from error
 
 
 @torch.no_grad()
@@ -70,13 +65,13 @@ def put(folder: Path, transformer: torch.nn.Module, adapter: Adapter | None) -> 
         ModelError: The optimizer's state cannot be read, or is of other weights.
     """
     try:
-        structure = json.loads((folder / STRUCTURE).read_text(encoding="utf-8"))
+        structure = json.loads((folder / OPTIMIZER_STRUCTURE).read_text(encoding="utf-8"))
         shapes = structure["shapes"]
         named = (
             _trained(transformer, shapes) if adapter is None else zip(adapter.names, adapter.parameters, strict=True)
         )
         files = {} if adapter else _files(folder / "transformer")
-        with safe_open(folder / TENSORS, "pt") as tensors:
+        with safe_open(folder / OPTIMIZER_TENSORS, "pt") as tensors:
             for (name, parameter), (beta, key) in zip(named, _states(structure), strict=True):
                 if key:
                     point = _saved(files[name], name) if files else parameter
@@ -95,9 +90,9 @@ def averaged(folder: Path, file: AdapterFile) -> AdapterFile:
         ModelError: The checkpoint does not tell which state is of which weight, as older ones do not; or is damaged.
     """
     try:
-        structure = json.loads((folder / STRUCTURE).read_text(encoding="utf-8"))
+        structure = json.loads((folder / OPTIMIZER_STRUCTURE).read_text(encoding="utf-8"))
         tensors = {key: tensor.clone() for key, tensor in file.tensors.items()}
-        with safe_open(folder / TENSORS, "pt") as states:
+        with safe_open(folder / OPTIMIZER_TENSORS, "pt") as states:
             for name, (beta, key) in zip(structure["names"], _states(structure), strict=True):
                 if key:
                     tensor = tensors[file_key(name)]

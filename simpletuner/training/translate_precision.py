@@ -68,7 +68,7 @@ def slow_on(device: torch.device, precision: Precision) -> list[str]:
     if device.type != "cpu" or precision.autocast != torch.float16:
         return []
     return [
-        "WARNING: mixed_precision fp16 is slow on a CPU: steps of the pocket model took 12 times as long as in float32. What to "
+        "WARNING: mixed_precision fp16 is slow on a CPU: steps of the pocket model took more than ten times as long as in float32. What to "
         "do: set mixed_precision to no"
     ]
 

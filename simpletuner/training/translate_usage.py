@@ -18,10 +18,9 @@ import torch
 from simpletuner.config.options import Options
 from simpletuner.config.read import RunConfig
 from simpletuner.models.base import TextSettings
+from simpletuner.training.drawing_again import PUBLISHED_TOKENS
 from simpletuner.training.precision import Precision
 from simpletuner.training.translate_validation import settings as validation_settings
-
-_PUBLISHED_TOKENS = 300  # SanaPipeline's own max_sequence_length
 
 
 def usage(
@@ -193,7 +192,7 @@ def _drawing(config: RunConfig, text: TextSettings, instruction: tuple[str, ...]
         tokens.append("complex_human_instruction=None")
     elif text.instruction != instruction:
         tokens.append(f"complex_human_instruction=[{', '.join(map(_quoted, text.instruction))}]")
-    if text.max_tokens != _PUBLISHED_TOKENS:
+    if text.max_tokens != PUBLISHED_TOKENS:
         tokens.append(f"max_sequence_length={text.max_tokens}")
     arguments = [
         *words,

@@ -130,7 +130,7 @@ def test_a_checkpoint_is_converted_and_trained_on_as_its_average(
 
 def test_an_older_checkpoint_is_not_converted_as_something_else(model: Callable[[], Any], tmp_path: Path) -> None:
     trained(model(), "lora", tmp_path)
-    file = tmp_path / "checkpoint-3" / schedule_free.STRUCTURE
+    file = tmp_path / "checkpoint-3" / checkpoint.OPTIMIZER_STRUCTURE
     older = {key: value for key, value in json.loads(file.read_text()).items() if key != "names"}
     file.write_text(json.dumps(older))
     with pytest.raises(ModelError, match=r"the point that its optimizer trains at.*`simpletuner merge`"):
@@ -157,8 +157,11 @@ def test_a_state_of_other_weights_is_a_sentence(model: Callable[[], Any], tmp_pa
         schedule_free.put(tmp_path / "checkpoint-3", model(), None)
 
 
-def test_a_damaged_checkpoint_is_not_taken_for_one_without_an_average(model: Callable[[], Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("written", ['{"groups": ', "{}", '{"groups": {"list": [3]}}'])
+def test_a_damaged_checkpoint_is_not_taken_for_one_without_an_average(
+    model: Callable[[], Any], tmp_path: Path, written: str
+) -> None:
     trained(model(), "lora", tmp_path)
-    (tmp_path / "checkpoint-3" / schedule_free.STRUCTURE).write_text('{"groups": ')
+    (tmp_path / "checkpoint-3" / checkpoint.OPTIMIZER_STRUCTURE).write_text(written)
     with pytest.raises(ModelError, match=r"checkpoint-3 is damaged: optimizer.json cannot be read.*another checkpoint"):
         convert(tmp_path / "checkpoint-3", tmp_path / "there.safetensors", quiet())
